@@ -1,0 +1,36 @@
+"""Exact meta-gradient by automatic differentiation through the unrolled inner loop: the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mtl import tensors
+from mtl.estimators.base import AbstractEstimator, MetaGradient
+from mtl.inner import InnerProblem
+from mtl.pulls import twice_differentiable
+from mtl.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Exact(AbstractEstimator):
+    """Differentiate through all K stored steps (MAML, arXiv 1703.03400).
+
+    Cost: K gradients with graph and one backward through them; memory grows linearly in K.
+    Equals: the definition. Use it to check the others, or when K is small and memory is plenty.
+    """
+
+    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        phi = tensors.leaf(meta)
+        with torch.enable_grad(), twice_differentiable():
+            # A weight that does not depend on meta still needs a gradient of its own.
+            weights = {k: v if v.requires_grad else v.detach().requires_grad_() for k, v in problem.init(phi).items()}
+            state = problem.optimizer.init(weights)
+            for step in range(problem.num_steps):
+                losses = problem.inner_loss(weights, phi, step)
+                gradient = tensors.grad(losses.sum(), weights, create_graph=True)
+                weights, state = problem.optimizer.update(weights, state, gradient, phi)
+            losses = problem.outer_loss(weights, phi)
+            grads = tensors.grad(losses.mean(), phi)
+        return MetaGradient(losses.detach(), grads, tensors.detach(weights), problem.num_steps, problem.num_steps)

@@ -1,0 +1,189 @@
+r"""Pulls: one product of the second derivatives of the inner loss with a cotangent, and the reverse sweep's step between two pulls.
+
+At an anchor :math:`\theta` write :math:`H = \partial^2 L/\partial\theta^2` and :math:`M = \partial^2 L/\partial\phi\,\partial\theta`.
+A pull takes a cotangent :math:`c` (one tensor per fast weight) and returns both products :math:`(H c,\ M c)`.
+All pulls honour the same contract and are interchangeable; they differ in cost and in what they ask of the network.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mtl import tensors
+from mtl.inner import InnerProblem
+from mtl.tensors import Tensors
+
+Products = Callable[[Tensors], tuple[Tensors, Tensors]]
+"""``cotangent -> (H c, M c)`` at a fixed anchor."""
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Use the one attention kernel that has a second derivative (the fused ones have none, PyTorch issue 116350), and give the choice back after."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class AbstractPull(abc.ABC):
+    """How ``(H c, M c)`` is evaluated."""
+
+    @abc.abstractmethod
+    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+        """Linearise the inner gradient of ``step`` at ``weights``; the result may be called several times."""
+
+
+@dataclass(frozen=True)
+class Reverse(AbstractPull):
+    """Reverse over reverse: differentiate the gradient. Exact.
+
+    Cost: 5.9 support forwards for the first product at an anchor, about 2.2 for each further one. Needs a network with a double backward.
+
+    Raises:
+        RuntimeError: when an operation of the network has no second derivative.
+    """
+
+    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+        weights, meta = tensors.leaf(weights), tensors.leaf(meta)
+        with torch.enable_grad(), twice_differentiable():
+            losses = problem.inner_loss(weights, meta, step)
+            gradient = tensors.grad(losses.sum(), weights, create_graph=True)
+        _require_double_backward(gradient)
+
+        def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+            both = {("theta", k): v for k, v in weights.items()} | {("phi", k): v for k, v in meta.items()}
+            found = tensors.grad(gradient.values(), both, [cotangent[k] for k in gradient], retain_graph=True)
+            return {k: found["theta", k] for k in weights}, {k: found["phi", k] for k in meta}
+
+        return products
+
+
+def _require_double_backward(gradient: Tensors) -> None:
+    for name, value in gradient.items():
+        if value.grad_fn is not None and value.grad_fn.name() == "NotImplemented":
+            raise RuntimeError(
+                f"the inner gradient of {name!r} has no second derivative (a fused kernel in the network?); "
+                "use pull='finite-difference', or load the backbone with an eager attention implementation"
+            )
+
+
+@dataclass(frozen=True)
+class FiniteDifference(AbstractPull):
+    r"""Central difference of two plain gradients, task by task.
+
+    .. math:: (H c, M c) \approx \frac{\nabla L(\theta + \epsilon c) - \nabla L(\theta - \epsilon c)}{2 \epsilon},
+              \qquad \epsilon = \text{radius} / \lVert c \rVert
+
+    Cost: 4.2 support forwards and first-order memory; no second derivative is taken, so fused attention, activation checkpointing and sharded weights
+    keep working. The error falls as ``radius**2`` until rounding takes over. ReLU networks have kinks that a difference crosses: prefer ``Reverse`` there.
+
+    Args:
+        radius: Euclidean length of the displacement of one task's fast weights. 1e-2 .. 1e-1 in float32.
+
+    Raises:
+        ValueError: when ``radius`` is not positive.
+    """
+
+    radius: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise ValueError(
+                f"FiniteDifference(radius={self.radius}): expected a positive length, 1e-2 .. 1e-1 in float32"
+            )
+
+    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+        def gradient(at: Tensors, seeds: torch.Tensor) -> tuple[Tensors, Tensors]:
+            theta, phi = tensors.leaf(at), tensors.leaf(meta)
+            with torch.enable_grad():
+                losses = problem.inner_loss(theta, phi, step)
+            both = {("theta", k): v for k, v in theta.items()} | {("phi", k): v for k, v in phi.items()}
+            # The seeds divide by 2 epsilon before tasks are summed: a meta-parameter shared by tasks sees each with its own epsilon.
+            found = tensors.grad(losses, both, [seeds.to(losses.dtype)])
+            return {k: found["theta", k] for k in theta}, {k: found["phi", k] for k in phi}
+
+        def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+            length = tensors.norm(cotangent)
+            epsilon = self.radius / length.clamp_min(torch.finfo(length.dtype).tiny ** 0.5)
+            offset = tensors.scale(cotangent, epsilon)
+            seeds = 0.5 / epsilon
+            h_plus, m_plus = gradient(tensors.add(weights, offset), seeds)
+            h_minus, m_minus = gradient(tensors.add(weights, offset, -1.0), -seeds)
+            return tensors.add(h_plus, h_minus), tensors.add(m_plus, m_minus)
+
+        return products
+
+
+PULLS: dict[str, Callable[[], AbstractPull]] = {"reverse": Reverse, "finite-difference": FiniteDifference}
+
+
+def as_pull(pull: str | AbstractPull) -> AbstractPull:
+    """A pull by name.
+
+    Raises:
+        ValueError: for a name that is none.
+
+    >>> as_pull("reverse")
+    Reverse()
+    """
+    if isinstance(pull, AbstractPull):
+        return pull
+    if pull not in PULLS:
+        raise ValueError(f"pull={pull!r}: expected one of {sorted(PULLS)} or an instance of a pull")
+    return PULLS[pull]()
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """The sweep's running cotangents: of the fast weights, of the optimiser state, and what the meta-parameters have received so far."""
+
+    weights: Tensors
+    state: Tensors
+    meta: Tensors
+
+
+def through_updates(
+    problem: InnerProblem,
+    meta: Tensors,
+    weights: Tensors,
+    state: Tensors,
+    gradients: Sequence[Tensors],
+    adjoint: Adjoint,
+) -> tuple[Adjoint, Tensors]:
+    r"""Walk an adjoint back through consecutive updates, holding their gradients fixed.
+
+    The composed update from ``(weights, state)`` is differentiated with one displacement shared by all its gradients. With plain gradient descent
+    over n steps the displacement receives :math:`c = -n \alpha \lambda`; momentum, decay and learned step sizes come out right of themselves.
+    Cost: element-wise work only.
+
+    Returns:
+        The adjoint before the updates without the network's share, and the cotangent ``c`` that a pull turns into that share.
+    """
+    weights, state, meta = tensors.leaf(weights), tensors.leaf(state), tensors.leaf(meta)
+    shared = tensors.leaf(tensors.zeros_like(weights))
+    with torch.enable_grad():
+        new_weights, new_state = weights, state
+        for gradient in gradients:
+            new_weights, new_state = problem.optimizer.update(
+                new_weights, new_state, tensors.add(gradient, shared), meta
+            )
+    named = {"weights": weights, "state": state, "meta": meta, "shared": shared}
+    inputs = {(group, k): v for group, values in named.items() for k, v in values.items()}
+    found = tensors.grad(
+        [*new_weights.values(), *new_state.values()],
+        inputs,
+        [*(adjoint.weights[k] for k in new_weights), *(adjoint.state[k] for k in new_state)],
+    )
+    part = {group: {k: found[group, k] for k in values} for group, values in named.items()}
+    return Adjoint(part["weights"], part["state"], tensors.add(adjoint.meta, part["meta"])), part["shared"]
+
+
+def add_products(adjoint: Adjoint, products: tuple[Tensors, Tensors]) -> Adjoint:
+    """Add the network's share ``(H c, M c)`` to an adjoint."""
+    h, m = products
+    return Adjoint(tensors.add(adjoint.weights, h), adjoint.state, tensors.add(adjoint.meta, m))

@@ -1,0 +1,82 @@
+"""Named tensors, the one container for fast weights, meta-parameters and gradients.
+
+Fast weights and everything the generator emits carry a leading *task axis*: row ``t`` belongs to task ``t`` and to no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def leaf(tensors: Mapping[str, Tensor], requires_grad: bool = True) -> Tensors:
+    """Detached views of the tensors, new leaves of the graph. Integer tensors never require a gradient."""
+    return {k: v.detach().requires_grad_(requires_grad and v.is_floating_point()) for k, v in tensors.items()}
+
+
+def detach(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The same values outside every graph."""
+    return {k: v.detach() for k, v in tensors.items()}
+
+
+def zeros_like(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Zeros of the same shapes."""
+    return {k: torch.zeros_like(v) for k, v in tensors.items()}
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float = 1.0) -> Tensors:
+    """``a + alpha * b``, key by key; both have the same keys."""
+    return {k: torch.add(v, b[k], alpha=alpha) for k, v in a.items()}
+
+
+def per_task(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape one number per task, ``(tasks,)``, so that it broadcasts against ``like``, ``(tasks, ...)``."""
+    return values.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def scale(tensors: Mapping[str, Tensor], factor: Tensor) -> Tensors:
+    """Multiply task ``t`` of every tensor by ``factor[t]``; ``factor`` has shape ``(tasks,)``."""
+    return {k: v * per_task(factor, v) for k, v in tensors.items()}
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Inner product over all named tensors, task by task: shape ``(tasks,)``."""
+    products = [(v * b[k]).flatten(1).sum(1) for k, v in a.items()]
+    return torch.stack(products).sum(0)
+
+
+def norm(a: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm over all named tensors, task by task: shape ``(tasks,)``."""
+    return dot(a, a).sqrt()
+
+
+def grad(
+    outputs: Tensor | Iterable[Tensor],
+    inputs: Mapping[str, Tensor],
+    cotangents: Iterable[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> Tensors:
+    """``torch.autograd.grad`` on named inputs; an input that the outputs do not depend on gets zeros, not ``None``."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    seeds = [None] * len(outputs) if cotangents is None else list(cotangents)
+    pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
+    wanted = {k: v for k, v in inputs.items() if v.requires_grad}
+    if not pairs or not wanted:
+        return zeros_like(inputs)
+    found = torch.autograd.grad(
+        [o for o, _ in pairs],
+        list(wanted.values()),
+        [s for _, s in pairs],
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    named = dict(zip(wanted, found, strict=True))
+    return {k: named.get(k, torch.zeros_like(v)) for k, v in inputs.items()}

@@ -1,0 +1,82 @@
+"""Tiny bilevel problems in float64 with meta-parameters of all four types, for the laws of the estimators."""
+
+from __future__ import annotations
+
+import torch
+
+from mtl.inner import InnerProblem, InnerSGD
+
+TASKS, EXAMPLES, FEATURES, HIDDEN = 3, 6, 4, 3
+
+SGD = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "decay": {"weight_decay": 0.1},
+    "momentum+decay": {"momentum": 0.8, "weight_decay": 0.05},
+}
+
+
+def regression(
+    steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, **sgd
+) -> tuple[InnerProblem, dict]:
+    """Two-layer tanh regression. Meta: ``start`` (type I), ``outer`` (D), ``inner`` (L), ``rate`` (O), ``both`` (I and L at once).
+
+    ``start`` and ``both`` carry a task axis, the others are shared by all tasks.
+    """
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    x, y = draw(steps + 1, TASKS, EXAMPLES, FEATURES), draw(steps + 1, TASKS, EXAMPLES)
+    xq, yq = draw(TASKS, EXAMPLES, FEATURES), draw(TASKS, EXAMPLES)
+    meta = {
+        "start": 0.5 * draw(TASKS, FEATURES, HIDDEN),
+        "both": 0.5 * draw(TASKS, HIDDEN),
+        "outer": 1 + 0.1 * draw(1),
+        "inner": 0.1 * draw(EXAMPLES),
+        "rate": torch.full((1,), lr, dtype=torch.float64),
+    }
+
+    def predict(weights, x):
+        return (torch.tanh(x @ weights["first"]) * weights["second"][:, None]).sum(-1)
+
+    def init(meta):
+        return {
+            "first": meta["start"],
+            "second": torch.tanh(meta["both"]),
+            "idle": torch.zeros(TASKS, 2, dtype=torch.float64),
+        }
+
+    def inner_loss(weights, meta, step):
+        batch = 0 if fixed_batch else step
+        error = (predict(weights, x[batch]) - y[batch]) ** 2
+        return (error * torch.exp(meta["inner"])).mean(-1) + 0.05 * (weights["second"] * meta["both"]).sum(-1)
+
+    def outer_loss(weights, meta):
+        return ((predict(weights, xq) * meta["outer"] - yq) ** 2).mean(-1)
+
+    return InnerProblem(init, inner_loss, outer_loss, steps, InnerSGD(lr=lambda m: m["rate"], **sgd)), meta
+
+
+def quadratic(steps: int, *, curvature: float, lr: float, seed: int = 0, dim: int = 6) -> tuple[InnerProblem, dict]:
+    """Quadratic inner loss whose largest eigenvalue is ``curvature``: the exact factor of an eigen-direction is ``(1 - lr * h) ** steps``."""
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    basis = torch.linalg.qr(draw(TASKS, dim, dim))[0]
+    eigenvalues = curvature * torch.logspace(-2, 0, dim, dtype=torch.float64)
+    hessian = basis @ torch.diag(eigenvalues) @ basis.mT
+    target, query = draw(TASKS, dim), draw(TASKS, dim)
+    meta = {"start": draw(TASKS, dim), "inner": draw(TASKS, dim)}
+
+    def inner_loss(weights, meta, step):
+        d = weights["w"] - target
+        return 0.5 * torch.einsum("ti,tij,tj->t", d, hessian, d) + (meta["inner"] * weights["w"]).sum(-1)
+
+    return (
+        InnerProblem(
+            lambda meta: {"w": meta["start"]},
+            inner_loss,
+            lambda weights, meta: 0.5 * ((weights["w"] - query) ** 2).sum(-1),
+            steps,
+            InnerSGD(lr=lr),
+        ),
+        meta,
+    )

@@ -1,0 +1,368 @@
+"""Algorithms x laws. A new estimator adds a row to the tables at the top; every law then applies to it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import SGD, quadratic, regression
+
+import mtl
+from mtl import tensors
+from mtl.inner import InnerProblem, InnerSGD
+
+# Estimators that equal the exact gradient, whatever the problem.
+EXACT = {
+    "rematerialised": mtl.Rematerialised(),
+    "truncated(K)": mtl.Truncated(steps=99),
+    "adaptive(1)": mtl.Windowed(size=1),
+    "exact-forward(1)": mtl.Windowed(size=1, mode="exact-forward"),
+    "lazy(1)": mtl.Windowed(size=1, mode="lazy"),
+}
+# Estimators that are approximate, each with the gradients and pulls it needs for K = 7 inner steps.
+APPROXIMATE = {
+    "first-order": (mtl.FirstOrder(), 7, 0),
+    "truncated(3)": (mtl.Truncated(steps=3), 7, 3),
+    "lazy(3)": (mtl.Windowed(size=3, mode="lazy"), 3, 3),
+    "exact-forward(3)": (mtl.Windowed(size=3, mode="exact-forward"), 7, 3),
+    "exact-forward(3), start": (mtl.Windowed(size=3, mode="exact-forward", anchor="start"), 7, 3),
+    "exact-forward(3), end": (mtl.Windowed(size=3, mode="exact-forward", anchor="end"), 7, 3),
+    "substepped(3)": (mtl.Windowed(size=3, mode="exact-forward", substeps=3), 7, 7),
+    "adaptive(3)": (mtl.Windowed(size=3), 7, 3),
+}
+ALL = {**EXACT, **{k: v[0] for k, v in APPROXIMATE.items()}}
+
+pytestmark = pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+
+
+def error(found: dict, expected: dict) -> float:
+    """Largest difference, relative to the largest entry of the expected tensor."""
+    return max(
+        ((found[k] - v).abs().max() / v.abs().max().clamp_min(1e-300)).item()
+        if v.abs().max()
+        else found[k].abs().max().item()
+        for k, v in expected.items()
+    )
+
+
+def cosine(found: dict, expected: dict, key: str) -> float:
+    return torch.cosine_similarity(found[key].flatten(), expected[key].flatten(), dim=0).item()
+
+
+def unrolled(problem: InnerProblem, meta: dict, gradient_of=None) -> dict:
+    """The reference, written as plainly as possible and sharing no code with the library's sweep."""
+    meta = {k: v.clone().requires_grad_() for k, v in meta.items()}
+    w = problem.init(meta)
+    w = {k: v if v.requires_grad else v.clone().requires_grad_() for k, v in w.items()}
+    buffer = {k: torch.zeros_like(v) for k, v in w.items()}
+    sgd = problem.optimizer
+    lr = sgd.lr(meta) if callable(sgd.lr) else sgd.lr
+    for step in range(problem.num_steps):
+        gradient = (gradient_of or _gradient)(problem, w, meta, step)
+        for k in w:
+            d = gradient[k] + sgd.weight_decay * w[k]
+            buffer[k] = sgd.momentum * buffer[k] + d
+        w = {k: w[k] - lr * buffer[k] for k in w}
+    loss = problem.outer_loss(w, meta).mean()
+    found = torch.autograd.grad(loss, list(meta.values()), allow_unused=True)
+    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(meta.items(), found, strict=True)}
+
+
+def _gradient(problem, w, meta, step):
+    loss = problem.inner_loss(w, meta, step).sum()
+    found = torch.autograd.grad(loss, list(w.values()), create_graph=True, allow_unused=True)
+    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(w.items(), found, strict=True)}
+
+
+@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+@pytest.mark.parametrize("fixed_batch", [True, False])
+def test_exact_is_autograd_of_the_unrolled_loop(sgd, fixed_batch):
+    problem, meta = regression(fixed_batch=fixed_batch, **sgd)
+    assert error(mtl.Exact()(problem, meta).grads, unrolled(problem, meta)) < 1e-10
+
+
+def test_exact_is_the_central_difference_of_the_outer_loss():
+    problem, meta = regression(momentum=0.5)
+    grads = mtl.Exact()(problem, meta).grads
+    h = 1e-6
+    for key, value in meta.items():
+        direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype)
+        plus, minus = (mtl.FirstOrder()(problem, meta | {key: value + s * h * direction}).loss for s in (1, -1))
+        assert torch.isclose((grads[key] * direction).sum(), (plus - minus) / (2 * h), rtol=1e-6, atol=1e-9), key
+
+
+@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+@pytest.mark.parametrize("estimator", EXACT.values(), ids=EXACT)
+def test_equals_exact(estimator, sgd):
+    problem, meta = regression(fixed_batch=False, **sgd)
+    result, reference = estimator(problem, meta), mtl.Exact()(problem, meta)
+    assert error(result.grads, reference.grads) < 1e-10
+    assert error(result.weights, reference.weights) < 1e-12
+    assert torch.allclose(result.losses, reference.losses)
+
+
+@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+def test_first_order_is_autograd_with_constant_gradients(sgd):
+    problem, meta = regression(**sgd)
+    constant = lambda *a: {k: v.detach() for k, v in _gradient(*a).items()}  # noqa: E731
+    assert error(mtl.FirstOrder()(problem, meta).grads, unrolled(problem, meta, constant)) < 1e-10
+
+
+@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+@pytest.mark.parametrize("size", [2, 3, 6, 10])
+def test_lazy_is_autograd_of_its_own_coarse_loop(size, sgd):
+    problem, meta = regression(steps=7, **sgd)
+    kept = {}
+
+    def reuse(problem, w, meta, step):
+        if step % size == 0:
+            kept["g"] = _gradient(problem, w, meta, step)
+        return kept["g"]
+
+    assert error(mtl.Windowed(size=size, mode="lazy")(problem, meta).grads, unrolled(problem, meta, reuse)) < 1e-10
+
+
+def test_lazy_with_plain_sgd_is_maml_with_fewer_larger_steps():
+    problem, meta = regression(steps=6)
+    coarse = replace(problem, num_steps=2, optimizer=InnerSGD(lr=lambda m: 3 * m["rate"]))
+    assert error(mtl.Windowed(size=3, mode="lazy")(problem, meta).grads, mtl.Exact()(coarse, meta).grads) < 1e-10
+
+
+def test_momentum_window_has_its_closed_form():
+    # Constant gradient g over w steps from buffer v: theta -= lr (d_w v + c_w g).
+    mu, w, lr = 0.9, 5, 0.1
+    sgd = InnerSGD(lr=lr, momentum=mu)
+    g, v = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[-3.0]], dtype=torch.float64)
+    weights, state = {"w": torch.zeros(1, 1, dtype=torch.float64)}, {"w": v}
+    for _ in range(w):
+        weights, state = sgd.update(weights, state, {"w": g}, {})
+    c_w, d_w = sum((1 - mu**i) / (1 - mu) for i in range(1, w + 1)), mu * (1 - mu**w) / (1 - mu)
+    assert c_w == pytest.approx(13.1, abs=0.05)
+    assert torch.allclose(weights["w"], -lr * (d_w * v + c_w * g))
+    assert torch.allclose(state["w"], mu**w * v + (1 - mu**w) / (1 - mu) * g)
+
+
+@pytest.mark.parametrize("anchor", ["start", "middle", "end"])
+def test_window_is_its_straight_through_form(anchor):
+    problem, meta = regression(steps=8)
+    size, meta = 3, {k: v.clone().requires_grad_() for k, v in meta.items()}
+    lr = meta["rate"].detach()
+    w = {k: v if v.requires_grad else v.clone().requires_grad_() for k, v in problem.init(meta).items()}
+    for start in range(0, problem.num_steps, size):
+        n = min(size, problem.num_steps - start)
+        at = start + {"start": 0, "middle": n // 2, "end": n - 1}[anchor]
+        x = {k: v.detach().requires_grad_() for k, v in w.items()}
+        for step in range(start, start + n):
+            middle = x if step == at else None or (middle if step > at else None)
+            g = _gradient(problem, x, meta, step)
+            x = {k: (v - lr * g[k]).detach().requires_grad_() for k, v in x.items()}
+        shifted = {k: v + (middle[k] - v).detach() for k, v in w.items()}
+        g = _gradient(problem, shifted, meta, at)
+        w = {k: (s := v - n * lr * g[k]) + (x[k] - s).detach() for k, v in w.items()}
+    keys = ["start", "both", "inner", "outer"]
+    expected = torch.autograd.grad(problem.outer_loss(w, meta).mean(), [meta[k] for k in keys])
+    found = mtl.Windowed(size=size, mode="exact-forward", anchor=anchor)(problem, meta).grads
+    assert error({k: found[k] for k in keys}, dict(zip(keys, expected, strict=True))) < 1e-10
+
+
+def test_substepping_every_step_is_exact_on_a_quadratic():
+    problem, meta = quadratic(12, curvature=3.0, lr=0.3)
+    estimator = mtl.Windowed(size=4, mode="exact-forward", substeps=4)
+    assert error(estimator(problem, meta).grads, mtl.Exact()(problem, meta).grads) < 1e-10
+
+
+def test_adaptive_survives_the_cliff_where_a_plain_window_falls():
+    problem, meta = quadratic(12, curvature=1.0, lr=0.75)  # size * lr * h_max = 3
+    exact = mtl.Exact()(problem, meta).grads
+    plain = mtl.Windowed(size=4, mode="exact-forward")(problem, meta)
+    adaptive = mtl.Windowed(size=4)(problem, meta)
+    for key in exact:
+        assert cosine(adaptive.grads, exact, key) > 0.95
+    assert min(cosine(plain.grads, exact, k) for k in exact) < 0.9
+    assert plain.diagnostics["max_rho"] > 0.5, "the diagnostic says why"
+
+
+def test_adaptive_costs_nothing_where_curvature_is_low():
+    problem, meta = quadratic(20, curvature=1.0, lr=0.01)
+    result = mtl.Windowed(size=5)(problem, meta)
+    assert result.pulls == 4
+    assert cosine(result.grads, mtl.Exact()(problem, meta).grads, "start") > 0.999
+
+
+def test_middle_anchor_is_best():
+    problem, meta = regression(steps=12, lr=0.05)
+    exact = mtl.Exact()(problem, meta).grads
+    errors = {
+        a: error(mtl.Windowed(size=3, mode="exact-forward", anchor=a)(problem, meta).grads, exact)
+        for a in ("start", "middle", "end")
+    }
+    assert errors["middle"] < min(errors["start"], errors["end"])
+
+
+def test_window_error_shrinks_with_the_step_size():
+    # At fixed K the relative error is first order in the step size: what a window leaves out is how the cotangent changes inside it.
+    def at(lr):
+        problem, meta = regression(steps=6, lr=lr)
+        return error(mtl.Windowed(size=3, mode="exact-forward")(problem, meta).grads, mtl.Exact()(problem, meta).grads)
+
+    assert at(0.002) / at(0.001) == pytest.approx(2, rel=0.1)
+
+
+def test_finite_difference_error_falls_with_the_square_of_the_radius():
+    problem, meta = regression(momentum=0.5)
+    exact = mtl.Exact()(problem, meta).grads
+    errors = [
+        error(mtl.Rematerialised(pull=mtl.FiniteDifference(radius=r))(problem, meta).grads, exact)
+        for r in (4e-2, 2e-2, 1e-2)
+    ]
+    assert errors[2] < 1e-4
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
+
+
+def test_first_order_is_zero_where_only_the_inner_loss_acts_and_says_so():
+    problem, meta = regression()
+    with pytest.warns(mtl.StructuralZeroWarning, match=r"\['inner'\].*Windowed"):
+        grads = mtl.FirstOrder()(problem, meta).grads
+    assert torch.count_nonzero(grads["inner"]) == 0
+    assert all(torch.count_nonzero(grads[k]) for k in ("start", "both", "outer", "rate"))
+
+
+def test_first_order_is_silent_when_nothing_is_lost():
+    problem, meta = regression()
+    problem = replace(problem, outer_loss=lambda w, m: (w["first"] ** 2).sum((1, 2)) * m["inner"].mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mtl.FirstOrder()(problem, meta)
+
+
+@pytest.mark.parametrize(("estimator", "gradients", "pulls"), APPROXIMATE.values(), ids=APPROXIMATE)
+def test_counts(estimator, gradients, pulls):
+    problem, meta = regression(steps=7, lr=0.01)
+    calls = 0
+
+    def counted(weights, meta, step):
+        nonlocal calls
+        calls += 1
+        return problem.inner_loss(weights, meta, step)
+
+    result = estimator(replace(problem, inner_loss=counted), meta)
+    assert (result.gradients, result.pulls) == (gradients, pulls)
+    anchors = {"substepped(3)": 3}.get(next(k for k, v in APPROXIMATE.items() if v[0] is estimator), pulls)
+    warned = isinstance(estimator, mtl.FirstOrder)  # one evaluation to see what the inner loss reads
+    assert calls == gradients + anchors + warned
+
+
+@pytest.mark.parametrize("estimator", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+def test_any_number_of_steps_is_defined(estimator, steps):
+    problem, meta = regression(steps=steps, lr=0.01)
+    result, exact = estimator(problem, meta), mtl.Exact()(problem, meta)
+    assert all(torch.isfinite(g).all() for g in result.grads.values())
+    assert result.grads.keys() == meta.keys()
+    assert all(result.grads[k].shape == v.shape for k, v in meta.items())
+    assert not any(g.requires_grad for g in result.grads.values())
+    if steps == 0:
+        assert error(result.grads, exact.grads) < 1e-12
+    assert cosine(result.grads, exact.grads, "start") > 0.99
+
+
+@pytest.mark.parametrize("estimator", ALL.values(), ids=ALL)
+def test_tasks_are_independent(estimator):
+    # A batch of tasks gives what each gives alone: per-task cotangents divided by their number, shared ones averaged.
+    if estimator in (ALL["adaptive(3)"],):
+        estimator = replace(
+            estimator, tau=0.99
+        )  # sub-steps are chosen for the worst task of a batch; keep one per window
+    problem, meta = regression(lr=0.01)
+    joint = estimator(problem, meta).grads
+    for task in range(3):
+
+        def only(losses, task=task):
+            return losses[task : task + 1]
+
+        alone = replace(problem, outer_loss=lambda w, m, only=only: only(problem.outer_loss(w, m)))
+        grads = estimator(alone, meta).grads
+        assert torch.allclose(grads["start"][task] / 3, joint["start"][task], rtol=1e-9, atol=1e-15)
+        others = [t for t in range(3) if t != task]
+        assert torch.count_nonzero(grads["start"][others]) == 0
+
+
+@pytest.mark.parametrize("estimator", [mtl.Rematerialised(), mtl.Windowed(size=2), mtl.Truncated(steps=2)])
+def test_call_leaves_no_trace(estimator):
+    problem, meta = regression(steps=3)
+    meta = {k: v.requires_grad_() for k, v in meta.items()}
+    estimator(problem, meta)
+    assert all(v.grad is None and v.is_leaf for v in meta.values())
+
+
+def test_memory_is_flat_in_the_number_of_steps():
+    """Bytes of activations saved for backward and alive at once, counted at the allocation, not guessed from the process."""
+    from torch.autograd.graph import saved_tensors_hooks
+
+    class Token:
+        def __init__(self, tensor):
+            self.tensor = tensor.detach()  # an attached output would close a cycle with its own graph
+            Token.alive += tensor.nbytes
+            Token.peak = max(Token.peak, Token.alive)
+
+        def __del__(self):
+            Token.alive -= self.tensor.nbytes
+
+    def peak(estimator, steps):
+        problem, meta = regression(steps=steps)
+        Token.alive = Token.peak = 0
+        with saved_tensors_hooks(Token, lambda token: token.tensor):
+            estimator(problem, meta)
+        return Token.peak
+
+    for estimator in (mtl.Rematerialised(), mtl.Windowed(size=2, mode="exact-forward"), mtl.Truncated(steps=5)):
+        assert peak(estimator, 16) == peak(estimator, 4)
+        assert peak(estimator, 16) < 1.1 * peak(mtl.Rematerialised(), 1), "one step's graph is alive"
+    assert peak(mtl.Exact(), 16) > 3 * peak(mtl.Exact(), 4), "the measure can see growth"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mtl.Windowed(size=0), "size=1 is the exact gradient"),
+        (lambda: mtl.Windowed(mode="eager"), "expected 'adaptive'"),
+        (lambda: mtl.Windowed(anchor="centre"), "expected 'start'"),
+        (lambda: mtl.Windowed(pull="forward"), "finite-difference"),
+        (lambda: mtl.Windowed(substeps=2), "only mode='exact-forward'"),
+        (lambda: mtl.Truncated(steps=0), "FirstOrder"),
+        (lambda: mtl.Rematerialised(pull="x"), "reverse"),
+        (lambda: mtl.FiniteDifference(radius=0), "positive"),
+        (lambda: InnerSGD(lr=0.0), "positive"),
+        (lambda: InnerSGD(momentum=1.0), "momentum"),
+        (lambda: InnerSGD(weight_decay=-1), "weight_decay"),
+        (lambda: replace(regression()[0], num_steps=-1), "num_steps"),
+    ],
+)
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_kernel_without_second_derivative_is_named():
+    def inner_loss(weights, meta, step):
+        q = weights["q"][:, None] + torch.zeros(1, 1, 2, 4)
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q).sum((1, 2, 3))
+
+    problem = InnerProblem(lambda m: {"q": m["q"]}, inner_loss, lambda w, m: w["q"].sum((1, 2)), 1, InnerSGD(lr=0.1))
+    meta = {"q": torch.randn(2, 2, 4)}
+    reverse = mtl.Rematerialised()(problem, meta).grads["q"]  # the pull picks the kernel that has one
+    difference = mtl.Rematerialised(pull="finite-difference")(problem, meta).grads["q"]
+    assert torch.allclose(reverse, difference, atol=1e-3)
+
+
+def test_pull_products_are_symmetric():
+    # H is symmetric: <a, H b> = <H a, b>; both pulls must say so.
+    problem, meta = regression()
+    w = tensors.detach(problem.init(meta))
+    a, b = ({k: torch.randn_like(v) for k, v in w.items()} for _ in range(2))
+    for pull in (mtl.Reverse(), mtl.FiniteDifference(radius=1e-3)):
+        products = pull.at(problem, w, meta, 0)
+        assert torch.allclose(tensors.dot(a, products(b)[0]), tensors.dot(products(a)[0], b), rtol=1e-4)
