@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Inputs = Tensor | dict[str, Tensor]
-"""Images ``(tasks, examples, channels, height, width)``, or token tensors by name, each ``(tasks, examples, length)``."""
+"""Images ``(tasks, examples, channels, height, width)``, or tokens by name, each ``(tasks, examples, length)``."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,20 @@ class Episode:
             episodes[0].ways,
             sum((e.families for e in episodes), ()),
         )
+
+
+class TaskSource(Protocol):
+    """A distribution of tasks: ``sample(index)`` is one episode, task axis of one, a function of the index alone."""
+
+    def sample(self, index: int) -> Episode: ...
+
+
+def stacked(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
+    """Group episodes of one task each by shape: for each group the places they came from, and the stacked batch."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for i, e in enumerate(episodes):
+        groups.setdefault((e.ways, e.support.labels.shape[1], e.query.labels.shape[1]), []).append(i)
+    return [(places, Episode.stack([episodes[i] for i in places])) for places in groups.values()]
 
 
 def _cat(parts: Sequence[Examples]) -> Examples:

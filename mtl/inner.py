@@ -131,7 +131,7 @@ def inner_gradient(problem: InnerProblem, weights: Tensors, meta: Tensors, step:
     weights = tensors.leaf(weights)
     with torch.enable_grad():
         loss = problem.inner_loss(weights, tensors.detach(meta), step).sum()
-    return tensors.grad(loss, weights)
+    return tensors.grad(loss, weights)[0]
 
 
 @torch.no_grad()
@@ -146,8 +146,8 @@ def run(problem: InnerProblem, meta: Tensors, reuse: int = 1) -> Trajectory:
     state = problem.optimizer.init(weights)
     trajectory = Trajectory([weights], [state], [], -(-problem.num_steps // reuse))
     for step in range(problem.num_steps):
-        if step % reuse == 0:
-            gradient = inner_gradient(problem, weights, meta, step)
+        fresh = step % reuse == 0
+        gradient = inner_gradient(problem, weights, meta, step) if fresh else trajectory.gradients[-1]
         weights, state = problem.optimizer.update(weights, state, gradient, meta)
         trajectory.weights.append(weights)
         trajectory.states.append(state)

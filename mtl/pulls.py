@@ -52,13 +52,13 @@ class Reverse(AbstractPull):
         weights, meta = tensors.leaf(weights), tensors.leaf(meta)
         with torch.enable_grad(), twice_differentiable():
             losses = problem.inner_loss(weights, meta, step)
-            gradient = tensors.grad(losses.sum(), weights, create_graph=True)
+            (gradient,) = tensors.grad(losses.sum(), weights, create_graph=True)
         _require_double_backward(gradient)
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
-            both = {("theta", k): v for k, v in weights.items()} | {("phi", k): v for k, v in meta.items()}
-            found = tensors.grad(gradient.values(), both, [cotangent[k] for k in gradient], retain_graph=True)
-            return {k: found["theta", k] for k in weights}, {k: found["phi", k] for k in meta}
+            seeds = [cotangent[k] for k in gradient]
+            h, m = tensors.grad(gradient.values(), weights, meta, cotangents=seeds, retain_graph=True)
+            return h, m
 
         return products
 
@@ -102,10 +102,10 @@ class FiniteDifference(AbstractPull):
             theta, phi = tensors.leaf(at), tensors.leaf(meta)
             with torch.enable_grad():
                 losses = problem.inner_loss(theta, phi, step)
-            both = {("theta", k): v for k, v in theta.items()} | {("phi", k): v for k, v in phi.items()}
-            # The seeds divide by 2 epsilon before tasks are summed: a meta-parameter shared by tasks sees each with its own epsilon.
-            found = tensors.grad(losses, both, [seeds.to(losses.dtype)])
-            return {k: found["theta", k] for k in theta}, {k: found["phi", k] for k in phi}
+            # The seeds divide by 2 epsilon before tasks are summed:
+            # a meta-parameter shared by tasks sees each task with its own epsilon.
+            h, m = tensors.grad(losses, theta, phi, cotangents=[seeds.to(losses.dtype)])
+            return h, m
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             length = tensors.norm(cotangent)
@@ -172,15 +172,10 @@ def through_updates(
             new_weights, new_state = problem.optimizer.update(
                 new_weights, new_state, tensors.add(gradient, shared), meta
             )
-    named = {"weights": weights, "state": state, "meta": meta, "shared": shared}
-    inputs = {(group, k): v for group, values in named.items() for k, v in values.items()}
-    found = tensors.grad(
-        [*new_weights.values(), *new_state.values()],
-        inputs,
-        [*(adjoint.weights[k] for k in new_weights), *(adjoint.state[k] for k in new_state)],
-    )
-    part = {group: {k: found[group, k] for k in values} for group, values in named.items()}
-    return Adjoint(part["weights"], part["state"], tensors.add(adjoint.meta, part["meta"])), part["shared"]
+    outputs = [*new_weights.values(), *new_state.values()]
+    seeds = [*(adjoint.weights[k] for k in new_weights), *(adjoint.state[k] for k in new_state)]
+    d_weights, d_state, d_meta, cotangent = tensors.grad(outputs, weights, state, meta, shared, cotangents=seeds)
+    return Adjoint(d_weights, d_state, tensors.add(adjoint.meta, d_meta)), cotangent
 
 
 def add_products(adjoint: Adjoint, products: tuple[Tensors, Tensors]) -> Adjoint:

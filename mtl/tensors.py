@@ -5,7 +5,7 @@ Fast weights and everything the generator emits carry a leading *task axis*: row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -55,28 +55,31 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
 
 
 def grad(
-    outputs: Tensor | Iterable[Tensor],
-    inputs: Mapping[str, Tensor],
+    outputs: Tensor | Collection[Tensor],
+    *inputs: Mapping[str, Tensor],
     cotangents: Iterable[Tensor] | None = None,
-    *,
     create_graph: bool = False,
     retain_graph: bool | None = None,
-) -> Tensors:
-    """``torch.autograd.grad`` on named inputs; an input that the outputs do not depend on gets zeros, not ``None``."""
+) -> tuple[Tensors, ...]:
+    """``torch.autograd.grad`` for groups of named inputs; one dictionary of gradients per group.
+
+    An input that the outputs do not depend on gets zeros, not ``None``.
+    """
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     seeds = [None] * len(outputs) if cotangents is None else list(cotangents)
     pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
-    wanted = {k: v for k, v in inputs.items() if v.requires_grad}
+    wanted = [v for group in inputs for v in group.values() if v.requires_grad]
     if not pairs or not wanted:
-        return zeros_like(inputs)
-    found = torch.autograd.grad(
-        [o for o, _ in pairs],
-        list(wanted.values()),
-        [s for _, s in pairs],
-        create_graph=create_graph,
-        retain_graph=retain_graph,
-        allow_unused=True,
-        materialize_grads=True,
+        return tuple(zeros_like(group) for group in inputs)
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            wanted,
+            [s for _, s in pairs],
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
     )
-    named = dict(zip(wanted, found, strict=True))
-    return {k: named.get(k, torch.zeros_like(v)) for k, v in inputs.items()}
+    return tuple({k: next(found) if v.requires_grad else torch.zeros_like(v) for k, v in g.items()} for g in inputs)

@@ -59,13 +59,8 @@ def outer_adjoint(problem: InnerProblem, meta: Tensors, trajectory: Trajectory) 
     with torch.enable_grad():
         losses = problem.outer_loss(weights, phi)
         loss = losses.mean()
-    both = {("theta", k): v for k, v in weights.items()} | {("phi", k): v for k, v in phi.items()}
-    found = tensors.grad(loss, both)
-    adjoint = Adjoint(
-        {k: found["theta", k] for k in weights},
-        tensors.zeros_like(trajectory.states[-1]),
-        {k: found["phi", k] for k in phi},
-    )
+    d_weights, d_meta = tensors.grad(loss, weights, phi)
+    adjoint = Adjoint(d_weights, tensors.zeros_like(trajectory.states[-1]), d_meta)
     return losses.detach(), adjoint
 
 
@@ -92,7 +87,8 @@ def through_init(problem: InnerProblem, meta: Tensors, adjoint: Adjoint) -> Tens
     phi = tensors.leaf(meta)
     with torch.enable_grad():
         weights = problem.init(phi)
-    return tensors.add(adjoint.meta, tensors.grad(weights.values(), phi, [adjoint.weights[k] for k in weights]))
+    (grads,) = tensors.grad(weights.values(), phi, cotangents=[adjoint.weights[k] for k in weights])
+    return tensors.add(adjoint.meta, grads)
 
 
 def reaches(outputs: Iterable[Tensor], inputs: Tensors) -> set[str]:

@@ -24,13 +24,14 @@ class Exact(AbstractEstimator):
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         phi = tensors.leaf(meta)
         with torch.enable_grad(), twice_differentiable():
-            # A weight that does not depend on meta still needs a gradient of its own.
-            weights = {k: v if v.requires_grad else v.detach().requires_grad_() for k, v in problem.init(phi).items()}
+            # New nodes: where init derives one weight from another, the gradient of one step must not run through both.
+            weights = {k: v.clone() for k, v in problem.init(phi).items()}
+            weights = {k: v if v.requires_grad else v.requires_grad_() for k, v in weights.items()}
             state = problem.optimizer.init(weights)
             for step in range(problem.num_steps):
                 losses = problem.inner_loss(weights, phi, step)
-                gradient = tensors.grad(losses.sum(), weights, create_graph=True)
+                (gradient,) = tensors.grad(losses.sum(), weights, create_graph=True)
                 weights, state = problem.optimizer.update(weights, state, gradient, phi)
             losses = problem.outer_loss(weights, phi)
-            grads = tensors.grad(losses.mean(), phi)
+            (grads,) = tensors.grad(losses.mean(), phi)
         return MetaGradient(losses.detach(), grads, tensors.detach(weights), problem.num_steps, problem.num_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -121,7 +122,7 @@ class _Walk:
     def in_pieces(self, products: Products, start: int, stop: int, pieces: int) -> None:
         """Walk back from ``stop`` to ``start`` in nearly equal pieces."""
         bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
-        for low, high in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
+        for low, high in reversed(list(pairwise(bounds))):
             candidate, rho = self._pull(products, low, high)
             self._accept(candidate, rho)
 
@@ -156,5 +157,4 @@ class _Walk:
 
 def _steps_within(tau: float, rho: Tensor) -> int:
     """The largest number of steps, at least one, whose predicted change stays within ``tau``."""
-    rho = float(rho)
-    return max(1, int(tau / rho)) if rho > 0 and tau / rho < 1e9 else 1_000_000_000
+    return max(1, int(tau / max(float(rho), 1e-9)))

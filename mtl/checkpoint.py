@@ -1,0 +1,89 @@
+"""A trained meta-learner as a folder: ``config.json`` and ``generator.safetensors``.
+
+The frozen backbone is not in the folder: the config says how to load it, and a fingerprint refuses another one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+import mtl
+from mtl.backbones import Backbone, load_backbone
+from mtl.files import replacing_folder
+from mtl.generators import GENERATORS
+from mtl.heads import HEADS
+from mtl.learner import MetaLearner
+
+CONFIG, WEIGHTS = "config.json", "generator.safetensors"
+
+
+def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write the generator, and all that is needed to build the learner again.
+
+    Args:
+        folder: made, or replaced as a whole.
+        extra: JSON-able facts to keep beside (a step number, an accuracy).
+    """
+    config = {
+        "mtl": mtl.__version__,
+        "backbone": learner.backbone.spec(),
+        "generator": {"kind": _kind(GENERATORS, learner.generator), "options": learner.generator.options},
+        "head": {"kind": _kind(HEADS, learner.head), "options": asdict(learner.head)},  # type: ignore[call-overload]
+        "inner": {
+            "inner_steps": learner.inner_steps,
+            "momentum": learner.optimizer.momentum,
+            "weight_decay": learner.optimizer.weight_decay,
+        },
+        "extra": extra or {},
+    }
+    state = {k: v.detach().cpu().contiguous() for k, v in learner.generator.state_dict().items()}
+    with replacing_folder(folder) as fresh:
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2))
+        save_file(state, fresh / WEIGHTS)
+
+
+def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> MetaLearner:
+    """Build a saved learner again.
+
+    Args:
+        folder: written by :func:`save_pretrained`.
+        backbone: use this one instead of loading the one that the config names.
+
+    Raises:
+        FileNotFoundError: when the folder is not a complete checkpoint.
+        ValueError: when the backbone is not the one that the generator was trained for.
+    """
+    folder = Path(folder)
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is not a saved learner: {', '.join(missing)} not there")
+    config = json.loads((folder / CONFIG).read_text())
+    backbone = backbone or load_backbone(**config["backbone"]["load"])
+    _check_backbone(folder, config["backbone"], backbone)
+    kind = GENERATORS[config["generator"]["kind"]]
+    generator = kind(backbone.sites, backbone.width, **config["generator"]["options"])
+    generator.load_state_dict(load_file(folder / WEIGHTS))
+    head = HEADS[config["head"]["kind"]](**config["head"]["options"])
+    return MetaLearner(backbone, generator, head, **config["inner"])
+
+
+def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
+    found = backbone.spec() if backbone.load_args is not None else {"fingerprint": backbone.fingerprint()}
+    if saved["fingerprint"] != found["fingerprint"] or saved["modulation_width"] != backbone.modulation_width:
+        raise ValueError(
+            f"{folder} was trained for the backbone {saved['load']['name']!r} with {saved['modulation_width']} modulated channels "
+            f"(fingerprint {saved['fingerprint']}), not for {backbone.name!r} with {backbone.modulation_width} "
+            f"({found['fingerprint']}); load that backbone with the same weights and sites, or train a generator for this one"
+        )
+
+
+def _kind(table: dict[str, type], value: object) -> str:
+    for name, cls in table.items():
+        if type(value) is cls:
+            return name
+    raise ValueError(f"{type(value).__name__} is not one of {sorted(table)} and cannot be saved by name")

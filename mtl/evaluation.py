@@ -1,0 +1,170 @@
+"""Judge methods on the same episodes: ours, the controls that show whether the adaptation is real, and the baselines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mtl.baselines import Method
+from mtl.episode import Episode, TaskSource, stacked
+from mtl.learner import MetaLearner
+from mtl.report import Comparison, Kind, Row, mean_interval
+from mtl.tensors import Tensors
+
+
+def evaluate(
+    methods: MetaLearner | Sequence[Method],
+    tasks: TaskSource,
+    *,
+    episodes: int = 600,
+    setting: str = "test",
+    reference: str | None = None,
+    tasks_per_chunk: int = 8,
+    progress: bool = True,
+) -> Comparison:
+    """Accuracy of every method on episodes ``0 .. episodes - 1``, the same for all.
+
+    Args:
+        methods: a learner alone, or methods from :func:`ours`, :func:`controls` and :func:`mtl.baselines`.
+        reference: the method that paired differences are taken from; the first one by default.
+        tasks_per_chunk: tasks judged in one forward pass.
+        progress: show a bar.
+
+    Raises:
+        ValueError: fewer than one episode, or no method.
+    """
+    methods = [ours(methods)] if isinstance(methods, MetaLearner) else list(methods)
+    if episodes < 1 or not methods:
+        raise ValueError(f"evaluate(episodes={episodes}) with {len(methods)} methods: expected at least one of each")
+    accuracy = {m.name: np.full(episodes, np.nan) for m in methods}
+    seconds = dict.fromkeys(accuracy, 0.0)
+    families: list[str] = [""] * episodes
+    ways = 0
+    for first in tqdm(range(0, episodes, tasks_per_chunk), desc=setting, unit="chunk", disable=not progress):
+        indices = list(range(first, min(first + tasks_per_chunk, episodes)))
+        for places, episode in stacked([tasks.sample(i) for i in indices]):
+            at = [indices[p] for p in places]
+            for i, family in zip(at, episode.families, strict=True):
+                families[i] = family
+            ways = max(ways, episode.ways)
+            for method in methods:
+                start = time.perf_counter()
+                predicted = method(episode).cpu()
+                seconds[method.name] += time.perf_counter() - start
+                accuracy[method.name][at] = (predicted == episode.query.labels).float().mean(1).numpy()
+    rows = [Row(m.name, m.kind, accuracy[m.name], seconds[m.name] / episodes, m.adapted_values(ways)) for m in methods]
+    return Comparison(setting, tuple(families), tuple(rows), reference or methods[0].name)
+
+
+def ours(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
+    """The learner itself, by default with the inner steps that it was trained with."""
+    return _method(learner, f"{name}, {_steps(learner, steps)}", "ours", _own, steps)
+
+
+def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
+    """A learner with a static generator: the control that conditioning has to beat."""
+    return _method(learner, f"static modulation, {_steps(learner, steps)}", "control", _own, steps)
+
+
+def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
+    """The same learner with its generator misled. The inner loop and the head always get the right support set.
+
+    - another task's support: of a task drawn from the others of the chunk, of any family or of the same;
+    - shuffled labels: the right examples with their labels permuted;
+    - identity: scale one and shift zero, with the step sizes that the generator emits.
+    """
+    misled = {
+        "another task's support": _another_task,
+        "another task's, same family": _same_family,
+        "shuffled labels": _shuffled_labels,
+        "identity": _identity,
+    }
+    suffix = _steps(learner, steps)
+    return [_method(learner, f"{name}, {suffix}", "control", emit, steps) for name, emit in misled.items()]
+
+
+Emit = Callable[[MetaLearner, Episode], Tensors]
+
+
+def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int | None) -> Method:
+    @torch.no_grad()
+    def predict(episode: Episode) -> Tensor:
+        episode = episode.to(learner.device)
+        return learner.adapt(episode.support, steps=steps, meta=emit(learner, episode)).predict(episode.query.inputs)
+
+    return Method(name, predict, lambda ways: _adapted_values(learner, ways), kind)
+
+
+def _own(learner: MetaLearner, episode: Episode) -> Tensors:
+    return learner.generator(learner.view(episode.support))
+
+
+def _of_tasks(learner: MetaLearner, episode: Episode, chosen: Tensor) -> Tensors:
+    return _own(learner, Episode(episode.support.map(lambda v: v[chosen.to(v.device)]), episode.query, episode.ways))
+
+
+def _another_task(learner: MetaLearner, episode: Episode) -> Tensors:
+    _require_two(episode)
+    shift = torch.randint(1, episode.tasks, (episode.tasks,), generator=torch.Generator().manual_seed(episode.tasks))
+    return _of_tasks(learner, episode, (torch.arange(episode.tasks) + shift) % episode.tasks)
+
+
+def _same_family(learner: MetaLearner, episode: Episode) -> Tensors:
+    _require_two(episode)
+    members = {f: [t for t, g in enumerate(episode.families) if g == f] for f in set(episode.families)}
+    alone = [f for f, tasks in members.items() if len(tasks) < 2]
+    if alone:
+        raise ValueError(f"a chunk holds one task only of {alone}; raise tasks_per_chunk for the same-family control")
+    following = {t: tasks[(i + 1) % len(tasks)] for tasks in members.values() for i, t in enumerate(tasks)}
+    return _of_tasks(learner, episode, torch.tensor([following[t] for t in range(episode.tasks)]))
+
+
+def _shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
+    labels = episode.support.labels
+    order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(labels.shape[1])).to(labels.device)
+    return learner.generator(replace(learner.view(episode.support), labels=labels[:, order]))
+
+
+def _identity(learner: MetaLearner, episode: Episode) -> Tensors:
+    meta = _own(learner, episode)
+    if "scale" not in meta:  # a task code starts at zero and its decoder adds an offset
+        return meta | {"base": torch.zeros_like(meta["base"])}
+    return meta | {"scale": torch.ones_like(meta["scale"]), "shift": torch.zeros_like(meta["shift"])}
+
+
+def _require_two(episode: Episode) -> None:
+    if episode.tasks < 2:
+        raise ValueError(
+            "a chunk of one task holds no other task's support; raise tasks_per_chunk or the number of episodes"
+        )
+
+
+def _adapted_values(learner: MetaLearner, ways: int) -> int:
+    own = learner.generator.options.get("size", 2 * learner.generator.modulation_width)
+    example = torch.zeros(1, ways, learner.backbone.width)
+    return int(own) + sum(v.numel() for v in learner.head.init(example, torch.arange(ways)[None], ways).values())
+
+
+def _steps(learner: MetaLearner, steps: int | None) -> str:
+    steps = learner.inner_steps if steps is None else steps
+    return f"{steps} step{'' if steps == 1 else 's'}"
+
+
+def validation_accuracy(method: Method, tasks: TaskSource, episodes: int, tasks_per_chunk: int = 8) -> float:
+    """Mean accuracy on the first episodes, for choosing a setting."""
+    comparison = evaluate([method], tasks, episodes=episodes, tasks_per_chunk=tasks_per_chunk, progress=False)
+    return mean_interval(comparison.rows[0].accuracy)[0]
+
+
+def tune(
+    candidates: Mapping[float, Method], tasks: TaskSource, episodes: int = 40, tasks_per_chunk: int = 8
+) -> tuple[float, dict[float, float]]:
+    """The setting with the best accuracy on *validation* episodes, and the accuracy of each."""
+    scores = {value: validation_accuracy(m, tasks, episodes, tasks_per_chunk) for value, m in candidates.items()}
+    return max(scores, key=scores.__getitem__), scores
