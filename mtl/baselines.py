@@ -1,6 +1,7 @@
 """What people do without meta-learning, on the same frozen backbone, batched over tasks where the algebra allows.
 
-A method is a function of an episode (support with labels, queries without) that returns predicted labels ``(tasks, n_query)``.
+A method is a function of an episode (support with labels, queries without) that returns predicted labels
+``(tasks, n_query)``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mtl import tensors
 from mtl.backbones import Backbone
-from mtl.episode import Episode, Examples
+from mtl.episode import Episode, Examples, Inputs
 from mtl.heads import AbstractHead, Cosine, NearestClassMean, Ridge
 from mtl.learner import cross_entropy
 from mtl.modulation import Modulation
@@ -42,9 +43,24 @@ class Method:
     kind: Kind = "baseline"
 
     def __call__(self, episode: Episode) -> Tensor:
-        """Predictions for the queries. Their labels are blanked first: no method can see them, by mistake or otherwise."""
+        """Predictions for the queries.
+
+        Their labels are blanked first: no method can see them, by mistake or otherwise.
+        """
         blank = Examples(episode.query.inputs, torch.zeros_like(episode.query.labels))
         return self.predict(replace(episode, query=blank))
+
+
+def _on(backbone: Backbone, predict: Predict) -> Predict:
+    """Bring episodes to the backbone's device first, or labels would stay behind on the CPU."""
+    device = lambda: next(backbone.model.parameters()).device  # noqa: E731  (it may be moved later)
+    return lambda episode: predict(episode.to(device()))
+
+
+def _features(backbone: Backbone, inputs: Inputs, modulation: Modulation | None = None) -> Tensor:
+    """In at least float32: neither NumPy nor the heads' small differences go well with bfloat16."""
+    features = backbone(inputs, modulation)
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
 
 def baselines(
@@ -87,7 +103,7 @@ def baselines(
     ]
     if centre is not None:
         found.insert(1, Method("nearest class mean, centred", _closed_form(backbone, NearestClassMean(), centre)))
-    return found
+    return [replace(method, predict=_on(backbone, method.predict)) for method in found]
 
 
 def _closed_form(backbone: Backbone, head: AbstractHead, centre: Tensor | None = None) -> Predict:
@@ -95,8 +111,8 @@ def _closed_form(backbone: Backbone, head: AbstractHead, centre: Tensor | None =
     def predict(episode: Episode) -> Tensor:
         support = episode.support
         shift = 0.0 if centre is None else centre.to(support.labels.device)
-        seen = (backbone(support.inputs) - shift, support.labels)
-        return head.logits(backbone(episode.query.inputs) - shift, {}, seen, episode.ways).argmax(-1)
+        seen = (_features(backbone, support.inputs) - shift, support.labels)
+        return head.logits(_features(backbone, episode.query.inputs) - shift, {}, seen, episode.ways).argmax(-1)
 
     return predict
 
@@ -105,7 +121,7 @@ def _logistic_regression(backbone: Backbone, c: float) -> Predict:
     @torch.no_grad()
     def predict(episode: Episode) -> Tensor:
         both = (episode.support.inputs, episode.query.inputs)
-        seen, asked = (F.normalize(backbone(x), dim=-1).cpu().numpy() for x in both)
+        seen, asked = (F.normalize(_features(backbone, x), dim=-1).cpu().numpy() for x in both)
         labels = episode.support.labels.cpu().numpy()
         found = [
             LogisticRegression(C=c, max_iter=1000).fit(seen[t], labels[t]).predict(asked[t]) for t in range(len(labels))
@@ -121,7 +137,7 @@ def _tuned_head(backbone: Backbone, lr: float, steps: int) -> Predict:
     def predict(episode: Episode) -> Tensor:
         support, ways = episode.support, episode.ways
         with torch.no_grad():
-            seen, asked = backbone(support.inputs), backbone(episode.query.inputs)
+            seen, asked = _features(backbone, support.inputs), _features(backbone, episode.query.inputs)
         weights = tensors.leaf(head.init(seen, support.labels, ways))
         _adam(
             weights,
@@ -141,16 +157,16 @@ def _tuned_modulation(backbone: Backbone, lr: float, steps: int) -> Predict:
         support, ways = episode.support, episode.ways
         start = Modulation.identity(len(support.labels), backbone.modulation_width, device=support.labels.device)
         with torch.no_grad():
-            first = head.init(backbone(support.inputs), support.labels, ways)
+            first = head.init(_features(backbone, support.inputs), support.labels, ways)
         weights = tensors.leaf({"scale": start.scale, "shift": start.shift} | first)
 
         def loss(w: tensors.Tensors) -> Tensor:
-            seen = backbone(support.inputs, Modulation(w["scale"], w["shift"]))
+            seen = _features(backbone, support.inputs, Modulation(w["scale"], w["shift"]))
             return cross_entropy(head.support_logits(w, (seen, support.labels), ways), support.labels)
 
         _adam(weights, loss, lr, steps)
         with torch.no_grad():
-            asked = backbone(episode.query.inputs, Modulation(weights["scale"], weights["shift"]))
+            asked = _features(backbone, episode.query.inputs, Modulation(weights["scale"], weights["shift"]))
             return head.logits(asked, weights, (asked[:, :0], support.labels), ways).argmax(-1)
 
     return predict
@@ -163,10 +179,10 @@ def _tuned_network(backbone: Backbone, lr: float, steps: int) -> Predict:
     def one(episode: Episode) -> Tensor:
         support, ways = episode.support, episode.ways
         model = {f"model.{k}": v for k, v in tensors.leaf(dict(backbone.model.named_parameters())).items()}
-        network = lambda w, x: torch.func.functional_call(backbone, {k: w[k] for k in model}, (x,))  # noqa: E731
+        network = lambda w, x: torch.func.functional_call(backbone, {k: w[k] for k in model}, (x,)).float()  # noqa: E731
         with torch.no_grad():
-            first = head.init(backbone(support.inputs), support.labels, ways)
-        weights = model | tensors.leaf(first)
+            first = head.init(_features(backbone, support.inputs), support.labels, ways)
+        weights = model | first
         # Adam moves a copy: functional_call swaps it in for one forward pass, the backbone stays as it is.
         weights = {k: v.clone().detach().requires_grad_() for k, v in weights.items()}
         _adam(

@@ -76,9 +76,10 @@ def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> 
     found = backbone.spec() if backbone.load_args is not None else {"fingerprint": backbone.fingerprint()}
     if saved["fingerprint"] != found["fingerprint"] or saved["modulation_width"] != backbone.modulation_width:
         raise ValueError(
-            f"{folder} was trained for the backbone {saved['load']['name']!r} with {saved['modulation_width']} modulated channels "
-            f"(fingerprint {saved['fingerprint']}), not for {backbone.name!r} with {backbone.modulation_width} "
-            f"({found['fingerprint']}); load that backbone with the same weights and sites, or train a generator for this one"
+            f"{folder} was trained for the backbone {saved['load']['name']!r} with {saved['modulation_width']} "
+            f"modulated channels (fingerprint {saved['fingerprint']}), not for {backbone.name!r} with "
+            f"{backbone.modulation_width} ({found['fingerprint']}); load that backbone with the same weights and "
+            "sites, or train a generator for this one"
         )
 
 

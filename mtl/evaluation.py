@@ -1,4 +1,4 @@
-"""Judge methods on the same episodes: ours, the controls that show whether the adaptation is real, and the baselines."""
+"""Judge methods on the same episodes: ours, controls that show whether the adaptation is real, and baselines."""
 
 from __future__ import annotations
 
@@ -33,33 +33,64 @@ def evaluate(
     Args:
         methods: a learner alone, or methods from :func:`ours`, :func:`controls` and :func:`mtl.baselines`.
         reference: the method that paired differences are taken from; the first one by default.
-        tasks_per_chunk: tasks judged in one forward pass.
+        tasks_per_chunk: tasks judged in one forward pass, at most; chunks are made nearly equal.
         progress: show a bar.
 
     Raises:
-        ValueError: fewer than one episode, or no method.
+        ValueError: fewer than one episode, no method, two methods of one name, or a reference that is none of them.
     """
     methods = [ours(methods)] if isinstance(methods, MetaLearner) else list(methods)
-    if episodes < 1 or not methods:
-        raise ValueError(f"evaluate(episodes={episodes}) with {len(methods)} methods: expected at least one of each")
+    _check(methods, episodes, tasks_per_chunk, reference)
     accuracy = {m.name: np.full(episodes, np.nan) for m in methods}
     seconds = dict.fromkeys(accuracy, 0.0)
     families: list[str] = [""] * episodes
     ways = 0
-    for first in tqdm(range(0, episodes, tasks_per_chunk), desc=setting, unit="chunk", disable=not progress):
-        indices = list(range(first, min(first + tasks_per_chunk, episodes)))
+    for indices in tqdm(_chunks(episodes, tasks_per_chunk), desc=setting, unit="chunk", disable=not progress):
         for places, episode in stacked([tasks.sample(i) for i in indices]):
             at = [indices[p] for p in places]
-            for i, family in zip(at, episode.families, strict=True):
+            for i, family in zip(at, _families(episode), strict=True):
                 families[i] = family
             ways = max(ways, episode.ways)
             for method in methods:
                 start = time.perf_counter()
                 predicted = method(episode).cpu()
                 seconds[method.name] += time.perf_counter() - start
+                _check_shape(method, predicted, episode.query.labels)
                 accuracy[method.name][at] = (predicted == episode.query.labels).float().mean(1).numpy()
     rows = [Row(m.name, m.kind, accuracy[m.name], seconds[m.name] / episodes, m.adapted_values(ways)) for m in methods]
     return Comparison(setting, tuple(families), tuple(rows), reference or methods[0].name)
+
+
+def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, reference: str | None) -> None:
+    """Refuse now what :class:`mtl.report.Comparison` would refuse after all the computing."""
+    if episodes < 1 or tasks_per_chunk < 1 or not methods:
+        raise ValueError(
+            f"evaluate(episodes={episodes}, tasks_per_chunk={tasks_per_chunk}) with {len(methods)} methods: "
+            "expected at least one of each"
+        )
+    names = [m.name for m in methods]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"evaluate: two methods are called {repeated}; results are kept by name, rename one")
+    if reference is not None and reference not in names:
+        raise ValueError(f"evaluate(reference={reference!r}): expected one of {names}")
+
+
+def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
+    # Comparing would broadcast, and a wrong shape would become a wrong accuracy.
+    if predicted.shape != labels.shape:
+        raise ValueError(
+            f"{method.name!r} predicted {tuple(predicted.shape)} labels; expected (tasks, queries) {tuple(labels.shape)}"
+        )
+
+
+def _chunks(episodes: int, size: int) -> list[list[int]]:
+    """Nearly equal runs of at most ``size``: no last task is left alone, which the controls could not judge."""
+    return [part.tolist() for part in np.array_split(np.arange(episodes), -(-episodes // size))]
+
+
+def _families(episode: Episode) -> tuple[str, ...]:
+    """The families of an episode; a source that names none has one."""
+    return episode.families or ("tasks",) * episode.tasks
 
 
 def ours(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
@@ -76,7 +107,9 @@ def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
     """The same learner with its generator misled. The inner loop and the head always get the right support set.
 
     - another task's support: of a task drawn from the others of the chunk, of any family or of the same;
-    - shuffled labels: the right examples with their labels permuted;
+    - shuffled labels: the right examples with their labels permuted, so that other examples share a class; with one
+      example per class there is nothing to shuffle, and a generator that ignores the numbering of classes sees no
+      difference;
     - identity: scale one and shift zero, with the step sizes that the generator emits.
     """
     misled = {
@@ -117,7 +150,8 @@ def _another_task(learner: MetaLearner, episode: Episode) -> Tensors:
 
 def _same_family(learner: MetaLearner, episode: Episode) -> Tensors:
     _require_two(episode)
-    members = {f: [t for t, g in enumerate(episode.families) if g == f] for f in set(episode.families)}
+    families = _families(episode)
+    members = {f: [t for t, g in enumerate(families) if g == f] for f in dict.fromkeys(families)}
     alone = [f for f, tasks in members.items() if len(tasks) < 2]
     if alone:
         raise ValueError(f"a chunk holds one task only of {alone}; raise tasks_per_chunk for the same-family control")
@@ -126,9 +160,19 @@ def _same_family(learner: MetaLearner, episode: Episode) -> Tensors:
 
 
 def _shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
-    labels = episode.support.labels
-    order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(labels.shape[1])).to(labels.device)
-    return learner.generator(replace(learner.view(episode.support), labels=labels[:, order]))
+    labels = _shuffled(episode.support.labels)
+    return learner.generator(replace(learner.view(episode.support), labels=labels))
+
+
+def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
+    """Labels ``(tasks, n)`` in one other order. Of a few examples many orders only renumber the classes: draw again."""
+    before = labels.unsqueeze(1) == labels.unsqueeze(2)
+    for seed in range(draws):
+        order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(seed)).to(labels.device)
+        shuffled = labels[:, order]
+        if ((shuffled.unsqueeze(1) == shuffled.unsqueeze(2)) != before).flatten(1).any(1).all():
+            return shuffled
+    return shuffled
 
 
 def _identity(learner: MetaLearner, episode: Episode) -> Tensors:
@@ -165,6 +209,12 @@ def validation_accuracy(method: Method, tasks: TaskSource, episodes: int, tasks_
 def tune(
     candidates: Mapping[float, Method], tasks: TaskSource, episodes: int = 40, tasks_per_chunk: int = 8
 ) -> tuple[float, dict[float, float]]:
-    """The setting with the best accuracy on *validation* episodes, and the accuracy of each."""
+    """The setting with the best accuracy on *validation* episodes, and the accuracy of each.
+
+    Raises:
+        ValueError: without candidates.
+    """
+    if not candidates:
+        raise ValueError("tune: no candidates; give {setting: method}, a few settings a factor of three apart")
     scores = {value: validation_accuracy(m, tasks, episodes, tasks_per_chunk) for value, m in candidates.items()}
     return max(scores, key=scores.__getitem__), scores

@@ -1,8 +1,8 @@
 """Classification heads as functions of features, fast weights and the support set, batched over tasks.
 
 A head either keeps fast weights of its own (``Cosine``, ``Linear``: initialised from class means, then adapted) or none
-(``NearestClassMean``, ``Ridge``: solved in closed form from the support features each time). Inside the inner loop a closed-form
-head judges every support example by the *others* (leave one out): an example's own mean would give it away.
+(``NearestClassMean``, ``Ridge``: solved in closed form from the support features each time). Inside the inner loop a
+closed-form head judges every support example by the *others* (leave one out): an example's own mean would give it away.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from mtl.tensors import Tensors
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Mean feature of every class: ``(tasks, n, width), (tasks, n) -> (tasks, ways, width)``. Classes may differ in size."""
+    """Mean feature of every class: ``(tasks, n, width), (tasks, n) -> (tasks, ways, width)``.
+
+    Classes may differ in size.
+    """
     members = F.one_hot(labels, ways).to(features.dtype)
     return members.mT @ features / members.sum(1).clamp_min(1).unsqueeze(-1)
 
@@ -32,7 +35,10 @@ class AbstractHead(abc.ABC):
 
     @abc.abstractmethod
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        """``(tasks, m, width) -> (tasks, m, ways)``; ``support`` are the support features and labels under the same modulation."""
+        """``(tasks, m, width) -> (tasks, m, ways)``.
+
+        ``support`` are the support features and labels under the same modulation.
+        """
 
     @abc.abstractmethod
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
@@ -40,9 +46,10 @@ class AbstractHead(abc.ABC):
 
     @abc.abstractmethod
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
-        """A plain linear classifier with the same predictions: weight ``(tasks, ways, width)`` and bias ``(tasks, ways)``.
+        """A plain linear classifier with the same predictions.
 
-        Its logits are these logits times a positive number per example (the inverse length of the feature vector where the head normalises).
+        Weight ``(tasks, ways, width)`` and bias ``(tasks, ways)``. Its logits are these logits times a positive number
+        per example (the inverse length of the feature vector where the head normalises).
         """
 
 
@@ -132,7 +139,9 @@ class NearestClassMean(AbstractHead):
 
 @dataclass(frozen=True)
 class Ridge(AbstractHead):
-    """Ridge regression onto centred one-hot labels, in closed form in the number of support examples (R2-D2, arXiv 1805.08136).
+    """Ridge regression onto centred one-hot labels (R2-D2, arXiv 1805.08136).
+
+    In closed form, at the cost of a matrix as large as the support set.
 
     Args:
         l2: ridge penalty on unit-length features, > 0.

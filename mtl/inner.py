@@ -1,9 +1,11 @@
-r"""The inner loop: what is adapted (:class:`InnerProblem`), how (:class:`AbstractInnerOptimizer`), and the one place where a step is taken.
+r"""The inner loop: what is adapted (:class:`InnerProblem`), how (:class:`AbstractInnerOptimizer`), and its one step.
 
-An inner step :math:`k` maps fast weights and optimiser state :math:`(\theta_k, s_k)` to :math:`(\theta_{k+1}, s_{k+1}) = U(\theta_k, s_k, g_k, \phi)`
-with :math:`g_k = \partial L_k / \partial \theta` evaluated at :math:`\theta_k`. Estimators only ever need two things of it: the gradient :math:`g_k`
-(a pass through the network, expensive) and the update :math:`U` (element-wise, cheap). So an optimiser is one pure, differentiable function,
-and momentum, weight decay or learned step sizes need no code in any estimator.
+An inner step :math:`k` maps fast weights and optimiser state :math:`(\theta_k, s_k)` to
+:math:`(\theta_{k+1}, s_{k+1}) = U(\theta_k, s_k, g_k, \phi)` with :math:`g_k = \partial L_k / \partial \theta`
+evaluated at :math:`\theta_k`.
+Estimators only ever need two things of it: the gradient :math:`g_k` (a pass through the network, expensive) and the
+update :math:`U` (element-wise, cheap). So an optimiser is one pure, differentiable function, and momentum, weight decay
+or learned step sizes need no code in any estimator.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class InnerSGD(AbstractInnerOptimizer):
     .. math:: v \leftarrow \mu v + g + \lambda \theta, \qquad \theta \leftarrow \theta - \alpha v
 
     Args:
-        lr: step size :math:`\alpha`: a number, or a function of ``meta`` that returns a number, a tensor that broadcasts against every fast weight,
-            or one such tensor per fast weight by name. The function makes step sizes meta-parameters (Meta-SGD, arXiv 1707.09835; MAML++, arXiv 1810.09502).
+        lr: step size :math:`\alpha`: a number, or a function of ``meta`` that returns a number, a tensor that
+            broadcasts against every fast weight, or one such tensor per fast weight by name. The function makes step
+            sizes meta-parameters (Meta-SGD, arXiv 1707.09835; MAML++, arXiv 1810.09502).
         momentum: :math:`\mu` in ``[0, 1)``.
         weight_decay: :math:`\lambda >= 0`.
 
@@ -86,8 +89,9 @@ class InnerProblem:
 
     Args:
         init: ``meta -> theta_0``; every fast weight has a leading task axis.
-        inner_loss: ``(theta_k, meta, step) -> (tasks,)`` losses on the support set. Row ``t`` must depend on row ``t`` of the fast weights only.
-            It is evaluated more than once at a step, so its randomness must be keyed by ``step``.
+        inner_loss: ``(theta_k, meta, step) -> (tasks,)`` losses on the support set. Row ``t`` must depend on row ``t``
+            of the fast weights only. It is evaluated more than once at a step, so its randomness must be keyed by
+            ``step``.
         outer_loss: ``(theta_K, meta) -> (tasks,)`` losses on the query set.
         num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
         optimizer: how a step is taken.
@@ -127,7 +131,10 @@ class Trajectory:
 
 
 def inner_gradient(problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Tensors:
-    """The plain gradient of the inner loss in the fast weights, outside every graph. Cost: one forward, one backward."""
+    """The plain gradient of the inner loss in the fast weights, outside every graph.
+
+    Cost: one forward, one backward.
+    """
     weights = tensors.leaf(weights)
     with torch.enable_grad():
         loss = problem.inner_loss(weights, tensors.detach(meta), step).sum()
@@ -139,7 +146,8 @@ def run(problem: InnerProblem, meta: Tensors, reuse: int = 1) -> Trajectory:
     """Take the K inner steps without graph.
 
     Args:
-        reuse: evaluate the gradient once per so many steps and apply it that often (lazy windows); 1 is ordinary descent.
+        reuse: evaluate the gradient once per so many steps and apply it that often (lazy windows); 1 is ordinary
+            descent.
     """
     meta = tensors.detach(meta)
     weights = tensors.detach(problem.init(meta))

@@ -1,4 +1,4 @@
-"""The meta-learner: backbone + generator + head, as an inner problem to train through and as a thing that adapts and predicts."""
+"""The meta-learner: backbone + generator + head, to meta-train as an inner problem, to adapt and to predict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from mtl.tensors import Tensors
 class MetaLearner:
     """Everything that is needed to meta-train on tasks and to adapt to a new one.
 
-    The fast weights of a task are the generator's (scale and shift of every site and of the pooled features, or a task code) and the head's.
+    The fast weights of a task are the generator's (scale and shift of every site and of the pooled features, or a task
+    code) and the head's.
 
     Args:
         backbone: frozen, see :func:`mtl.load_backbone`.
@@ -206,7 +207,10 @@ class Adapted:
         return self.learner._query_logits(self.support, inputs, self.ways, self.weights, self.meta)
 
     def predict(self, inputs: Inputs | Sequence[Any]) -> Any:
-        """Most likely class: integers ``(tasks, n)`` for tensors with a task axis, a list of class names for a list of images or strings."""
+        """Most likely class.
+
+        Integers ``(tasks, n)`` for tensors with a task axis, a list of class names for a list of images or strings.
+        """
         if isinstance(inputs, (Tensor, dict)):
             return self.logits(inputs).argmax(-1)
         chosen = self.logits(_add_task_axis(self.learner.backbone.preprocess(inputs)))[0].argmax(-1).tolist()
@@ -227,8 +231,9 @@ class Adapted:
         """One task as a plain network and a plain linear classifier on its pooled features.
 
         Returns:
-            The merged backbone, the classifier's weight ``(ways, width)`` and bias ``(ways,)``. The scale and shift of the pooled features are folded
-            into the classifier. Predictions are those of :meth:`predict`; logits are, up to one positive factor per example.
+            The merged backbone, the classifier's weight ``(ways, width)`` and bias ``(ways,)``. The scale and shift of
+            the pooled features are folded into the classifier. Predictions are those of :meth:`predict`; logits are, up
+            to one positive factor per example.
         """
         sites = self.learner.backbone.modulation_width
         scale, shift = self.modulation.scale, self.modulation.shift

@@ -1,8 +1,9 @@
-r"""Pulls: one product of the second derivatives of the inner loss with a cotangent, and the reverse sweep's step between two pulls.
+r"""Pulls: products of the second derivatives of the inner loss with a cotangent, and the sweep between two of them.
 
-At an anchor :math:`\theta` write :math:`H = \partial^2 L/\partial\theta^2` and :math:`M = \partial^2 L/\partial\phi\,\partial\theta`.
-A pull takes a cotangent :math:`c` (one tensor per fast weight) and returns both products :math:`(H c,\ M c)`.
-All pulls honour the same contract and are interchangeable; they differ in cost and in what they ask of the network.
+At an anchor :math:`\theta` write :math:`H = \partial^2 L/\partial\theta^2` and
+:math:`M = \partial^2 L/\partial\phi\,\partial\theta`. A pull takes a cotangent :math:`c` (one tensor per fast weight)
+and returns both products :math:`(H c,\ M c)`. All pulls honour the same contract and are interchangeable; they differ
+in cost and in what they ask of the network.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ Products = Callable[[Tensors], tuple[Tensors, Tensors]]
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Use the one attention kernel that has a second derivative (the fused ones have none, PyTorch issue 116350), and give the choice back after."""
+    """Use the one attention kernel that has a second derivative, and give the choice back after.
+
+    The fused ones have none (PyTorch issue 116350).
+    """
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -42,7 +46,8 @@ class AbstractPull(abc.ABC):
 class Reverse(AbstractPull):
     """Reverse over reverse: differentiate the gradient. Exact.
 
-    Cost: 5.9 support forwards for the first product at an anchor, about 2.2 for each further one. Needs a network with a double backward.
+    Cost: 5.9 support forwards for the first product at an anchor, about 2.2 for each further one. Needs a network with
+    a double backward.
 
     Raises:
         RuntimeError: when an operation of the network has no second derivative.
@@ -79,8 +84,9 @@ class FiniteDifference(AbstractPull):
     .. math:: (H c, M c) \approx \frac{\nabla L(\theta + \epsilon c) - \nabla L(\theta - \epsilon c)}{2 \epsilon},
               \qquad \epsilon = \text{radius} / \lVert c \rVert
 
-    Cost: 4.2 support forwards and first-order memory; no second derivative is taken, so fused attention, activation checkpointing and sharded weights
-    keep working. The error falls as ``radius**2`` until rounding takes over. ReLU networks have kinks that a difference crosses: prefer ``Reverse`` there.
+    Cost: 4.2 support forwards and first-order memory; no second derivative is taken, so fused attention, activation
+    checkpointing and sharded weights keep working. The error falls as ``radius**2`` until rounding takes over. ReLU
+    networks have kinks that a difference crosses: prefer ``Reverse`` there.
 
     Args:
         radius: Euclidean length of the displacement of one task's fast weights. 1e-2 .. 1e-1 in float32.
@@ -140,7 +146,10 @@ def as_pull(pull: str | AbstractPull) -> AbstractPull:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The sweep's running cotangents: of the fast weights, of the optimiser state, and what the meta-parameters have received so far."""
+    """The sweep's running cotangents.
+
+    Of the fast weights, of the optimiser state, and what the meta-parameters have received so far.
+    """
 
     weights: Tensors
     state: Tensors
@@ -157,12 +166,14 @@ def through_updates(
 ) -> tuple[Adjoint, Tensors]:
     r"""Walk an adjoint back through consecutive updates, holding their gradients fixed.
 
-    The composed update from ``(weights, state)`` is differentiated with one displacement shared by all its gradients. With plain gradient descent
-    over n steps the displacement receives :math:`c = -n \alpha \lambda`; momentum, decay and learned step sizes come out right of themselves.
+    The composed update from ``(weights, state)`` is differentiated with one displacement shared by all its gradients.
+    With plain gradient descent over n steps the displacement receives :math:`c = -n \alpha \lambda`; momentum, decay
+    and learned step sizes come out right of themselves.
     Cost: element-wise work only.
 
     Returns:
-        The adjoint before the updates without the network's share, and the cotangent ``c`` that a pull turns into that share.
+        The adjoint before the updates without the network's share, and the cotangent ``c`` that a pull turns into that
+        share.
     """
     weights, state, meta = tensors.leaf(weights), tensors.leaf(state), tensors.leaf(meta)
     shared = tensors.leaf(tensors.zeros_like(weights))

@@ -1,6 +1,7 @@
 """Named tensors, the one container for fast weights, meta-parameters and gradients.
 
-Fast weights and everything the generator emits carry a leading *task axis*: row ``t`` belongs to task ``t`` and to no other.
+Fast weights and everything the generator emits carry a leading *task axis*: row ``t`` belongs to task ``t`` and to no
+other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Meta-training: the outer loop on Accelerate. Any number of processes, resumable at any moment, bad episodes left out."""
+"""Meta-training: the outer loop on Accelerate, on any number of processes, resumable, bad episodes left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from mtl.checkpoint import from_pretrained, save_pretrained
+from mtl.checkpoint import CONFIG, from_pretrained, save_pretrained
 from mtl.episode import Episode, TaskSource, stacked
 from mtl.files import replacing
 from mtl.learner import MetaLearner
@@ -33,7 +33,8 @@ class TrainingConfig:
     Args:
         steps: outer steps.
         tasks_per_step: tasks per outer step, over all processes.
-        tasks_per_chunk: tasks in one forward pass; lower it when memory is short, the result is the same.
+        tasks_per_chunk: tasks in one forward pass; lower it when memory is short. The result is the same, except that
+            adaptive windows choose their sub-steps for the worst task of a chunk.
         outer_lr: of the generator's weights (AdamW).
         step_size_lr: of the logarithms of the inner step sizes.
         weight_decay: of the generator's matrices.
@@ -72,6 +73,14 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainingConfig({name}={getattr(self, name)}): expected at least 1")
+        for name in ("outer_lr", "step_size_lr", "weight_decay", "warmup", "workers"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"TrainingConfig({name}={getattr(self, name)}): expected 0 or more")
+        if not self.clip > 0:
+            raise ValueError(f"TrainingConfig(clip={self.clip}): nothing would move; for no clipping use math.inf")
+
+
+NOTHING_KEPT = {"accuracy": -1.0, "step": 0}
 
 
 class NonFiniteLosses(RuntimeError):
@@ -88,8 +97,8 @@ def train(
 ) -> MetaLearner:
     """Train the learner's generator and return the best one by validation accuracy.
 
-    The run folder gets ``metrics.jsonl``, ``best/`` (see :func:`mtl.save_pretrained`) and ``last.pt``. Called again with the same arguments it
-    continues from ``last.pt``; a finished run returns at once.
+    The run folder gets ``metrics.jsonl``, ``best/`` (see :func:`mtl.save_pretrained`) and ``last.pt``. Called again
+    with the same arguments it continues from ``last.pt``; a finished run returns at once.
 
     Args:
         learner: its generator is trained in place.
@@ -99,28 +108,27 @@ def train(
         accelerator: decides device, precision and processes; a plain one by default.
 
     Raises:
-        ValueError: when the folder holds a run with other settings.
+        ValueError: when the folder holds a run with other settings, or the backbone cannot be saved by name.
         NonFiniteLosses: when nothing finite comes any more.
     """
     accelerator = accelerator or Accelerator()
+    learner.backbone.spec()  # a backbone that cannot be saved says so now, not at the first validation
     run = _Run(learner, config, Path(folder), accelerator)
     run.resume()
     loader = _loader(tasks, config, run.step, accelerator)
-    progress = tqdm(
-        total=config.steps, initial=run.step, disable=not accelerator.is_main_process, unit="step", desc=run.folder.name
-    )
-    for batch in loader:
-        metrics = run.train_step(batch)
-        progress.update()
-        progress.set_postfix(
-            {k: f"{v:.3f}" for k, v in metrics.items() if k in ("loss", "accuracy")} | run.best_so_far()
-        )
-        if run.step % config.validate_every == 0 or run.step == config.steps:
-            metrics |= run.validate(validation)
-        run.log(metrics)
-        if run.step % config.save_every == 0 or run.step == config.steps:
-            run.save()
-    progress.close()
+    hidden = not accelerator.is_main_process
+    with tqdm(total=config.steps, initial=run.step, disable=hidden, unit="step", desc=run.folder.name) as progress:
+        for batch in loader:
+            metrics = run.train_step(batch)
+            progress.update()
+            progress.set_postfix(
+                {k: f"{v:.3f}" for k, v in metrics.items() if k in ("loss", "accuracy")} | run.best_so_far()
+            )
+            if run.step % config.validate_every == 0 or run.step == config.steps:
+                metrics |= run.validate(validation)
+            run.log(metrics)
+            if run.step % config.save_every == 0 or run.step == config.steps:
+                run.save()
     accelerator.wait_for_everyone()
     return from_pretrained(run.folder / "best", learner.backbone).to(accelerator.device)
 
@@ -134,7 +142,7 @@ class _Run:
         self.folder = folder
         self.accelerator = accelerator
         self.step = 0
-        self.best = {"accuracy": -1.0, "step": 0}
+        self.best: dict[str, Any] = dict(NOTHING_KEPT)
         self.barren = 0
         self.parameters = [p for p in learner.generator.parameters() if p.requires_grad]
         for p in self.parameters:
@@ -155,21 +163,28 @@ class _Run:
             for first in range(0, group.tasks, self.config.tasks_per_chunk):
                 chunk = group[first : first + self.config.tasks_per_chunk].to(self.accelerator.device)
                 self._accumulate(chunk, totals)
-        counted = self._reduce(totals)
-        metrics = {"step": self.step + 1, "left_out": totals.left_out}
-        if counted:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        counted, left_out = self._reduce(totals)
+        metrics = {"step": self.step + 1, "left_out": left_out}
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        # Finite cotangents can still overflow in the generator; one such step would leave nothing but NaN behind.
+        moved = counted > 0 and math.isfinite(norm)
+        if moved:
             self.optimizer.step()
-            metrics |= totals.means(counted) | {"gradient_norm": float(norm)}
-        self.barren = 0 if counted else self.barren + 1
+            metrics |= totals.means(counted) | {"gradient_norm": norm}
+        self.barren = 0 if moved else self.barren + 1
         if self.barren >= self.config.patience:
-            raise NonFiniteLosses(
-                f"no episode of the last {self.barren} steps had a finite loss and gradient; lower outer_lr ({self.config.outer_lr}) or the inner "
-                f"step size, or look at the inputs. The last checkpoint is of step {self.step // self.config.save_every * self.config.save_every}."
-            )
+            raise NonFiniteLosses(self._barren_message())
         self.schedule.step()
         self.step += 1
         return metrics | {"seconds": time.perf_counter() - start}
+
+    def _barren_message(self) -> str:
+        saved = self.step // self.config.save_every * self.config.save_every
+        return (
+            f"no episode of the last {self.barren} steps had a finite loss and gradient; lower outer_lr "
+            f"({self.config.outer_lr}) or the inner step size, or look at the inputs. "
+            + (f"The last checkpoint is of step {saved}." if saved else "There is no checkpoint yet.")
+        )
 
     def _accumulate(self, chunk: Episode, totals: _Totals) -> None:
         """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
@@ -185,25 +200,28 @@ class _Run:
             for t in range(chunk.tasks):
                 self._accumulate(chunk[t : t + 1], totals)
         else:
-            totals.left_out += 1
+            totals.leave_out()
+            family = f" of the family {chunk.families[0]!r}" if chunk.families else ""
             warnings.warn(
-                f"step {self.step + 1}: an episode ({chunk.families}) has a non-finite loss or gradient and is left out",
+                f"step {self.step + 1}: an episode{family} has a non-finite loss or gradient and is left out",
                 stacklevel=2,
             )
 
-    def _reduce(self, totals: _Totals) -> float:
-        """Sum gradients and totals over processes, divide the gradients by the number of episodes; returns that number."""
+    def _reduce(self, totals: _Totals) -> tuple[float, float]:
+        """Sum gradients and totals over processes, divide the gradients by the number of episodes.
+
+        Returns:
+            That number, and how many episodes were left out.
+        """
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         flat = torch.cat([g.flatten() for g in gradients] + [totals.sums])
         flat = self.accelerator.reduce(flat, "sum")
         assert isinstance(flat, Tensor)
-        totals.sums = flat[-len(totals.sums) :]
-        counted = float(totals.sums[0])
-        for p, g in zip(
-            self.parameters, flat.split([*(g.numel() for g in gradients), len(totals.sums)])[:-1], strict=True
-        ):
+        *sums, totals.sums = flat.split([*(g.numel() for g in gradients), len(totals.sums)])
+        counted, left_out = totals.sums[:2].tolist()
+        for p, g in zip(self.parameters, sums, strict=True):
             p.grad = (g / max(counted, 1.0)).view_as(p)
-        return counted
+        return counted, left_out
 
     # --- validation, records, checkpoints ----------------------------------------------------------------------------
 
@@ -227,7 +245,8 @@ class _Run:
             self.best = {"accuracy": mean, "step": self.step}
             if self.accelerator.is_main_process:
                 save_pretrained(self.learner, self.folder / "best", self.best)
-        return {"validation_accuracy": mean, "validation_accuracy_half_width": half}
+        interval = {} if math.isnan(half) else {"validation_accuracy_half_width": half}  # NaN is not JSON
+        return {"validation_accuracy": mean} | interval
 
     def best_so_far(self) -> dict[str, str]:
         return {"best": f"{self.best['accuracy']:.3f}"} if self.best["step"] else {}
@@ -244,7 +263,6 @@ class _Run:
             state = {
                 "settings": self._settings(),
                 "step": self.step,
-                "best": self.best,
                 "generator": self.learner.generator.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
@@ -259,13 +277,19 @@ class _Run:
         if path.is_file():
             state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             self._check_settings(state["settings"])
-            self.step, self.best = state["step"], state["best"]
+            self.step, self.best = state["step"], self._kept()
             self.learner.generator.load_state_dict(state["generator"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.is_main_process:
             _forget_after(self.folder / "metrics.jsonl", self.step)
         self.accelerator.wait_for_everyone()
+
+    def _kept(self) -> dict[str, Any]:
+        """Accuracy and step of ``best/``. The folder itself is asked: a kill may have come between its writing and
+        that of ``last.pt``, or in the middle of its replacement."""
+        config = self.folder / "best" / CONFIG
+        return json.loads(config.read_text())["extra"] if config.is_file() else dict(NOTHING_KEPT)
 
     def _settings(self) -> dict[str, Any]:
         """What must not change within a run. How it is cut into chunks, processes and checkpoints may."""
@@ -288,31 +312,34 @@ class _Run:
         changed = [f"{k}: {saved.get(k)!r} there, {now.get(k)!r} now" for k in now if saved.get(k) != now.get(k)]
         if changed:
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give this run another folder, or remove that one"
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); "
+                "give this run another folder, or remove that one"
             )
 
 
 class _Totals:
     """Sums over episodes, kept on the device until all processes have added theirs."""
 
-    NAMES = ("count", "loss", "accuracy", "pulls", "max_rho")
+    NAMES = ("count", "left_out", "loss", "accuracy", "pulls", "max_rho")
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.NAMES), device=device)
-        self.left_out = 0
+
+    def leave_out(self) -> None:
+        self.sums[1] += 1
 
     def add(self, losses: Tensor, accuracy: Tensor, diagnostics: dict[str, Tensor], pulls: int) -> None:
         n = len(losses)
         rho = diagnostics.get("max_rho", losses.new_zeros(()))
         count, pulled = losses.new_tensor(n), losses.new_tensor(n * pulls)
-        self.sums += torch.stack([count, losses.sum(), accuracy.sum(), pulled, n * rho]).to(self.sums)
+        self.sums += torch.stack([count, 0 * count, losses.sum(), accuracy.sum(), pulled, n * rho]).to(self.sums)
 
     def means(self, count: float) -> dict[str, float]:
-        return {name: value / count for name, value in zip(self.NAMES[1:], self.sums.tolist()[1:], strict=True)}
+        return {name: value / count for name, value in zip(self.NAMES[2:], self.sums.tolist()[2:], strict=True)}
 
 
 def _backward(meta: Tensors, cotangents: Tensors, tasks: int) -> None:
-    """One pass back through the generator, with the sum over tasks (not their mean) so that chunks of any size add up."""
+    """One pass back through the generator, with the sum over tasks, not their mean: chunks of any size add up."""
     pairs = [(v, cotangents[k] * tasks) for k, v in meta.items() if v.requires_grad]
     torch.autograd.backward([v for v, _ in pairs], [c.to(v.dtype) for v, c in pairs])
 

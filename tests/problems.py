@@ -19,7 +19,9 @@ SGD = {
 def regression(
     steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, **sgd
 ) -> tuple[InnerProblem, dict]:
-    """Two-layer tanh regression. Meta: ``start`` (type I), ``outer`` (D), ``inner`` (L), ``rate`` (O), ``both`` (I and L at once).
+    """Two-layer tanh regression.
+
+    Meta: ``start`` (type I), ``outer`` (D), ``inner`` (L), ``rate`` (O), ``both`` (I and L at once).
 
     ``start`` and ``both`` carry a task axis, the others are shared by all tasks.
     """
@@ -57,7 +59,10 @@ def regression(
 
 
 def quadratic(steps: int, *, curvature: float, lr: float, seed: int = 0, dim: int = 6) -> tuple[InnerProblem, dict]:
-    """Quadratic inner loss whose largest eigenvalue is ``curvature``: the exact factor of an eigen-direction is ``(1 - lr * h) ** steps``."""
+    """Quadratic inner loss whose largest eigenvalue is ``curvature``.
+
+    The exact factor of an eigen-direction is ``(1 - lr * h) ** steps``.
+    """
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     basis = torch.linalg.qr(draw(TASKS, dim, dim))[0]

@@ -204,7 +204,8 @@ def test_middle_anchor_is_best():
 
 
 def test_window_error_shrinks_with_the_step_size():
-    # At fixed K the relative error is first order in the step size: what a window leaves out is how the cotangent changes inside it.
+    # At fixed K the relative error is first order in the step size: what a window leaves out is how the cotangent
+    # changes inside it.
     def at(lr):
         problem, meta = regression(steps=6, lr=lr)
         return error(mtl.Windowed(size=3, mode="exact-forward")(problem, meta).grads, mtl.Exact()(problem, meta).grads)
@@ -301,7 +302,7 @@ def test_call_leaves_no_trace(estimator):
 
 
 def test_memory_is_flat_in_the_number_of_steps():
-    """Bytes of activations saved for backward and alive at once, counted at the allocation, not guessed from the process."""
+    """Bytes of activations saved for backward and alive at once, counted as they are saved, not guessed."""
     from torch.autograd.graph import saved_tensors_hooks
 
     class Token:

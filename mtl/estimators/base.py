@@ -29,7 +29,8 @@ class MetaGradient:
         weights: the adapted fast weights ``theta_K``, outside every graph.
         gradients: inner gradients evaluated in the forward loop.
         pulls: second-derivative products evaluated on the way back.
-        diagnostics: numbers worth logging, such as ``max_rho``, the largest ``step size * curvature`` that a window met.
+        diagnostics: numbers worth logging, such as ``max_rho``, the largest ``step size * curvature`` that a window
+            met.
     """
 
     losses: Tensor
@@ -72,7 +73,10 @@ def exact_sweep(
     steps: Iterable[int],
     pull: AbstractPull,
 ) -> Adjoint:
-    """Walk back through ``steps`` (last first), one fresh pull each. One step's graph is alive at a time, so memory is flat in K."""
+    """Walk back through ``steps`` (last first), one fresh pull each.
+
+    One step's graph is alive at a time, so memory is flat in K.
+    """
     for step in steps:
         weights, state = trajectory.weights[step], trajectory.states[step]
         adjoint, cotangent = through_updates(
@@ -83,7 +87,10 @@ def exact_sweep(
 
 
 def through_init(problem: InnerProblem, meta: Tensors, adjoint: Adjoint) -> Tensors:
-    """Where every sweep ends: add what the initial weights owe to ``meta``. ``init`` is evaluated again so that its graph never meets a step's."""
+    """Where every sweep ends: add what the initial weights owe to ``meta``.
+
+    ``init`` is evaluated again so that its graph never meets a step's.
+    """
     phi = tensors.leaf(meta)
     with torch.enable_grad():
         weights = problem.init(phi)

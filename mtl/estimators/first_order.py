@@ -26,7 +26,8 @@ class FirstOrder(AbstractEstimator):
     """Drop every second derivative (FOMAML, arXiv 1703.03400): inner gradients count as constants.
 
     Cost: K gradients, no pull: the floor that every other estimator walks towards.
-    Equals: :class:`mtl.Exact` for a linear inner loss. Exactly zero on a meta-parameter that acts only inside the inner loss.
+    Equals: :class:`mtl.Exact` for a linear inner loss. Exactly zero on a meta-parameter that acts only inside the inner
+    loss.
 
     Warns:
         StructuralZeroWarning: naming such meta-parameters and an estimator that does train them.
@@ -45,7 +46,10 @@ class FirstOrder(AbstractEstimator):
 
 @torch.enable_grad()
 def _warn_of_structural_zeros(problem: InnerProblem, meta: Tensors, trajectory: Trajectory) -> None:
-    """Compare which meta-parameters the inner loss reads with those that this estimator can reach by another way. Reads graphs, takes no gradient."""
+    """Compare which meta-parameters the inner loss reads with those that this estimator can reach by another way.
+
+    Reads graphs, takes no gradient.
+    """
     if problem.num_steps == 0:
         return
     phi, weights = tensors.leaf(meta), trajectory.weights[0]

@@ -14,7 +14,10 @@ from mtl.tensors import Tensors
 class Rematerialised(AbstractEstimator):
     r"""Remember only the fast weights, rebuild one step's graph at a time on the way back.
 
-    .. math:: \text{acc} \mathrel{-}= \alpha M_k \lambda, \qquad \lambda \mathrel{-}= \alpha H_k \lambda, \qquad k = K-1, \dots, 0
+    .. math::
+
+        \text{acc} \mathrel{-}= \alpha M_k \lambda, \qquad \lambda \mathrel{-}= \alpha H_k \lambda, \qquad
+        k = K-1, \dots, 0
 
     Cost: K gradients and K pulls; peak memory is that of one step, for any K.
     Equals: :class:`mtl.Exact` to rounding.

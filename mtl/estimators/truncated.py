@@ -12,10 +12,11 @@ from mtl.tensors import Tensors
 
 @dataclass(frozen=True)
 class Truncated(AbstractEstimator):
-    """Sweep the last ``steps`` inner steps exactly, then hand the cotangent to the initial weights unchanged (arXiv 1810.10667).
+    """Sweep the last ``steps`` inner steps, then hand the cotangent to the initial weights as it is (arXiv 1810.10667).
 
     Cost: K gradients and ``min(steps, K)`` pulls, memory of one step.
-    Equals: :class:`mtl.Exact` when ``steps >= K``. Blind to what the earlier steps did, so it forgets slow directions of low curvature last.
+    Equals: :class:`mtl.Exact` when ``steps >= K``. Blind to what the earlier steps did, so it forgets slow directions
+    of low curvature last.
 
     Args:
         steps: how many of the last steps are differentiated, at least one (none is :class:`mtl.FirstOrder`).

@@ -24,27 +24,33 @@ Anchor = Literal["start", "middle", "end"]
 class Windowed(AbstractEstimator):
     r"""Reuse one gradient over a window of inner steps (the idea of arXiv 2006.04298).
 
-    The K steps are cut into windows of ``size`` (the last may be shorter, with n steps). On the way back a window is linearised at one anchor,
+    The K steps are cut into windows of ``size`` (the last may be shorter, with n steps). On the way back a window is
+    linearised at one anchor,
 
     .. math:: \lambda \mathrel{-}= n \alpha H_a \lambda, \qquad \text{acc} \mathrel{-}= n \alpha M_a \lambda,
 
     instead of at each of its steps. The modes differ in the steps really taken and in how a window is walked back:
 
-    - ``"lazy"``: the gradient is evaluated once per window and applied n times; its sweep is exact *for that coarse loop*.
-      With plain SGD on a fixed batch this is exactly MAML with K / size steps of size ``size * lr``: compare with that before claiming a gain.
-    - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window, on the same anchor graph).
-    - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of the cotangent stays
-      near ``tau``. Nothing extra where curvature is low, and the direction survives where a plain window's does not.
+    - ``"lazy"``: the gradient is evaluated once per window and applied n times; its sweep is exact *for that coarse
+      loop*. With plain SGD on a fixed batch this is exactly MAML with K / size steps of size ``size * lr``: compare
+      with that before claiming a gain.
+    - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window,
+      on the same anchor graph).
+    - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of
+      the cotangent stays near ``tau``. Nothing extra where curvature is low, and the direction survives where a plain
+      window's does not.
 
-    Cost: lazy K/size gradients and K/size pulls; otherwise K gradients and K/size pulls (more in adaptive mode where curvature asks for it).
-    Memory of one step for any K. Adaptive mode reads one number from the device per pull.
-    Equals: :class:`mtl.Exact` at ``size=1`` in every mode. Past ``size * lr * h_max >= 2`` a plain window is unstable and the loss does not show it:
-    watch the diagnostic ``max_rho``, the largest relative change of the cotangent per step.
+    Cost: lazy K/size gradients and K/size pulls; otherwise K gradients and K/size pulls (more in adaptive mode where
+    curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
+    Equals: :class:`mtl.Exact` at ``size=1`` in every mode. Past ``size * lr * h_max >= 2`` a plain window is unstable
+    and the loss does not show it: watch the diagnostic ``max_rho``, the largest relative change of the cotangent per
+    step.
 
     Args:
         size: inner steps per window, at least 1.
         mode: see above.
-        anchor: which step of the window is linearised; ``"middle"`` cancels the drift of curvature to first order. Lazy windows always use their start.
+        anchor: which step of the window is linearised; ``"middle"`` cancels the drift of curvature to first order. Lazy
+            windows always use their start.
         pull: ``"reverse"`` or ``"finite-difference"``, or an instance of a pull.
         substeps: pulls per window in mode ``"exact-forward"``; 1 .. size.
         tau: aimed-for relative change of the cotangent per sub-step in mode ``"adaptive"``; in (0, 1).
@@ -129,7 +135,8 @@ class _Walk:
     def adaptively(self, products: Products, start: int, stop: int, tau: float) -> None:
         """Walk back in sub-steps that change the cotangent of no task by much more than ``tau``.
 
-        The last accepted sub-step predicts the next. One that turns out to change a cotangent by more than ``2 tau`` is taken again, shorter.
+        The last accepted sub-step predicts the next. One that turns out to change a cotangent by more than ``2 tau`` is
+        taken again, shorter.
         """
         while stop > start:
             length = stop - start

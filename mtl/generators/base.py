@@ -31,10 +31,10 @@ class SupportView:
 
 
 class AbstractGenerator(nn.Module, abc.ABC):
-    """Emits ``meta``: everything the inner problem takes from the generator, per task or shared, plus the inner step sizes.
+    """Emits ``meta``: what the inner problem takes from the generator, per task or shared, and the inner step sizes.
 
-    The scale and shift vectors that come out cover the backbone's sites in order, and behind them the pooled features themselves
-    (a last site that a linear head absorbs when the model is exported).
+    The scale and shift vectors that come out cover the backbone's sites in order, and behind them the pooled features
+    themselves (a last site that a linear head absorbs when the model is exported).
     """
 
     def __init__(self, sites: Sequence[Site], width: int, step_size: float, **options: float) -> None:
@@ -67,7 +67,8 @@ class AbstractGenerator(nn.Module, abc.ABC):
 class StepSizes(nn.Module):
     """Learned inner step sizes: one for the scale and one for the shift of every site, one for the head or task code.
 
-    The idea of MAML++ (arXiv 1810.09502). Kept as logarithms, so that they stay positive and one outer step size suits all of them.
+    The idea of MAML++ (arXiv 1810.09502). Kept as logarithms, so that they stay positive and one outer step size suits
+    all of them.
     """
 
     site: Tensor

@@ -1,4 +1,4 @@
-"""The support-conditioned generator: reads a labelled support set, emits scale, shift and inner step sizes for every site."""
+"""The support-conditioned generator: a labelled support set in; scale, shift and inner step sizes of every site out."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class SupportConditioned(AbstractGenerator):
 
     .. math:: \text{scale}_s = 1 + b_s + r_s\, g_s(z, a_s), \qquad \text{shift}_s = b'_s + r'_s\, g'_s(z, a_s)
 
-    The task vector :math:`z` pools statistics of the labelled features (:class:`TaskEncoder`); :math:`a_s` are the class-wise statistics of the site's
-    own activations; :math:`g` is shared by sites of one width, told apart by a site embedding. The gates :math:`r` start small but not at zero,
-    so the modulation starts next to the identity and every weight has a gradient. The offset :math:`b` is what is common to all tasks.
+    The task vector :math:`z` pools statistics of the labelled features (:class:`TaskEncoder`); :math:`a_s` are the
+    class-wise statistics of the site's own activations; :math:`g` is shared by sites of one width, told apart by a site
+    embedding. The gates :math:`r` start small but not at zero, so the modulation starts next to the identity and every
+    weight has a gradient. The offset :math:`b` is what is common to all tasks.
 
-    Invariant to the order of the support examples and to the numbering of classes; any number of ways and of (unequal) shots.
+    Invariant to the order of the support examples and to the numbering of classes; any number of ways and of (unequal)
+    shots.
 
     Args:
         sites: the backbone's sites.
@@ -82,9 +84,9 @@ class SupportConditioned(AbstractGenerator):
 
 
 def class_statistics(values: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Per channel: mean, spread, spread between class means, and spread inside classes: ``(tasks, n, c) -> (tasks, 4 c)``.
+    """Per channel: mean, spread, spread between class means, and spread inside classes.
 
-    The spread inside classes is zero for one example per class.
+    ``(tasks, n, c) -> (tasks, 4 c)``. The spread inside classes is zero for one example per class.
     """
     means = class_means(values, labels, ways)
     own = torch.gather(means, 1, labels.unsqueeze(-1).expand_as(values))
@@ -98,9 +100,9 @@ def class_statistics(values: Tensor, labels: Tensor, ways: int) -> Tensor:
 class TaskEncoder(nn.Module):
     """What distinguishes this task: ``(tasks, n, width)`` labelled features to ``(tasks, hidden)``.
 
-    Class statistics say where the features lie. Pairs of examples say what the labels *mean*: a property that all pairs of different classes differ in,
-    and no pair of one class does, is the one being asked for. Even one example per class shows it, by the properties that examples of
-    different classes share.
+    Class statistics say where the features lie. Pairs of examples say what the labels *mean*: a property that all pairs
+    of different classes differ in, and no pair of one class does, is the one being asked for. Even one example per
+    class shows it, by the properties that examples of different classes share.
     """
 
     def __init__(self, width: int, hidden: int, channels: int = 64) -> None:

@@ -1,4 +1,4 @@
-"""A short task code that the inner loop adapts and a linear decoder turns into scale and shift (CAVIA, arXiv 1810.03642)."""
+"""A short task code, adapted by the inner loop and decoded to scale and shift (CAVIA, arXiv 1810.03642)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mtl.tensors import Tensors
 
 
 class TaskCode(AbstractGenerator):
-    """The fast weights are a code of ``size`` numbers per task, zero at first; the decoder acts *inside* the inner loss.
+    """The fast weights are a code of ``size`` numbers per task, zero at first.
 
-    So the decoder is a meta-parameter of the inner loss and of the outer loss: first-order estimators see half of its gradient.
+    The decoder acts *inside* the inner loss. So the decoder is a meta-parameter of the inner loss and of the outer
+    loss: first-order estimators see half of its gradient.
 
     Args:
         sites: the backbone's sites.
