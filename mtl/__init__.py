@@ -1,5 +1,16 @@
-"""Meta-transfer learning on frozen pretrained networks."""
+"""Meta-transfer learning on frozen pretrained networks.
 
+A generator reads a task's support set and emits scale and shift vectors for a frozen timm or transformers backbone, a short
+inner loop refines them, and the result is a plain checkpoint. Everything public is a flat name here.
+"""
+
+__version__ = "0.1.0"
+
+from mtl.backbones import Backbone, load_backbone
+from mtl.baselines import Method, baselines
+from mtl.checkpoint import from_pretrained, save_pretrained
+from mtl.data import GlyphTasks, ImageTasks, open_images, saved_split
+from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
 from mtl.estimators import (
     AbstractEstimator,
     Exact,
@@ -10,25 +21,84 @@ from mtl.estimators import (
     Truncated,
     Windowed,
 )
+from mtl.evaluation import controls, evaluate, ours, static_control, tune
+from mtl.exporting import export
+from mtl.figures import accuracy_figure, curves_figure, episode_strip
+from mtl.generators import GENERATORS, AbstractGenerator, Static, SupportConditioned, SupportView, TaskCode
+from mtl.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
 from mtl.inner import AbstractInnerOptimizer, InnerProblem, InnerSGD, solve
+from mtl.learner import Adapted, MetaLearner
+from mtl.merging import Merged, merge
+from mtl.modulation import Modulation, Site, find_sites
 from mtl.pulls import AbstractPull, FiniteDifference, Reverse
-
-__version__ = "0.1.0"
+from mtl.report import Comparison, Row, mean_interval, paired, verdicts
+from mtl.training import NonFiniteLosses, TrainingConfig, train
 
 __all__ = [
+    "GENERATORS",
+    "HEADS",
     "AbstractEstimator",
+    "AbstractGenerator",
+    "AbstractHead",
     "AbstractInnerOptimizer",
     "AbstractPull",
+    "Adapted",
+    "Alternating",
+    "Backbone",
+    "Comparison",
+    "Cosine",
+    "Episode",
     "Exact",
+    "Examples",
     "FiniteDifference",
     "FirstOrder",
+    "GlyphTasks",
+    "ImageTasks",
     "InnerProblem",
     "InnerSGD",
+    "Linear",
+    "Merged",
     "MetaGradient",
+    "MetaLearner",
+    "Method",
+    "Modulation",
+    "NearestClassMean",
+    "NonFiniteLosses",
     "Rematerialised",
     "Reverse",
+    "Ridge",
+    "Row",
+    "Site",
+    "Static",
     "StructuralZeroWarning",
+    "SupportConditioned",
+    "SupportView",
+    "TaskCode",
+    "TaskSource",
+    "TrainingConfig",
     "Truncated",
     "Windowed",
+    "accuracy_figure",
+    "baselines",
+    "controls",
+    "curves_figure",
+    "episode_strip",
+    "evaluate",
+    "export",
+    "find_sites",
+    "from_pretrained",
+    "load_backbone",
+    "mean_interval",
+    "merge",
+    "open_images",
+    "ours",
+    "paired",
+    "save_pretrained",
+    "saved_split",
     "solve",
+    "stacked",
+    "static_control",
+    "train",
+    "tune",
+    "verdicts",
 ]

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from mtl.episode import Inputs
 from mtl.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
 
+EMBEDDED = "mtl/glyphs"
+
 
 class AbstractAdapter(abc.ABC):
     """What differs between kinds of networks: how to call them, how to pool, how raw items become tensors."""
@@ -210,7 +212,8 @@ def load_backbone(
     """A frozen network by name.
 
     Args:
-        name: ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
+        name: ``"mtl/glyphs"`` for the small network that comes with the package (32 px, grey);
+            ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
             ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``.
         sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.modulation.find_sites`.
         last_k: modulate the last ``k`` blocks only.
@@ -226,7 +229,7 @@ def load_backbone(
     """
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
     load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
-    load = _load_timm if _is_timm(name) else _load_hf
+    load = _load_embedded if str(name) == EMBEDDED else _load_timm if _is_timm(name) else _load_hf
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, adapter = load(str(name), pretrained, checkpoint, pooling, model_args)
@@ -302,6 +305,18 @@ def _load_timm(
     if checkpoint is not None:
         _load_timm_checkpoint(model, Path(checkpoint))
     return model, TimmImages(_timm_data_config(model, args))
+
+
+def _load_embedded(
+    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+) -> tuple[nn.Module, AbstractAdapter]:
+    """The shipped network: a timm one whose weights and arguments lie in the package, so that no path is saved."""
+    assets = Path(__file__).parent / "data" / "assets"
+    info = json.loads((assets / "glyphs_backbone.json").read_text())
+    known = {k: v for k, v in info["kwargs"].items() if k != "num_classes"}
+    overlay = {"input_size": tuple(info["input_size"]), "mean": (info["mean"],), "std": (info["std"],), "crop_pct": 1.0}
+    weights = checkpoint or (assets / "glyphs_backbone.safetensors" if pretrained else None)
+    return _load_timm(info["model"], False, weights, pooling, known | {"pretrained_cfg_overlay": overlay} | args)
 
 
 def _check_timm_name(name: str, pretrained: bool) -> None:

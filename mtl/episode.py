@@ -93,6 +93,17 @@ class TaskSource(Protocol):
     def sample(self, index: int) -> Episode: ...
 
 
+@dataclass(frozen=True)
+class Alternating:
+    """Blocks of ``block`` episodes from each source in turn, such as one of five shots and one of a single shot."""
+
+    sources: Sequence[TaskSource]
+    block: int = 1
+
+    def sample(self, index: int) -> Episode:
+        return self.sources[index // self.block % len(self.sources)].sample(index)
+
+
 def stacked(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
     """Group episodes of one task each by shape: for each group the places they came from, and the stacked batch."""
     groups: dict[tuple[int, int, int], list[int]] = {}

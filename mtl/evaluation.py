@@ -166,7 +166,7 @@ def _shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
 
 def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
     """Labels ``(tasks, n)`` in one other order. Of a few examples many orders only renumber the classes: draw again."""
-    before = labels.unsqueeze(1) == labels.unsqueeze(2)
+    before, shuffled = labels.unsqueeze(1) == labels.unsqueeze(2), labels
     for seed in range(draws):
         order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(seed)).to(labels.device)
         shuffled = labels[:, order]

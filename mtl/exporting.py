@@ -24,6 +24,7 @@ from mtl.heads import Linear
 from mtl.learner import Adapted
 from mtl.merging import Merged
 
+_SEPARATELY = "adapted.merge() gives network and classifier separately"
 # What load_backbone takes for itself; the rest are arguments of the network. The export is float32 on the CPU.
 _OURS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
 
@@ -35,7 +36,7 @@ class Parity:
     Args:
         examples: number of inputs compared.
         agreeing: how many get the same class from both. A tie closer than ``tolerance`` may fall either way.
-        error: largest difference of logits after one positive factor per example, relative to their spread over classes.
+        error: largest difference of logits after one positive factor per example, relative to their spread.
         tolerance: what ``error`` may be; coarser where the learner itself rounds coarsely.
     """
 
@@ -80,8 +81,8 @@ def export(
 ) -> Exported:
     """Write one adapted task as a plain checkpoint, load it again and compare.
 
-    - timm: ``model.safetensors`` with a classifier of ``ways`` outputs, and timm's own ``config.json``. Both
-      ``timm.create_model("local-dir:<folder>", pretrained=True)`` and ``create_model(..., checkpoint_path=...)`` load it.
+    - timm: ``model.safetensors`` with a classifier of ``ways`` outputs, and timm's own ``config.json``;
+      ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it, as does ``checkpoint_path=``.
     - transformers: what ``AutoModel.from_pretrained`` loads, with its tokenizer or image processor where there is one;
       ``head.safetensors`` with the classifier's weight ``(ways, width)`` and bias ``(ways,)``; and ``mtl.json``.
 
@@ -225,8 +226,7 @@ def _timm_model(plain: _Plain, architecture: str, args: dict[str, Any]) -> nn.Mo
     if not isinstance(classifier, nn.Linear) or not wanted <= own.keys():
         raise ValueError(
             f"{architecture} ends in {type(classifier).__name__}, not in a Linear layer with a bias on its "
-            f"{plain.backbone.width} pooled features: no plain checkpoint can hold the classifier. Use adapted.merge(), "
-            "which gives network and classifier separately"
+            f"{plain.backbone.width} pooled features, so no plain checkpoint can hold it; {_SEPARATELY}"
         )
     _require_same_keys(architecture, own, state)
     model.load_state_dict(state)
@@ -237,8 +237,8 @@ def _require_same_keys(architecture: str, own: dict[str, Tensor], state: dict[st
     other = own.keys() ^ state.keys() | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
     if other:
         raise ValueError(
-            f"{architecture} with a classifier is not {architecture} without one: {_some(other)} differ, so features "
-            "and classifier do not fit in one plain checkpoint. Use adapted.merge(), which gives them separately"
+            f"{architecture} with a classifier differs from {architecture} without one in {_some(other)}, so features "
+            f"and classifier do not fit in one plain checkpoint; {_SEPARATELY}"
         )
 
 
@@ -247,7 +247,8 @@ def _require_same_keys(architecture: str, own: dict[str, Tensor], state: dict[st
 
 def _write_transformers(plain: _Plain, names: Sequence[str], draft: Path) -> _Written:
     adapter, model = plain.backbone.adapter, plain.model
-    assert isinstance(adapter, HFImages | HFText) and isinstance(model, transformers.PreTrainedModel)
+    assert isinstance(adapter, HFImages | HFText)
+    assert isinstance(model, transformers.PreTrainedModel)
     model.save_pretrained(draft)
     save_file({"weight": plain.weight.contiguous(), "bias": plain.bias.contiguous()}, draft / "head.safetensors")
     processor = _processor(adapter)
@@ -285,8 +286,8 @@ def _auto_model(folder: Path) -> nn.Module:
     lost = [k for k in info["missing_keys"] if "pooler" not in k.split(".")] + list(info["unexpected_keys"])
     if lost:
         raise ValueError(
-            f"transformers.AutoModel builds a {type(model).__name__}, which does not take {_some(lost)}: no plain "
-            "checkpoint of this network exists. Use adapted.merge(), which gives network and classifier separately"
+            f"transformers.AutoModel builds a {type(model).__name__}, which does not take {_some(lost)}, so this "
+            f"network has no plain checkpoint; {_SEPARATELY}"
         )
     return model.eval()
 
