@@ -1,7 +1,7 @@
 """Meta-transfer learning on frozen pretrained networks.
 
-A generator reads a task's support set and emits scale and shift vectors for a frozen timm or transformers backbone, a short
-inner loop refines them, and the result is a plain checkpoint. Everything public is a flat name here.
+A generator reads a task's support set and emits scale and shift vectors for a frozen timm or transformers backbone, a
+short inner loop refines them, and the result is a plain checkpoint. Everything public is a flat name here.
 """
 
 __version__ = "0.1.0"

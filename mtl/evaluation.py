@@ -79,7 +79,8 @@ def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
     # Comparing would broadcast, and a wrong shape would become a wrong accuracy.
     if predicted.shape != labels.shape:
         raise ValueError(
-            f"{method.name!r} predicted {tuple(predicted.shape)} labels; expected (tasks, queries) {tuple(labels.shape)}"
+            f"{method.name!r} predicted {tuple(predicted.shape)} labels; "
+            f"expected (tasks, queries) {tuple(labels.shape)}"
         )
 
 
