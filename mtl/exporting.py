@@ -105,17 +105,13 @@ def export(
     compare_on = _pick(adapted.support.inputs, task) if inputs is None else inputs
     plain = _plain(adapted, task)
     write = _write_timm if isinstance(plain.backbone.adapter, TimmImages) else _write_transformers
-    with replacing_folder(folder) as draft:
+    # Building networks draws random weights; the caller's random numbers stay what they would have been.
+    with replacing_folder(folder) as draft, torch.random.fork_rng(devices=[]):
         written = write(plain, names, draft)
         parity = _parity(adapted, task, compare_on, written.logits)
         notes = _notes(adapted)
-        facts = {
-            "version": mtl.__version__,
-            "backbone": plain.backbone.name,
-            "class_names": names,
-            "load": written.load,
-        }
-        facts |= {"notes": notes, "parity": asdict(parity), **written.facts}
+        facts = {"version": mtl.__version__, "backbone": plain.backbone.name, "load": written.load}
+        facts |= {"class_names": names, "notes": notes, "parity": asdict(parity), **written.facts}
         (draft / written.file).write_text(json.dumps(written.config | {"mtl": facts}, indent=2) + "\n")
     return Exported(folder, written.load, names, parity, notes)
 
@@ -172,9 +168,7 @@ def _notes(adapted: Adapted) -> tuple[str, ...]:
             "same, probabilities differ by a temperature per example"
         )
     if _stored_low(adapted):
-        notes.append(
-            "the backbone ran in half precision, the checkpoint is float32: near ties may be decided otherwise"
-        )
+        notes.append("the backbone ran in half precision, the checkpoint is float32: near ties may fall otherwise")
     return tuple(notes)
 
 
@@ -215,9 +209,7 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
 
 def _timm_model(plain: _Plain, architecture: str, args: dict[str, Any]) -> nn.Module:
     """What timm builds with a classifier, holding the merged weights."""
-    ways = len(plain.bias)
-    with torch.random.fork_rng(devices=[]):
-        model: Any = timm.create_model(architecture, num_classes=ways, **args).eval()
+    model: Any = timm.create_model(architecture, num_classes=len(plain.bias), **args).eval()
     classifier = model.get_classifier()
     prefix = next((name for name, module in model.named_modules() if module is classifier), "")
     wanted = {f"{prefix}.weight", f"{prefix}.bias"}
@@ -302,9 +294,8 @@ def _parity(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Input
     spread = (found.amax(1) - found.amin(1)).max().clamp_min(1e-3 * found.abs().max())
     error = float((found - factors * reference).abs().max() / spread) if bool((factors > 0).all()) else math.inf
     agreeing = int((found.argmax(1) == reference.argmax(1)).sum())
-    tolerance = _tolerance(adapted)
-    parity = Parity(len(found), agreeing, error, tolerance)
-    if not error <= tolerance:
+    parity = Parity(len(found), agreeing, error, _tolerance(adapted))
+    if not error <= parity.tolerance:
         raise RuntimeError(
             f"the exported checkpoint, loaded again, is not the learner: {parity}. Nothing was written; "
             f"keep predicting with the learner and report {adapted.learner.backbone.name}"

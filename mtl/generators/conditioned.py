@@ -62,11 +62,11 @@ class SupportConditioned(AbstractGenerator):
             return self._emit(view)
 
     def _emit(self, view: SupportView) -> Tensors:
-        task = self.encoder(view.features.float(), view.labels, view.ways)
+        task = self.encoder(view.features.to(self.base), view.labels, view.ways)
         scales, shifts = [], []
         for i, activation in enumerate([*view.activations, view.features]):
             width = str(activation.shape[-1])
-            statistics = class_statistics(activation.float(), view.labels, view.ways)
+            statistics = class_statistics(activation.to(self.base), view.labels, view.ways)
             site = self.site_embedding.weight[i].expand_as(task)
             hidden = self.trunk(torch.cat([task, self.read[width](statistics), site], -1))
             scale, shift = self.write[width](hidden).chunk(2, dim=-1)

@@ -1,0 +1,186 @@
+"""Heads, generators, the learner's meta-gradient, saving and exporting, on a tiny smooth network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from tiny import Blobs, backbone
+
+import mtl
+from mtl.heads import class_means
+
+
+def episodes(n: int = 2, **options) -> mtl.Episode:
+    [(_, e)] = mtl.stacked([Blobs(**options).sample(i) for i in range(n)])
+    return e
+
+
+def learner(kind: type = mtl.SupportConditioned, head: mtl.AbstractHead | None = None, **options) -> mtl.MetaLearner:
+    torch.manual_seed(0)
+    b = backbone()
+    return mtl.MetaLearner(b, kind(b.sites, b.width), head, **options)
+
+
+def emitted(made: mtl.MetaLearner, e: mtl.Episode) -> dict:
+    return {k: v.detach() for k, v in made.generator(made.view(e.support)).items()}
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def support() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(2, 7, 5, generator=g, dtype=torch.float64), torch.tensor([[0, 0, 0, 1, 1, 2, 2]] * 2)
+
+
+@pytest.mark.parametrize("head", [mtl.Ridge(l2=0.3), mtl.NearestClassMean()], ids=repr)
+def test_closed_form_heads_leave_one_out(head, support):
+    features, labels = support
+    fast = head.support_logits({}, support, 3)
+    for i in range(labels.shape[1]):
+        others = [j for j in range(labels.shape[1]) if j != i]
+        slow = head.logits(features[:, [i]], {}, (features[:, others], labels[:, others]), 3)[:, 0]
+        assert torch.allclose(fast[:, i], slow, atol=1e-10)
+
+
+@pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
+def test_as_linear_predicts_the_same(head, support):
+    asked = torch.randn(2, 50, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = {k: v + 0.3 * torch.randn_like(v) for k, v in head.init(*support, 3).items()}
+    weight, bias = head.as_linear(weights, support, 3)
+    plain = asked @ weight.mT + bias.unsqueeze(1)
+    assert torch.equal(plain.argmax(-1), head.logits(asked, weights, support, 3).argmax(-1))
+
+
+def test_linear_starts_as_nearest_class_mean(support):
+    asked = torch.randn(2, 50, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    head = mtl.Linear()
+    nearest = torch.cdist(asked, class_means(*support, 3)).argmin(-1)
+    assert torch.equal(head.logits(asked, head.init(*support, 3), support, 3).argmax(-1), nearest)
+
+
+# --- generators ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+def test_generators_start_near_the_identity_and_can_leave_it(kind):
+    made, e = learner(kind), episodes()
+    meta = made.generator(made.view(e.support))
+    modulation = made.generator.modulation(made.generator.init(meta), meta)
+    assert (modulation.scale - 1).abs().max() < 0.1
+    assert modulation.shift.abs().max() < 0.1
+    result = made.meta_gradient(e, {k: v.detach() for k, v in meta.items()})
+    torch.autograd.backward(
+        [v for v in meta.values() if v.requires_grad], [result.grads[k] for k, v in meta.items() if v.requires_grad]
+    )
+    dead = [n for n, p in made.generator.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+
+
+def test_conditioning_ignores_order_and_numbering():
+    made, e = learner(), episodes(shots=3)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    renumbered = torch.tensor([2, 0, 1])[e.support.labels]
+    same = mtl.Examples(e.support.inputs[:, order], renumbered[:, order])
+    a, b = (made.generator(made.view(s)) for s in (e.support, same))
+    assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+    regrouped = mtl.Examples(e.support.inputs, e.support.labels[:, order])
+    c = made.generator(made.view(regrouped))
+    assert not torch.allclose(a["scale"], c["scale"], atol=1e-5), "labels matter"
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(2, 1), (7, 1), (3, 5)])
+def test_any_ways_and_shots(ways, shots):
+    made, e = learner(), episodes(ways=ways, shots=shots)
+    predicted = made.adapt(e.support).predict(e.query.inputs)
+    assert predicted.shape == e.query.labels.shape
+    assert predicted.max() < ways
+
+
+# --- the whole learner -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+@pytest.mark.parametrize("head", [mtl.Cosine(), mtl.Ridge()], ids=repr)
+def test_meta_gradient_is_exact_through_a_frozen_network(kind, head):
+    made = learner(kind, head, inner_steps=3)
+    made.backbone.double(), made.generator.double()
+    e = episodes().map(lambda t: t.double() if t.is_floating_point() else t)
+    meta, problem = emitted(made, e), made.problem(e)
+    exact = mtl.Exact()(problem, meta)
+    for estimator in (mtl.Rematerialised(), mtl.Windowed(size=1)):
+        found = estimator(problem, meta)
+        assert all(torch.allclose(found.grads[k], v, rtol=1e-8, atol=1e-12) for k, v in exact.grads.items())
+    key, h = "base" if kind is mtl.TaskCode else "scale", 1e-6
+    at = exact.grads[key].abs().flatten().argmax()
+    step = torch.zeros(meta[key].numel(), dtype=torch.float64).index_fill(0, at, h).view_as(meta[key])
+    up, down = (mtl.Exact()(problem, meta | {key: meta[key] + s * step}).loss for s in (1, -1))
+    assert exact.grads[key].flatten()[at].item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-5)
+
+
+def test_a_batch_of_tasks_is_the_tasks_one_by_one():
+    made, e = learner(inner_steps=4), episodes(3)
+    together = made.adapt(e.support).logits(e.query.inputs)
+    for t in range(3):
+        alone = made.adapt(e[t : t + 1].support).logits(e[t : t + 1].query.inputs)
+        assert torch.allclose(alone[0], together[t], atol=1e-3)
+
+
+def test_adapting_lowers_the_support_loss_and_leaves_no_graph():
+    made, e = learner(mtl.Static, inner_steps=20), episodes()
+    problem = made.problem(e)
+    start, end = (made.adapt(e.support, steps=s) for s in (0, 20))
+    before, after = (problem.inner_loss(a.weights, a.meta, 0) for a in (start, end))
+    assert (after < before).all()
+    assert not any(v.requires_grad for v in end.weights.values())
+
+
+def test_images_by_class_name():
+    made = learner()
+    images = {"dark": [Image.new("L", (20, 20), 10)] * 2, "light": [Image.new("L", (30, 16), 240)]}
+    made.adapt(images)
+    assert made.predict([Image.new("L", (16, 16), 20), Image.new("L", (16, 16), 230)]) == ["dark", "light"]
+    with pytest.raises(ValueError, match=r"two classes.*'b'"):
+        made.adapt({"a": images["dark"], "b": []})
+    with pytest.raises(ValueError, match="adapt"):
+        learner().predict([])
+
+
+def test_generator_of_another_backbone_is_refused():
+    b, other = backbone(), backbone(embed_dim=32)
+    with pytest.raises(ValueError, match="make it with"):
+        mtl.MetaLearner(b, mtl.Static(other.sites, other.width))
+
+
+# --- saving and exporting --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+def test_saved_learner_predicts_the_same(kind, tmp_path):
+    made, e = learner(kind, mtl.Linear(), inner_steps=2), episodes()
+    mtl.save_pretrained(made, tmp_path / "saved")
+    again = mtl.from_pretrained(tmp_path / "saved")
+    assert torch.equal(made.adapt(e.support).logits(e.query.inputs), again.adapt(e.support).logits(e.query.inputs))
+    with pytest.raises(ValueError, match=r"was trained for the backbone"):
+        mtl.from_pretrained(tmp_path / "saved", backbone(seed=1))
+    (tmp_path / "saved" / "generator.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"generator\.safetensors"):
+        mtl.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
+def test_exported_checkpoint_is_a_plain_timm_model(head, tmp_path):
+    made, e = learner(head=head, inner_steps=3), episodes()
+    adapted = made.adapt(e.support)
+    exported = mtl.export(adapted, tmp_path / "out", task=1)
+    assert exported.parity.agreeing == exported.parity.examples
+    plain = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(plain(e.query.inputs[1]).argmax(-1), adapted.predict(e.query.inputs)[1])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_classes"] == 3
+    with pytest.raises(FileExistsError):
+        mtl.export(adapted, tmp_path / "out")
