@@ -1,0 +1,151 @@
+"""The outer loop: it learns, survives kills, leaves out what is not finite, and does not depend on how it is cut up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Blobs, backbone
+
+import mtl
+
+CONFIG = mtl.TrainingConfig(steps=6, tasks_per_step=4, warmup=1, validate_every=3, validation_tasks=4, save_every=2)
+SCRIPT = Path(__file__).parent / "train_blobs.py"
+
+
+def fresh(**options) -> mtl.MetaLearner:
+    torch.manual_seed(0)
+    b = backbone()
+    return mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width, hidden=16), inner_steps=2, **options)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pt", weights_only=True)["generator"]
+
+
+def distance(a: dict, b: dict) -> float:
+    return max((a[k] - b[k]).abs().max().item() for k in a)
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def command(folder: Path, steps: int, pause: float = 0.0) -> list[str]:
+    return [sys.executable, str(SCRIPT), str(folder), str(steps), str(pause)]
+
+
+def test_it_learns(tmp_path):
+    def loss(learner):
+        [(_, e)] = mtl.stacked([Blobs().sample(i) for i in range(1000, 1040)])
+        adapted = learner.adapt(e.support)
+        return learner.problem(e).outer_loss(adapted.weights, adapted.meta).mean()
+
+    config = replace(CONFIG, steps=40, outer_lr=1e-2, validate_every=40, save_every=40)
+    learner = fresh()
+    before = loss(learner)
+    assert loss(mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run")) < before - 0.02
+
+
+def test_chunks_do_not_change_the_result(tmp_path):
+    for chunk in (1, 3, 4):
+        mtl.train(fresh(), Blobs(), Blobs(), replace(CONFIG, tasks_per_chunk=chunk, steps=2), tmp_path / str(chunk))
+    whole = state(tmp_path / "4")
+    # Adam divides by the gradient's own size, which magnifies rounding where a gradient is nearly zero.
+    assert max(distance(state(tmp_path / c), whole) for c in ("1", "3")) < 2e-4
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
+    subprocess.run(command(tmp_path / "whole", 12), check=True, capture_output=True)
+    kills = 0
+    for _ in range(8):
+        process = subprocess.Popen(command(tmp_path / "killed", 12, 0.25), stderr=subprocess.DEVNULL)
+        reached = len(records(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
+        while process.poll() is None and kills < 3:
+            time.sleep(0.05)
+            log = tmp_path / "killed" / "metrics.jsonl"
+            if log.exists() and len(log.read_text().splitlines()) >= max(3, reached + 2):
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        if process.wait() == 0:
+            break
+    assert kills == 3
+    assert distance(state(tmp_path / "killed"), state(tmp_path / "whole")) == 0
+    assert [r["step"] for r in records(tmp_path / "killed")] == list(range(1, 13))
+    names = [(tmp_path / run / "best" / "generator.safetensors").read_bytes() for run in ("killed", "whole")]
+    assert names[0] == names[1]
+
+
+def test_two_processes_equal_one(tmp_path):
+    subprocess.run(command(tmp_path / "one", 4), check=True, capture_output=True)
+    # `--cpu --num_processes 2` would silently start one process (accelerate issue 2741); the script checks.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "EXPECTED_PROCESSES": "2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "--main_process_port", "0", *command(tmp_path / "two", 4)[1:]],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert distance(state(tmp_path / "one"), state(tmp_path / "two")) < 2e-4
+    one, two = (records(tmp_path / n) for n in ("one", "two"))
+    assert [r["step"] for r in two] == [1, 2, 3, 4]
+    assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
+
+
+def test_non_finite_episodes_are_left_out(tmp_path):
+    config = replace(CONFIG, steps=1)
+    with pytest.warns(UserWarning, match=r"step 1: an episode \('family 1',\) has a non-finite loss"):
+        mtl.train(fresh(), Blobs(poisoned=(1, 5)), Blobs(), config, tmp_path / "poisoned")
+    [record] = records(tmp_path / "poisoned")
+    assert record["left_out"] == 1
+    assert torch.isfinite(torch.cat([v.flatten() for v in state(tmp_path / "poisoned").values()])).all()
+
+    class Three:
+        """The finite episodes of that step alone."""
+
+        def sample(self, index):
+            return Blobs().sample((0, 2, 3)[index])
+
+    mtl.train(fresh(), Three(), Blobs(), replace(config, tasks_per_step=3), tmp_path / "three")
+    assert distance(state(tmp_path / "poisoned"), state(tmp_path / "three")) < 2e-4
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_nothing_finite_stops_the_run(tmp_path):
+    with pytest.raises(mtl.NonFiniteLosses, match="last 2 steps.*lower outer_lr"):
+        mtl.train(fresh(), Blobs(poisoned=range(99)), Blobs(), replace(CONFIG, patience=2), tmp_path / "run")
+
+
+def test_another_run_in_the_folder_is_refused_and_a_finished_one_returns(tmp_path):
+    mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
+    before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
+    mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
+    assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"other settings.*outer_lr: 0.001 there, 0.5 now"):
+        mtl.train(fresh(), Blobs(), Blobs(), replace(CONFIG, outer_lr=0.5), tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings.*estimator"):
+        mtl.train(fresh(estimator=mtl.FirstOrder()), Blobs(), Blobs(), CONFIG, tmp_path / "run")
+
+
+def test_the_best_generator_is_kept(tmp_path):
+    trained = mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
+    best = max(r["validation_accuracy"] for r in records(tmp_path / "run") if "validation_accuracy" in r)
+    [row] = mtl.evaluate(trained, Blobs(), episodes=CONFIG.validation_tasks, progress=False).rows
+    assert row.accuracy.mean() == pytest.approx(best)
+
+
+@pytest.mark.parametrize("name", ["steps", "tasks_per_step", "save_every"])
+def test_bad_settings_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        replace(CONFIG, **{name: 0})
