@@ -33,7 +33,7 @@ class Method:
     Args:
         name: in tables.
         predict: see :data:`Predict`.
-        adapted_values: ``ways -> `` how many numbers it fits per task.
+        adapted_values: from the number of ways, how many numbers it fits per task.
         kind: ``"baseline"``, ``"ours"`` or ``"control"``.
     """
 

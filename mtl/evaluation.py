@@ -172,7 +172,7 @@ def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
         order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(seed)).to(labels.device)
         shuffled = labels[:, order]
         if ((shuffled.unsqueeze(1) == shuffled.unsqueeze(2)) != before).flatten(1).any(1).all():
-            return shuffled
+            break
     return shuffled
 
 

@@ -17,7 +17,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import mtl
-from mtl.backbones import _TIMM_POOLING, Backbone, HFImages, HFText, TimmImages
+from mtl.backbones import _TIMM_POOLING, EMBEDDED, Backbone, HFImages, HFText, TimmImages
+from mtl.data.glyph_tasks import glyph_backbone_info
 from mtl.episode import Inputs
 from mtl.files import replacing_folder
 from mtl.heads import Linear
@@ -200,6 +201,9 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     args = {k: v for k, v in load.items() if k not in _OURS | {"pretrained_cfg_overlay"}}
     if load["pooling"] is not None:
         args["global_pool"] = _TIMM_POOLING.get(load["pooling"], load["pooling"])
+    if load["name"] == EMBEDDED:
+        info = glyph_backbone_info()
+        return info["model"], {k: v for k, v in info["kwargs"].items() if k != "num_classes"} | args
     folder = Path(load["name"])
     if folder.is_dir():
         config = json.loads((folder / "config.json").read_text())
