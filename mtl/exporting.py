@@ -186,10 +186,12 @@ def _write_timm(plain: _Plain, names: Sequence[str], draft: Path) -> _Written:
     again = timm.create_model(architecture, checkpoint_path=str(draft / "model.safetensors"), **create).eval()
     keywords = "".join(f", {k}={v!r}" for k, v in create.items())
     config = json.loads((draft / "config.json").read_text())
+    # The tag and the larger test size are those of the weights that these came from.
+    kept = {k: v for k, v in config["pretrained_cfg"].items() if k not in ("tag", "pool_size") and "test" not in k}
     return _Written(
         f'timm.create_model({architecture!r}, checkpoint_path="model.safetensors"{keywords})',
         "config.json",
-        config | {"pretrained_cfg": config["pretrained_cfg"] | adapter.config},
+        config | {"pretrained_cfg": kept | adapter.config},
         {"architecture": architecture, "model_args": args, "preprocessing": adapter.config},
         lambda inputs: again(_like(inputs, again)),
     )

@@ -125,7 +125,7 @@ def find_sites(
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The module inside a compiled one (``torch.compile``): hooks added to the wrapper after its first call are ignored."""
+    """The module inside a compiled one: hooks added to the wrapper after its first call are ignored."""
     return getattr(model, "_orig_mod", model)
 
 

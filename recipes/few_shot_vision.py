@@ -43,6 +43,7 @@ class Config:
     tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
     tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
     outer_lr: float = 3e-3  # of the generator; a quarter of it through the inner loop
+    validation_tasks: int = 80  # episodes that choose the best generator
     test_episodes: int = 100  # per number of shots; 600 is the field's habit
     full_fine_tuning: bool = False  # add the slowest baseline
     mixed_precision: str = "no"  # no, bf16
@@ -131,7 +132,7 @@ def meta_train(kind, config: Config, backbone, train, val, accelerator) -> mtl.M
         learner = mtl.MetaLearner(backbone, generator, inner_steps=inner_steps, estimator=config.estimator)
         settings = mtl.TrainingConfig(
             steps=steps, tasks_per_step=tasks, tasks_per_chunk=config.tasks_per_chunk, outer_lr=rate, step_size_lr=3e-2,
-            validate_every=max(20, steps // 4), validation_tasks=80,
+            validate_every=max(20, steps // 4), validation_tasks=config.validation_tasks,
         )  # fmt: skip
         folder = Path(config.out) / kind.__name__ / f"{inner_steps}-inner-steps"
         generator = mtl.train(learner, train, val, settings, folder, accelerator).generator

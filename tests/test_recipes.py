@@ -1,0 +1,106 @@
+"""The recipes do what their first lines say: run in-process, on little."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import backbone
+
+import mtl
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+import adapt
+import benchmark_estimators
+import few_shot_vision
+
+
+def test_few_shot_vision_on_glyphs(tmp_path):
+    config = few_shot_vision.Config(
+        out=str(tmp_path / "run"), shots=(2, 1), queries=2, warm_steps=2, steps=1, tasks_per_step=4, validation_tasks=2,
+        test_episodes=8,
+    )  # fmt: skip
+    found = few_shot_vision.main(config)
+    assert [c.setting for c in found] == ["5-way 2-shot", "5-way 1-shot"]
+    assert {r.kind for r in found[0].rows} == {"ours", "control", "baseline"}
+    written = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert {
+        "config.json",
+        "accuracy.png",
+        "episodes.png",
+        "2-shot.csv",
+        "SupportConditioned/final/generator.safetensors",
+    } <= written
+    again = mtl.Comparison.from_json(tmp_path / "run" / "1-shot.json")
+    assert again.table() == found[1].table()
+
+
+def pictures(folder: Path, classes: int, each: int) -> Path:
+    for c in range(classes):
+        for i in range(each):
+            file = folder / f"class {c}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (20, 20), 25 * c + i).save(file)
+    return folder
+
+
+def test_few_shot_vision_on_a_folder_of_images(tmp_path):
+    config = few_shot_vision.Config(
+        out=str(tmp_path / "run"), data=str(pictures(tmp_path / "data", 10, 4)), ways=2, shots=(2,), queries=2,
+        warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, test_episodes=2,
+    )  # fmt: skip
+    [found] = few_shot_vision.main(config)
+    assert len(found.families) == 2
+    assert (tmp_path / "run" / "split.json").is_file()
+
+
+@pytest.fixture
+def generator(tmp_path) -> str:
+    b = backbone()
+    mtl.save_pretrained(mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width)), tmp_path / "generator")
+    return str(tmp_path / "generator")
+
+
+def test_adapt_writes_a_checkpoint_and_predictions(tmp_path, generator, capsys):
+    images, out = pictures(tmp_path / "labelled", 3, 3), tmp_path / "out"
+    (images / "class 0" / "0.png").rename(tmp_path / "labelled" / "class 0" / "zero.png")
+    unlabelled = pictures(tmp_path / "unlabelled", 3, 2)
+    (unlabelled / "broken.png").write_bytes(b"no image")
+    config = adapt.Config(generator, str(images), str(out), predict=str(unlabelled), device="cpu", batch_size=4)
+    rows = adapt.main(config)
+    assert len(rows) == 6
+    assert {r["label"] for r in rows} <= {"class 0", "class 1", "class 2"}
+    assert list(csv.DictReader((out / "predictions.csv").open())) == rows
+    printed = capsys.readouterr().out
+    assert "9 of 9 predictions agree" in printed
+    assert "broken.png" in printed
+
+
+def test_adapt_says_what_is_wrong(tmp_path, generator):
+    images = str(pictures(tmp_path / "labelled", 3, 2))
+    with pytest.raises(FileNotFoundError, match="not a saved learner"):
+        adapt.main(adapt.Config(str(tmp_path / "nowhere"), images))
+    with pytest.raises(ValueError, match="two at least"):
+        adapt.main(adapt.Config(generator, str(pictures(tmp_path / "one", 1, 2))))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FileExistsError):
+        adapt.main(adapt.Config(generator, images, str(tmp_path / "full"), device="cpu"))
+
+
+def test_benchmark_shows_memory_flat_in_the_number_of_steps(tmp_path):
+    threads = torch.get_num_threads()
+    config = benchmark_estimators.Config(
+        img_size=32, depth=1, inner_steps=(2, 6), shots=2, queries=2, out=str(tmp_path / "table.csv")
+    )
+    rows = benchmark_estimators.main(config)
+    torch.set_num_threads(threads)
+    memory = {(r["K"], r["estimator"]): float(r["MiB"]) for r in rows}
+    assert memory[6, "rematerialised"] < 1.1 * memory[2, "rematerialised"]
+    assert memory[6, "windowed(5), adaptive"] < 1.1 * memory[2, "windowed(5), adaptive"]
+    assert memory[6, "exact, unrolled"] > 1.5 * memory[2, "exact, unrolled"]
+    assert next(r["cosine"] for r in rows if r["estimator"] == "rematerialised") == pytest.approx(1, abs=1e-4)
