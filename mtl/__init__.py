@@ -4,7 +4,7 @@ A generator reads a task's support set and emits scale and shift vectors for a f
 short inner loop refines them, and the result is a plain checkpoint. Everything public is a flat name here.
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import version
 
 from mtl.backbones import Backbone, load_backbone
 from mtl.baselines import Method, baselines
@@ -33,6 +33,8 @@ from mtl.modulation import Modulation, Site, find_sites
 from mtl.pulls import AbstractPull, FiniteDifference, Reverse
 from mtl.report import Comparison, Row, mean_interval, paired, verdicts
 from mtl.training import NonFiniteLosses, TrainingConfig, train
+
+__version__ = version("mtl")
 
 __all__ = [
     "GENERATORS",

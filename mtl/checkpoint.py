@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-import mtl
 from mtl.backbones import Backbone, load_backbone
 from mtl.files import replacing_folder
 from mtl.generators import GENERATORS
@@ -30,7 +30,7 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
         extra: JSON-able facts to keep beside (a step number, an accuracy).
     """
     config = {
-        "mtl": mtl.__version__,
+        "mtl": version("mtl"),
         "backbone": learner.backbone.spec(),
         "generator": {"kind": _kind(GENERATORS, learner.generator), "options": learner.generator.options},
         "head": {"kind": _kind(HEADS, learner.head), "options": asdict(learner.head)},  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-import mtl
 from mtl.backbones import _TIMM_POOLING, EMBEDDED, Backbone, HFImages, HFText, TimmImages
 from mtl.data.glyph_tasks import glyph_backbone_info
 from mtl.episode import Inputs
@@ -111,7 +111,7 @@ def export(
         written = write(plain, names, draft)
         parity = _parity(adapted, task, compare_on, written.logits)
         notes = _notes(adapted)
-        facts = {"version": mtl.__version__, "backbone": plain.backbone.name, "load": written.load}
+        facts = {"version": version("mtl"), "backbone": plain.backbone.name, "load": written.load}
         facts |= {"class_names": names, "notes": notes, "parity": asdict(parity), **written.facts}
         (draft / written.file).write_text(json.dumps(written.config | {"mtl": facts}, indent=2) + "\n")
     return Exported(folder, written.load, names, parity, notes)

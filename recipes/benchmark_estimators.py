@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -29,7 +30,7 @@ class Config:
     backbone: str = "vit_tiny_patch16_224"  # any timm name
     img_size: int = 64  # pixels
     depth: int = 2  # blocks
-    sites: str = "ssf"  # where scale and shift go
+    sites: Literal["norm", "ssf"] = "ssf"  # where scale and shift go
     inner_steps: tuple[int, ...] = (5, 10)  # K
     step_size: float = 0.002  # of the inner loop
     ways: int = 5  # classes
@@ -103,7 +104,7 @@ def workload(config: Config) -> tuple[mtl.MetaLearner, mtl.Episode]:
     torch.manual_seed(0)
     backbone = mtl.load_backbone(
         config.backbone, pretrained=False, sites=config.sites, img_size=config.img_size, depth=config.depth
-    )  # type: ignore[arg-type]
+    )
     draw = lambda n: mtl.Examples(  # noqa: E731
         torch.randn(1, config.ways * n, 3, config.img_size, config.img_size), torch.arange(config.ways).repeat(n)[None]
     )

@@ -13,6 +13,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import timm
 import torch
@@ -30,7 +31,7 @@ class Config:
     data: str | None = None  # class folders, csv, parquet or hub id; the embedded glyphs when not given
     backbone: str = "mtl/glyphs"  # mtl/glyphs, any timm name, or hf/<id>
     checkpoint: str | None = None  # local weights for a timm backbone
-    sites: str = "norm"  # norm: after every normalisation; ssf: after every linear layer too
+    sites: Literal["norm", "ssf"] = "norm"  # norm: after every normalisation; ssf: after every linear layer too
     last_k: int | None = None  # modulate the last k blocks only
     ways: int = 5  # classes per task
     shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
@@ -59,7 +60,7 @@ def main(config: Config) -> list[mtl.Comparison]:
     accelerator.init_trackers("tensorboard")
     backbone = mtl.load_backbone(
         config.backbone, checkpoint=config.checkpoint, sites=config.sites, last_k=config.last_k
-    )  # type: ignore[arg-type]
+    )
     backbone.to(accelerator.device)
     train, val, test = task_sources(config, backbone)
     if accelerator.is_main_process:
@@ -103,7 +104,7 @@ def task_sources(config: Config, backbone: mtl.Backbone):
         make = lambda part, shots, q: mtl.ImageTasks(  # noqa: E731
             images,
             split.parts[part],
-            preprocess=backbone.preprocess,
+            preprocess=lambda items: torch.as_tensor(backbone.preprocess(items)),
             ways=config.ways,
             shots=shots,
             queries=q,
@@ -118,7 +119,7 @@ def task_sources(config: Config, backbone: mtl.Backbone):
 def meta_train(kind, config: Config, backbone, train, val, accelerator) -> mtl.MetaLearner:
     """First without the inner loop, then through it: most of what the generator learns does not need the loop."""
     set_seed(config.seed)
-    options = {"gate": config.gate} if kind is mtl.SupportConditioned else {}
+    options: dict[str, Any] = {"gate": config.gate} if kind is mtl.SupportConditioned else {}
     generator = kind(backbone.sites, backbone.width, step_size=config.step_size, **options)
     # A static start is so few numbers that it takes, and needs, a larger rate.
     lr = config.outer_lr * (3 if kind is mtl.Static else 1)
@@ -151,6 +152,8 @@ def draw_curves(folder: Path) -> None:
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, path: Path) -> None:
     [(_, e)] = mtl.stacked([tasks.sample(i) for i in range(4)])
+    assert isinstance(e.support.inputs, torch.Tensor)
+    assert isinstance(e.query.inputs, torch.Tensor)
     predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
     mtl.episode_strip(e.support.inputs, e.support.labels, e.query.inputs, e.query.labels, predicted, path)
 

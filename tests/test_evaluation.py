@@ -93,3 +93,135 @@ def test_errors():
         mtl.evaluate(learner(mtl.Static), Blobs(), episodes=0)
     with pytest.raises(ValueError, match="tasks_per_chunk"):
         mtl.controls(learner(mtl.Static))[0](episode(1))
+
+
+# --- what misled controls and uneven episodes do to the numbers --------------------------------------------------------
+
+
+def constant(label: int) -> mtl.Method:
+    return mtl.Method(f"always {label}", lambda e: torch.full_like(e.query.labels, label))
+
+
+def emitted_by_controls(found: mtl.MetaLearner, e: mtl.Episode, monkeypatch) -> dict[str, dict[str, torch.Tensor]]:
+    """What each control hands to ``adapt`` as the generator's output; the support set must be the right one."""
+    metas: list[dict[str, torch.Tensor]] = []
+    adapt = found.adapt
+
+    def spy(support, *, steps, meta):
+        assert torch.equal(support.inputs, e.support.inputs)
+        assert torch.equal(support.labels, e.support.labels)
+        metas.append(meta)
+        return adapt(support, steps=steps, meta=meta)
+
+    monkeypatch.setattr(found, "adapt", spy)
+    controls = mtl.controls(found)
+    for control in controls:
+        control(e)
+    return {c.name.rpartition(",")[0]: m for c, m in zip(controls, metas, strict=True)}
+
+
+def test_another_task_is_another_task(monkeypatch):
+    conditioned, e = learner(mtl.SupportConditioned), episode(4)
+    right = conditioned.generator(conditioned.view(e.support))["scale"]
+    found = {k: v["scale"] for k, v in emitted_by_controls(conditioned, e, monkeypatch).items()}
+
+    def nearest(scale: torch.Tensor) -> list[int]:
+        return torch.cdist(scale, right).argmin(1).tolist()
+
+    assert nearest(right) == [0, 1, 2, 3], "tasks can be told apart by their modulation"
+    assert nearest(found["another task's, same family"]) == [2, 3, 0, 1], "families alternate"
+    other = nearest(found["another task's support"])
+    assert all(o != t for t, o in enumerate(other))
+    assert torch.allclose(found["another task's support"], right[other], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [mtl.SupportConditioned, mtl.TaskCode])
+def test_identity_is_the_plain_network(kind, monkeypatch):
+    found, e = learner(kind), episode(2)
+    found.generator.requires_grad_(False)
+    for p in found.generator.parameters():
+        p += 0.1
+    monkeypatch.setattr("mtl.evaluation._same_family", lambda m, x: m.generator(m.view(x.support)))  # needs four tasks
+    meta = emitted_by_controls(found, e, monkeypatch)["identity"]
+    modulated = found.features(e.support.inputs, found.generator.init(meta), meta)
+    assert torch.allclose(modulated, found.backbone(e.support.inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("shots", [2, 3])
+def test_shuffled_labels_put_other_examples_together(shots):
+    # Of few examples most orders only renumber the classes, and the control would be the method itself.
+    [(_, e)] = mtl.stacked([Blobs(ways=2, shots=shots).sample(i) for i in range(4)])
+    conditioned, seen = learner(mtl.SupportConditioned), []
+    conditioned.generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].labels))
+    [shuffled] = [c for c in mtl.controls(conditioned) if c.name.startswith("shuffled")]
+    shuffled(e)
+    together = [v.unsqueeze(1) == v.unsqueeze(2) for v in (seen[0], e.support.labels)]
+    assert (together[0] != together[1]).flatten(1).any(1).all()
+    assert torch.equal(seen[0].sort(1).values, e.support.labels.sort(1).values), "as many of each class"
+
+
+def test_a_method_cannot_spoil_the_labels():
+    spoil = mtl.Method("spoil", lambda e: e.query.labels.fill_(2))
+    rows = mtl.evaluate([spoil, constant(0)], Blobs(), episodes=2, progress=False).rows
+    assert rows[1].accuracy == pytest.approx(1 / 3)
+
+
+def test_unequal_episodes_keep_their_places():
+    class Uneven:
+        def sample(self, index: int) -> mtl.Episode:
+            return Blobs(shots=1 + index % 2).sample(index)
+
+    guess = mtl.Method("guess", lambda e: torch.full_like(e.query.labels, 0 if e.support.labels.shape[1] == 3 else 9))
+    [row] = mtl.evaluate([guess], Uneven(), episodes=5, tasks_per_chunk=4, progress=False).rows
+    assert row.accuracy.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 1 / 3])
+
+
+def test_episodes_without_a_family_are_judged_too():
+    class Nameless:
+        def sample(self, index: int) -> mtl.Episode:
+            e = Blobs().sample(index)
+            return mtl.Episode(e.support, e.query, e.ways)
+
+    comparison = mtl.evaluate(mtl.controls(learner(mtl.Static)), Nameless(), episodes=4, progress=False)
+    assert set(comparison.families) == {"tasks"}
+
+
+def test_no_task_is_left_alone_in_a_chunk():
+    # 9 episodes in chunks of up to 8 were 8 and 1, and the controls failed on the last one after all the computing.
+    another = mtl.controls(learner(mtl.Static))[0]
+    assert mtl.evaluate([another], Blobs(), episodes=9, tasks_per_chunk=8, progress=False).rows[0].accuracy.size == 9
+
+
+def test_our_accuracy_is_that_of_adapting_and_predicting():
+    found, e = learner(mtl.SupportConditioned), episode(3)
+    [row] = mtl.evaluate(found, Blobs(), episodes=3, progress=False).rows
+    adapted = found.adapt(e.support)
+    expected = (adapted.predict(e.query.inputs) == e.query.labels).float().mean(1)
+    assert row.accuracy == pytest.approx(expected.numpy())
+    assert row.adapted_values == adapted.adapted_values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks_per_chunk": 0}, r"tasks_per_chunk=0"),
+        ({"methods": []}, r"with 0 methods"),
+        ({"methods": [constant(0), constant(0)]}, r"two methods are called \['always 0'\]"),
+        ({"reference": "ours"}, r"reference='ours'.*\['always 0'\]"),
+        ({"methods": [mtl.Method("flat", lambda e: e.query.labels[0])]}, r"'flat' predicted.*\(9,\).*\(1, 9\)"),
+    ],
+)
+def test_mistakes_are_refused_before_the_computing(arguments, message):
+    options = {"methods": [constant(0)], "episodes": 1, "tasks": Blobs(), "progress": False} | arguments
+    with pytest.raises(ValueError, match=message):
+        mtl.evaluate(**options)
+
+
+def test_controls_say_which_family_is_alone():
+    with pytest.raises(ValueError, match=r"one task only of \['family 1'\]"):
+        mtl.controls(learner(mtl.Static))[1](episode(3))
+
+
+def test_tune_needs_candidates():
+    with pytest.raises(ValueError, match="no candidates"):
+        mtl.tune({}, Blobs())
