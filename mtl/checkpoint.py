@@ -26,9 +26,16 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
     """Write the generator, and all that is needed to build the learner again.
 
     Args:
-        folder: made, or replaced as a whole.
+        folder: made, or replaced if it holds a saved learner.
         extra: JSON-able facts to keep beside (a step number, an accuracy).
+
+    Raises:
+        FileExistsError: the folder holds something that is not a saved learner.
+        ValueError: backbone, generator or head cannot be built again from JSON.
     """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+        raise FileExistsError(f"{folder} holds files but no saved learner, and would be replaced; save to a new folder")
     config = {
         "mtl": version("mtl"),
         "backbone": learner.backbone.spec(),

@@ -209,7 +209,8 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     folder = Path(load["name"])
     if folder.is_dir():
         config = json.loads((folder / "config.json").read_text())
-        return config["architecture"], {**config.get("model_args", {}), **args}
+        known = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+        return config["architecture"], known | args
     return load["name"].removeprefix("timm/"), args
 
 

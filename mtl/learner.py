@@ -141,6 +141,7 @@ class MetaLearner:
 
         Args:
             support: labelled tensors with a task axis, or for one task ``{class name: [PIL images, or strings]}``.
+                All tasks of a batch have the same number of classes; how many examples a class has may differ.
             steps: inner steps, by default those of training.
             meta: start from this instead of what the generator emits for the support set; the controls do.
 
@@ -150,9 +151,11 @@ class MetaLearner:
         names: tuple[str, ...] = ()
         if not isinstance(support, Examples):
             names, support = tuple(support), self._labelled(support)
+        ways = _ways(support.labels)
         support = support.to(self.device)
         emitted: Tensors = self.generator(self.view(support)) if meta is None else meta
-        ways = int(support.labels.max()) + 1
+        # Copies: some of it are the generator's own parameters, which may train on.
+        emitted = {k: v.detach().clone() for k, v in emitted.items()}
         problem = self.problem(Episode(support, support, ways))
         problem = problem if steps is None else replace(problem, num_steps=steps)
         self._last = Adapted(self, support, ways, solve(problem, emitted), emitted, names)
@@ -213,6 +216,11 @@ class Adapted:
         """
         if isinstance(inputs, (Tensor, dict)):
             return self.logits(inputs).argmax(-1)
+        if (tasks := self.support.labels.shape[0]) != 1:
+            raise ValueError(
+                f"raw items belong to one task, but {tasks} were adapted to; pass tensors (tasks, n, ...) instead, "
+                "see backbone.preprocess"
+            )
         chosen = self.logits(_add_task_axis(self.learner.backbone.preprocess(inputs)))[0].argmax(-1).tolist()
         return [self.class_names[i] for i in chosen] if self.class_names else chosen
 
@@ -247,6 +255,25 @@ class Adapted:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over examples, task by task: ``(tasks, n, ways), (tasks, n) -> (tasks,)``."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+
+
+def _ways(labels: Tensor) -> int:
+    """Number of classes, the same in every task, each with an example.
+
+    Raises:
+        ValueError: fewer than two classes, or a task without an example of one.
+    """
+    ways = int(labels.max()) + 1 if labels.numel() else 0
+    if ways < 2:
+        raise ValueError(f"a support set needs at least two classes with an example each; its labels name {ways}")
+    absent = (~F.one_hot(labels, ways).any(1)).nonzero().tolist()
+    if absent:
+        task, label = absent[0]
+        raise ValueError(
+            f"task {task} has no example of class {label}, though labels go up to {ways - 1}; number the classes of "
+            "every task 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
+        )
+    return ways
 
 
 def _add_task_axis(inputs: Inputs) -> Inputs:

@@ -137,7 +137,41 @@ def test_adapting_lowers_the_support_loss_and_leaves_no_graph():
     start, end = (made.adapt(e.support, steps=s) for s in (0, 20))
     before, after = (problem.inner_loss(a.weights, a.meta, 0) for a in (start, end))
     assert (after < before).all()
-    assert not any(v.requires_grad for v in end.weights.values())
+    assert not any(v.requires_grad for v in (end.weights | end.meta).values())
+
+
+@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+def test_what_is_adapted_stays_while_the_generator_trains_on(kind):
+    made, e = learner(kind, inner_steps=1), episodes()
+    adapted = made.adapt(e.support)
+    before = adapted.logits(e.query.inputs)
+    with torch.no_grad():
+        for p in made.generator.parameters():
+            p.add_(0.3)
+    assert torch.equal(adapted.logits(e.query.inputs), before)
+
+
+@pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_classes_of_unequal_size(head, steps):
+    """Any order of the examples, one example of a class, and no inner step."""
+    made, e = learner(head=head, inner_steps=steps), episodes(shots=4)
+    few = [[0, 1, 2, 3, 5, 8], [8, 3, 1, 0, 5, 2]]
+    logits = [
+        made.adapt(mtl.Examples(e.support.inputs[:, i], e.support.labels[:, i])).logits(e.query.inputs) for i in few
+    ]
+    assert torch.allclose(*logits, atol=1e-3)
+    assert logits[0].isfinite().all()
+
+
+def test_support_without_some_class_is_refused():
+    made, e = learner(), episodes(shots=1)
+    with pytest.raises(ValueError, match="task 1 has no example of class 2"):
+        made.adapt(mtl.Examples(e.support.inputs, torch.tensor([[0, 1, 2], [0, 1, 1]])))
+    with pytest.raises(ValueError, match="at least two classes"):
+        made.adapt(mtl.Examples(e.support.inputs, torch.zeros(2, 3, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="2 were adapted to"):
+        made.adapt(e.support).predict([Image.new("L", (16, 16))])
 
 
 def test_images_by_class_name():
@@ -168,9 +202,12 @@ def test_saved_learner_predicts_the_same(kind, tmp_path):
     assert torch.equal(made.adapt(e.support).logits(e.query.inputs), again.adapt(e.support).logits(e.query.inputs))
     with pytest.raises(ValueError, match=r"was trained for the backbone"):
         mtl.from_pretrained(tmp_path / "saved", backbone(seed=1))
+    mtl.save_pretrained(made, tmp_path / "saved")  # a saved learner may be replaced, other files may not
     (tmp_path / "saved" / "generator.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"generator\.safetensors"):
         mtl.from_pretrained(tmp_path / "saved")
+    with pytest.raises(FileExistsError, match="save to a new folder"):
+        mtl.save_pretrained(made, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)

@@ -80,12 +80,30 @@ def test_adapt_writes_a_checkpoint_and_predictions(tmp_path, generator, capsys):
     assert "broken.png" in printed
 
 
+def test_adapt_sees_all_images_alike(tmp_path, generator):
+    """Cameras store pictures on their side and note it down: labelled and unlabelled ones are both turned upright."""
+    lying = Image.linear_gradient("L")
+    exif = lying.getexif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    for name, stored in (("across", lying.rotate(90)), ("down", lying)):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        stored.save(tmp_path / "labelled" / name / "0.png")
+    (tmp_path / "new").mkdir()
+    lying.rotate(90).save(tmp_path / "new" / "0.png", exif=exif)  # upright, this is the class "down"
+    config = adapt.Config(
+        generator, str(tmp_path / "labelled"), str(tmp_path / "out"), str(tmp_path / "new"), steps=0, device="cpu"
+    )
+    assert [r["label"] for r in adapt.main(config)] == ["down"]
+
+
 def test_adapt_says_what_is_wrong(tmp_path, generator):
     images = str(pictures(tmp_path / "labelled", 3, 2))
     with pytest.raises(FileNotFoundError, match="not a saved learner"):
         adapt.main(adapt.Config(str(tmp_path / "nowhere"), images))
     with pytest.raises(ValueError, match="two at least"):
         adapt.main(adapt.Config(generator, str(pictures(tmp_path / "one", 1, 2))))
+    with pytest.raises(ValueError, match="no image there"):
+        adapt.main(adapt.Config(generator, images, str(tmp_path / "new"), predict=str(tmp_path / "nowhere")))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FileExistsError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,3 +150,84 @@ def test_the_best_generator_is_kept(tmp_path):
 def test_bad_settings_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         replace(CONFIG, **{name: 0})
+
+
+class Interrupted(Blobs):
+    """Tasks that stop coming, as if the machine went away."""
+
+    def sample(self, index: int) -> mtl.Episode:
+        if index >= 4 * CONFIG.tasks_per_step:
+            raise InterruptedError
+        return super().sample(index)
+
+
+def interrupted(folder: Path) -> None:
+    with pytest.raises(InterruptedError):
+        mtl.train(fresh(), Interrupted(), Blobs(), CONFIG, folder)
+    assert [r["step"] for r in records(folder)] == [1, 2, 3, 4]
+
+
+def test_a_best_generator_lost_to_a_kill_is_found_again(tmp_path):
+    # Replacing best/ is two renames; a kill between them leaves none, and only the final validation can write another.
+    interrupted(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "best")
+    mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["extra"]["step"] == 6
+
+
+def test_a_torn_line_of_metrics_is_dropped(tmp_path):
+    interrupted(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 5, "lo')
+    mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
+    mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "whole")
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert distance(state(tmp_path / "run"), state(tmp_path / "whole")) == 0
+
+
+def test_a_gradient_that_overflows_in_the_generator_moves_nothing(tmp_path):
+    learner = fresh()
+    before = {k: v.clone() for k, v in learner.generator.state_dict().items()}
+    learner.generator.base.register_hook(lambda g: g * float("inf"))
+    mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
+    assert distance(state(tmp_path / "run"), before) == 0
+    assert "gradient_norm" not in records(tmp_path / "run")[0]
+
+
+def test_metrics_are_json_with_one_validation_task_too(tmp_path):
+    mtl.train(fresh(), Blobs(), Blobs(), replace(CONFIG, steps=1, validation_tasks=1), tmp_path / "run")
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_backbone_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path):
+    learner = fresh()
+    learner.backbone.load_args = None
+    with pytest.raises(ValueError, match="not made by load_backbone"):
+        mtl.train(learner, Blobs(), Blobs(), CONFIG, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [1, pytest.param(3, marks=pytest.mark.xfail(reason="adaptive windows make a step count of a NaN", strict=False))],
+)
+def test_a_non_finite_support_set_is_left_out_too(tmp_path, windows):
+    class Poisoned(Blobs):
+        def sample(self, index: int) -> mtl.Episode:
+            episode = super().sample(index)
+            if index == 1:
+                episode.support.inputs.fill_(float("nan"))
+            return episode
+
+    learner = fresh(estimator=mtl.Windowed(size=2))
+    learner.inner_steps = 2 * windows
+    with pytest.warns(UserWarning, match="is left out"):
+        mtl.train(learner, Poisoned(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
+    assert records(tmp_path / "run")[0]["left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clip": 0.0}, {"outer_lr": -1.0}, {"weight_decay": float("nan")}, {"workers": -1}, {"warmup": -1}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"TrainingConfig.{next(iter(wrong))}="):
+        replace(CONFIG, **wrong)
