@@ -153,10 +153,9 @@ def _same_family(learner: MetaLearner, episode: Episode) -> Tensors:
     _require_two(episode)
     families = _families(episode)
     members = {f: [t for t, g in enumerate(families) if g == f] for f in dict.fromkeys(families)}
-    alone = [f for f, tasks in members.items() if len(tasks) < 2]
-    if alone:
-        raise ValueError(f"a chunk holds one task only of {alone}; raise tasks_per_chunk for the same-family control")
     following = {t: tasks[(i + 1) % len(tasks)] for tasks in members.values() for i, t in enumerate(tasks)}
+    # A task without a second of its family in the chunk borrows its neighbour's support: never its own.
+    following = {t: u if u != t else (t + 1) % episode.tasks for t, u in following.items()}
     return _of_tasks(learner, episode, torch.tensor([following[t] for t in range(episode.tasks)]))
 
 

@@ -224,3 +224,8 @@ def test_controls_say_which_family_is_alone():
 def test_tune_needs_candidates():
     with pytest.raises(ValueError, match="no candidates"):
         mtl.tune({}, Blobs())
+
+
+def test_controls_need_no_second_task_of_each_family():
+    e = episode(3)  # two of one family, one of the other
+    assert all(c(e).shape == e.query.labels.shape for c in mtl.controls(learner(mtl.SupportConditioned)))

@@ -151,7 +151,11 @@ def test_what_no_weight_can_hold_is_refused(name: str, tmp_path: Path):
 
 def test_other_classifiers_are_refused(tmp_path: Path):
     """LeViT's classifier begins with a batch norm, a distilled ViT has two."""
-    for name, args in (("levit_128s", {"embed_dim": (16, 16, 16)}), ("deit_tiny_distilled_patch16_224", VIT)):
+    networks: list[tuple[str, dict[str, Any]]] = [
+        ("levit_128s", {"embed_dim": (16, 16, 16)}),
+        ("deit_tiny_distilled_patch16_224", VIT),
+    ]
+    for name, args in networks:
         backbone = mtl.load_backbone(name, pretrained=False, **args)
         with pytest.raises(ValueError, match=r"adapted\.merge"):
             mtl.export(adapted(backbone), tmp_path / "out")
