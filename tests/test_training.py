@@ -86,6 +86,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     assert names[0] == names[1]
 
 
+@pytest.mark.slow  # three interpreters to start
 def test_two_processes_equal_one(tmp_path):
     subprocess.run(command(tmp_path / "one", 4), check=True, capture_output=True)
     # `--cpu --num_processes 2` would silently start one process (accelerate issue 2741); the script checks.
