@@ -216,11 +216,6 @@ def test_mistakes_are_refused_before_the_computing(arguments, message):
         mtl.evaluate(**options)
 
 
-def test_controls_say_which_family_is_alone():
-    with pytest.raises(ValueError, match=r"one task only of \['family 1'\]"):
-        mtl.controls(learner(mtl.Static))[1](episode(3))
-
-
 def test_tune_needs_candidates():
     with pytest.raises(ValueError, match="no candidates"):
         mtl.tune({}, Blobs())
