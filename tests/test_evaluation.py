@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ def episode(n: int = 4) -> mtl.Episode:
 def learner(kind: type) -> mtl.MetaLearner:
     torch.manual_seed(0)
     b = backbone()
-    options = {"gate": 0.5} if kind is mtl.SupportConditioned else {}
+    options: dict[str, Any] = {"gate": 0.5} if kind is mtl.SupportConditioned else {}
     return mtl.MetaLearner(b, kind(b.sites, b.width, **options), inner_steps=2)
 
 
@@ -32,7 +34,7 @@ def test_no_method_sees_a_query_label():
 
 
 def test_the_same_episodes_for_all_and_whatever_the_chunks():
-    guess = mtl.Method("a", lambda e: e.query.inputs.sum((2, 3, 4)).long() % e.ways)
+    guess = mtl.Method("a", lambda e: torch.as_tensor(e.query.inputs).sum((2, 3, 4)).long() % e.ways)
     other = mtl.Method("b", guess.predict)
     whole = mtl.evaluate([guess, other], Blobs(), episodes=7, progress=False)
     parts = mtl.evaluate([guess], Blobs(), episodes=7, tasks_per_chunk=2, progress=False)
@@ -108,7 +110,7 @@ def emitted_by_controls(found: mtl.MetaLearner, e: mtl.Episode, monkeypatch) -> 
     adapt = found.adapt
 
     def spy(support, *, steps, meta):
-        assert torch.equal(support.inputs, e.support.inputs)
+        assert torch.equal(support.inputs, torch.as_tensor(e.support.inputs))
         assert torch.equal(support.labels, e.support.labels)
         metas.append(meta)
         return adapt(support, steps=steps, meta=meta)

@@ -126,7 +126,7 @@ def test_non_finite_episodes_are_left_out(tmp_path):
 @pytest.mark.filterwarnings("ignore:step")
 def test_nothing_finite_stops_the_run(tmp_path):
     with pytest.raises(mtl.NonFiniteLosses, match=r"last 2 steps.*lower outer_lr"):
-        mtl.train(fresh(), Blobs(poisoned=range(99)), Blobs(), replace(CONFIG, patience=2), tmp_path / "run")
+        mtl.train(fresh(), Blobs(poisoned=tuple(range(99))), Blobs(), replace(CONFIG, patience=2), tmp_path / "run")
 
 
 def test_another_run_in_the_folder_is_refused_and_a_finished_one_returns(tmp_path):
@@ -189,7 +189,7 @@ def test_a_torn_line_of_metrics_is_dropped(tmp_path):
 def test_a_gradient_that_overflows_in_the_generator_moves_nothing(tmp_path):
     learner = fresh()
     before = {k: v.clone() for k, v in learner.generator.state_dict().items()}
-    learner.generator.base.register_hook(lambda g: g * float("inf"))
+    learner.generator.get_parameter("base").register_hook(lambda g: g * float("inf"))
     mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
     assert distance(state(tmp_path / "run"), before) == 0
     assert "gradient_norm" not in records(tmp_path / "run")[0]
@@ -216,7 +216,7 @@ def test_a_non_finite_support_set_is_left_out_too(tmp_path, windows):
         def sample(self, index: int) -> mtl.Episode:
             episode = super().sample(index)
             if index == 1:
-                episode.support.inputs.fill_(float("nan"))
+                episode.support.map(lambda v: v.fill_(float("nan")) if v.is_floating_point() else v)
             return episode
 
     learner = fresh(estimator=mtl.Windowed(size=2))
