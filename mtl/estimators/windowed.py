@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -164,4 +165,6 @@ class _Walk:
 
 def _steps_within(tau: float, rho: Tensor) -> int:
     """The largest number of steps, at least one, whose predicted change stays within ``tau``."""
-    return max(1, int(tau / max(float(rho), 1e-9)))
+    value = float(rho)
+    # Not finite: the episode is lost anyway, and is reported by whoever sees its loss.
+    return max(1, int(tau / max(value, 1e-9))) if math.isfinite(value) else 1
