@@ -4,7 +4,7 @@
     python recipes/few_shot_vision.py --data photos/ --backbone vit_small_patch16_224.dino
     accelerate launch recipes/few_shot_vision.py --out runs/mine
 
-Stopped at any moment, the same command goes on. README.md says how long it takes and shows the table to expect.
+Stopped at any moment, the same command goes on. README.md shows the tables of a longer run.
 """
 
 from __future__ import annotations

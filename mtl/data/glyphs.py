@@ -8,7 +8,6 @@ like another letter of its own split, in any orientation, is left out (:func:`di
 from __future__ import annotations
 
 import os
-import tempfile
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,8 @@ import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
 from PIL import Image
 from torch import Tensor
+
+from mtl.files import replacing
 
 Split = Literal["pretrain", "train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("pretrain", "train", "val", "test")
@@ -267,15 +268,9 @@ def ensure_cache() -> Path:
     path = cache_file()
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = build()
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)  # atomic: readers see no file or the whole file, also when two processes render
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with replacing(path) as draft:  # readers see no file or the whole file, also when two processes render
+        np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
     return path
 
 
