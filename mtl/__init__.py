@@ -12,25 +12,34 @@ from mtl.checkpoint import from_pretrained, save_pretrained
 from mtl.data import GlyphTasks, ImageTasks, open_images, saved_split
 from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
 from mtl.estimators import (
+    SAMA,
     AbstractEstimator,
+    Binomial,
     Exact,
     FirstOrder,
+    HorizonMixing,
+    ImplicitMAML,
     MetaGradient,
+    Neumann,
+    OneStep,
     Rematerialised,
+    Reptile,
     StructuralZeroWarning,
     Truncated,
+    TruncationMixing,
     Windowed,
+    proximal,
 )
 from mtl.evaluation import controls, evaluate, ours, static_control, tune
 from mtl.exporting import export
 from mtl.figures import accuracy_figure, curves_figure, episode_strip
 from mtl.generators import GENERATORS, AbstractGenerator, Static, SupportConditioned, SupportView, TaskCode
 from mtl.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
-from mtl.inner import AbstractInnerOptimizer, InnerProblem, InnerSGD, solve
+from mtl.inner import AbstractInnerOptimizer, InnerAdam, InnerProblem, InnerSGD, solve
 from mtl.learner import Adapted, MetaLearner
 from mtl.merging import Merged, merge
 from mtl.modulation import Modulation, Site, find_sites
-from mtl.pulls import AbstractPull, FiniteDifference, Reverse
+from mtl.pulls import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.report import Comparison, Row, mean_interval, paired, verdicts
 from mtl.training import NonFiniteLosses, TrainingConfig, train
 
@@ -39,6 +48,7 @@ __version__ = version("mtl")
 __all__ = [
     "GENERATORS",
     "HEADS",
+    "SAMA",
     "AbstractEstimator",
     "AbstractGenerator",
     "AbstractHead",
@@ -47,6 +57,7 @@ __all__ = [
     "Adapted",
     "Alternating",
     "Backbone",
+    "Binomial",
     "Comparison",
     "Cosine",
     "Episode",
@@ -54,8 +65,12 @@ __all__ = [
     "Examples",
     "FiniteDifference",
     "FirstOrder",
+    "ForwardOverReverse",
     "GlyphTasks",
+    "HorizonMixing",
     "ImageTasks",
+    "ImplicitMAML",
+    "InnerAdam",
     "InnerProblem",
     "InnerSGD",
     "Linear",
@@ -65,8 +80,11 @@ __all__ = [
     "Method",
     "Modulation",
     "NearestClassMean",
+    "Neumann",
     "NonFiniteLosses",
+    "OneStep",
     "Rematerialised",
+    "Reptile",
     "Reverse",
     "Ridge",
     "Row",
@@ -79,6 +97,7 @@ __all__ = [
     "TaskSource",
     "TrainingConfig",
     "Truncated",
+    "TruncationMixing",
     "Windowed",
     "accuracy_figure",
     "baselines",
@@ -95,6 +114,7 @@ __all__ = [
     "open_images",
     "ours",
     "paired",
+    "proximal",
     "save_pretrained",
     "saved_split",
     "solve",

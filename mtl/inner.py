@@ -75,12 +75,68 @@ class InnerSGD(AbstractInnerOptimizer):
         return tensors.zeros_like(weights) if self.momentum else {}
 
     def update(self, weights: Tensors, state: Tensors, gradient: Tensors, meta: Tensors) -> tuple[Tensors, Tensors]:
-        lr = self.lr(meta) if callable(self.lr) else self.lr
+        lr = sizes_of(self.lr, meta, weights)
         direction = tensors.add(gradient, weights, self.weight_decay) if self.weight_decay else gradient
         if self.momentum:
             direction = state = tensors.add(direction, state, self.momentum)
-        step = {k: (lr[k] if isinstance(lr, Mapping) else lr) * v for k, v in direction.items()}
+        step = {k: lr[k] * v for k, v in direction.items()}
         return tensors.add(weights, step, -1.0), state
+
+
+@dataclass(frozen=True)
+class InnerAdam(AbstractInnerOptimizer):
+    r"""Adam (arXiv 1412.6980), with the conventions of :class:`torch.optim.Adam`.
+
+    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+              \theta \leftarrow \theta - \alpha \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
+
+    Element-wise, so a batch of tasks moves as each would alone. A meta-gradient through the first steps is dominated by
+    elements whose gradient is near zero, where a step of Adam is nearly a sign: a larger ``eps`` tames it.
+
+    Args:
+        lr: as in :class:`InnerSGD`.
+        betas: decay of the two averages, each in ``[0, 1)``.
+        eps: added to the root, > 0.
+
+    Raises:
+        ValueError: when a number is outside its range.
+    """
+
+    lr: float | Callable[[Tensors], StepSize] = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not callable(self.lr) and not self.lr > 0:
+            raise ValueError(f"InnerAdam(lr={self.lr}): the inner step size must be positive")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"InnerAdam(betas={self.betas}): expected two numbers, each 0 <= beta < 1")
+        if not self.eps > 0:
+            raise ValueError(f"InnerAdam(eps={self.eps}): expected a positive number; 1e-8 is Adam's own")
+
+    def init(self, weights: Tensors) -> Tensors:
+        zeros = tensors.zeros_like(weights)
+        count = next(iter(weights.values())).new_zeros(())
+        return {"step": count} | {f"m.{k}": v for k, v in zeros.items()} | {f"v.{k}": v for k, v in zeros.items()}
+
+    def update(self, weights: Tensors, state: Tensors, gradient: Tensors, meta: Tensors) -> tuple[Tensors, Tensors]:
+        lr = sizes_of(self.lr, meta, weights)
+        b1, b2 = self.betas
+        step = state["step"].detach() + 1
+        new_weights, new_state = {}, {"step": step}
+        for k, g in gradient.items():
+            m = new_state[f"m.{k}"] = b1 * state[f"m.{k}"] + (1 - b1) * g
+            v = new_state[f"v.{k}"] = b2 * state[f"v.{k}"] + (1 - b2) * g * g
+            # The root has no derivative at zero; a weight that the loss never reads would turn it into NaN.
+            root = (v / (1 - b2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+            new_weights[k] = weights[k] - lr[k] * m / (1 - b1**step) / (root + self.eps)
+        return new_weights, new_state
+
+
+def sizes_of(lr: float | Callable[[Tensors], StepSize], meta: Tensors, like: Tensors) -> Mapping[str, float | Tensor]:
+    """One step size per fast weight, however it was given."""
+    found = lr(meta) if callable(lr) else lr
+    return found if isinstance(found, Mapping) else dict.fromkeys(like, found)
 
 
 @dataclass(frozen=True)
@@ -122,40 +178,64 @@ class Trajectory:
         states: optimiser states, the same length.
         gradients: the gradient applied at each of the K steps.
         evaluations: how many gradients were really evaluated.
+        reached: names of the meta-parameters on which the initial weights (``"init"``) and the first inner loss
+            (``"inner"``) depend.
     """
 
     weights: list[Tensors]
     states: list[Tensors]
     gradients: list[Tensors]
     evaluations: int
+    reached: dict[str, set[str]] = field(default_factory=dict)
 
 
-def inner_gradient(problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Tensors:
+def inner_gradient(
+    problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, reached: set[str] | None = None
+) -> Tensors:
     """The plain gradient of the inner loss in the fast weights, outside every graph.
 
     Cost: one forward, one backward.
+
+    Args:
+        reached: receives the names of the meta-parameters that the loss depends on, read off the graph.
     """
     weights = tensors.leaf(weights)
+    meta = tensors.leaf(meta, requires_grad=reached is not None)
     with torch.enable_grad():
-        loss = problem.inner_loss(weights, tensors.detach(meta), step).sum()
+        loss = problem.inner_loss(weights, meta, step).sum()
+    if reached is not None:
+        reached |= tensors.reaches([loss], meta)
     return tensors.grad(loss, weights)[0]
 
 
+GradientAt = Callable[[Tensors, int], Tensors]
+"""``(weights, step) -> gradient`` of the inner loss."""
+
+
 @torch.no_grad()
-def run(problem: InnerProblem, meta: Tensors, reuse: int = 1) -> Trajectory:
+def run(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: GradientAt | None = None) -> Trajectory:
     """Take the K inner steps without graph.
 
     Args:
         reuse: evaluate the gradient once per so many steps and apply it that often (lazy windows); 1 is ordinary
             descent.
+        gradient_at: how a gradient is evaluated, :func:`inner_gradient` by default.
     """
-    meta = tensors.detach(meta)
-    weights = tensors.detach(problem.init(meta))
+    phi = tensors.leaf(meta)
+    with torch.enable_grad():
+        initial = problem.init(phi)
+    reached = {"init": tensors.reaches(initial.values(), phi), "inner": set()}
+    meta, weights = tensors.detach(meta), tensors.detach(initial)
+    del initial, phi  # their graph is of the size of an inner step's
     state = problem.optimizer.init(weights)
-    trajectory = Trajectory([weights], [state], [], -(-problem.num_steps // reuse))
+    trajectory = Trajectory([weights], [state], [], -(-problem.num_steps // reuse), reached)
     for step in range(problem.num_steps):
-        fresh = step % reuse == 0
-        gradient = inner_gradient(problem, weights, meta, step) if fresh else trajectory.gradients[-1]
+        if step % reuse:
+            gradient = trajectory.gradients[-1]
+        elif gradient_at is None:
+            gradient = inner_gradient(problem, weights, meta, step, None if step else reached["inner"])
+        else:
+            gradient = gradient_at(weights, step)
         weights, state = problem.optimizer.update(weights, state, gradient, meta)
         trajectory.weights.append(weights)
         trajectory.states.append(state)

@@ -84,3 +84,19 @@ def grad(
         )
     )
     return tuple({k: next(found) if v.requires_grad else torch.zeros_like(v) for k, v in g.items()} for g in inputs)
+
+
+def reaches(outputs: Iterable[Tensor], inputs: Mapping[str, Tensor]) -> set[str]:
+    """Names of the leaves that the outputs depend on, read off the graph without computing anything."""
+    leaves = {id(v): k for k, v in inputs.items()}
+    found: set[str] = {leaves[id(o)] for o in outputs if id(o) in leaves}
+    stack = [o.grad_fn for o in outputs if o.grad_fn is not None]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        found |= {leaves[id(v)] for v in [getattr(node, "variable", None)] if id(v) in leaves}
+        stack += [n for n, _ in node.next_functions if n is not None]
+    return found

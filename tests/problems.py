@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from mtl.inner import InnerProblem, InnerSGD
+from mtl.inner import InnerAdam, InnerProblem, InnerSGD
 
 TASKS, EXAMPLES, FEATURES, HIDDEN = 3, 6, 4, 3
 
-SGD = {
+OPTIMIZERS = {
     "plain": {},
     "momentum": {"momentum": 0.9},
     "decay": {"weight_decay": 0.1},
     "momentum+decay": {"momentum": 0.8, "weight_decay": 0.05},
+    "adam": {"betas": (0.8, 0.9), "eps": 1e-3},
 }
 
 
 def regression(
-    steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, **sgd
+    steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, **options
 ) -> tuple[InnerProblem, dict]:
     """Two-layer tanh regression.
 
@@ -55,7 +56,8 @@ def regression(
     def outer_loss(weights, meta):
         return ((predict(weights, xq) * meta["outer"] - yq) ** 2).mean(-1)
 
-    return InnerProblem(init, inner_loss, outer_loss, steps, InnerSGD(lr=lambda m: m["rate"], **sgd)), meta
+    kind = InnerAdam if "betas" in options else InnerSGD
+    return InnerProblem(init, inner_loss, outer_loss, steps, kind(lr=lambda m: m["rate"], **options)), meta
 
 
 def quadratic(steps: int, *, curvature: float, lr: float, seed: int = 0, dim: int = 6) -> tuple[InnerProblem, dict]:

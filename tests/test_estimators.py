@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
-from problems import SGD, quadratic, regression
+from problems import OPTIMIZERS, quadratic, regression
 
 import mtl
 from mtl import tensors
-from mtl.inner import InnerProblem, InnerSGD
+from mtl.inner import InnerAdam, InnerProblem, InnerSGD
 
 # Estimators that equal the exact gradient, whatever the problem.
 EXACT = {
     "rematerialised": mtl.Rematerialised(),
+    "rematerialised, forward": mtl.Rematerialised("forward-over-reverse"),
+    "rematerialised, all kept": mtl.Rematerialised(budget=1e3),
+    "rematerialised, some kept": mtl.Rematerialised(budget=0.014),
     "truncated(K)": mtl.Truncated(steps=99),
+    "binomial(K)": mtl.Binomial(order=99),
+    "horizon mixing(0)": mtl.HorizonMixing(decay=0.0),
+    "truncation mixing(1)": mtl.TruncationMixing(decay=1.0),
     "adaptive(1)": mtl.Windowed(size=1),
     "exact-forward(1)": mtl.Windowed(size=1, mode="exact-forward"),
     "lazy(1)": mtl.Windowed(size=1, mode="lazy"),
 }
-# Estimators that are approximate, each with the gradients and pulls it needs for K = 7 inner steps.
+# Estimators that are approximate, each with the gradients and pulls it needs for K = 7 inner steps, and the
+# meta-parameters that it cannot train (type I: start, L: inner, D: outer, O: rate, I and L: both).
 APPROXIMATE = {
-    "first-order": (mtl.FirstOrder(), 7, 0),
-    "truncated(3)": (mtl.Truncated(steps=3), 7, 3),
-    "lazy(3)": (mtl.Windowed(size=3, mode="lazy"), 3, 3),
-    "exact-forward(3)": (mtl.Windowed(size=3, mode="exact-forward"), 7, 3),
-    "exact-forward(3), start": (mtl.Windowed(size=3, mode="exact-forward", anchor="start"), 7, 3),
-    "exact-forward(3), end": (mtl.Windowed(size=3, mode="exact-forward", anchor="end"), 7, 3),
-    "substepped(3)": (mtl.Windowed(size=3, mode="exact-forward", substeps=3), 7, 7),
-    "adaptive(3)": (mtl.Windowed(size=3), 7, 3),
+    "first-order": (mtl.FirstOrder(), 7, 0, {"inner"}),
+    "truncated(3)": (mtl.Truncated(steps=3), 7, 3, set()),
+    "binomial(0)": (mtl.Binomial(order=0), 7, 0, {"inner"}),
+    "binomial(1)": (mtl.Binomial(order=1), 7, 7 + 6, set()),
+    "binomial(2)": (mtl.Binomial(order=2), 7, 7 + 6 + 5, set()),
+    "truncation mixing": (mtl.TruncationMixing(), 7, 7, set()),
+    "lazy(3)": (mtl.Windowed(size=3, mode="lazy"), 3, 3, set()),
+    "exact-forward(3)": (mtl.Windowed(size=3, mode="exact-forward"), 7, 3, set()),
+    "exact-forward(3), start": (mtl.Windowed(size=3, mode="exact-forward", anchor="start"), 7, 3, set()),
+    "exact-forward(3), end": (mtl.Windowed(size=3, mode="exact-forward", anchor="end"), 7, 3, set()),
+    "substepped(3)": (mtl.Windowed(size=3, mode="exact-forward", substeps=3), 7, 7, set()),
+    "adaptive(3)": (mtl.Windowed(size=3), 7, 3, set()),
 }
-ALL = {**EXACT, **{k: v[0] for k, v in APPROXIMATE.items()}}
+# Estimators of something else: of other horizons, of the solution that the inner loop approaches, of no loss at all.
+OTHER = {
+    "horizon mixing": (mtl.HorizonMixing(), 7, 7, set()),
+    "reptile": (mtl.Reptile(), 7, 0, {"inner", "outer", "rate"}),
+    "neumann(4)": (mtl.Neumann(terms=4), 7, 4, {"start", "rate"}),
+    "imaml(2)": (mtl.ImplicitMAML(iterations=2, tolerance=0), 7, 3, {"rate"}),
+    "one-step": (mtl.OneStep(), 7, 1, {"start"}),
+    "sama": (mtl.SAMA(), 7, 1, {"start"}),
+    "sama, reverse": (mtl.SAMA(pull="reverse"), 7, 1, {"start"}),
+}
+INEXACT = APPROXIMATE | OTHER
+NEAR = EXACT | {k: v[0] for k, v in APPROXIMATE.items()}
+ALL = NEAR | {k: v[0] for k, v in OTHER.items()}
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
 
@@ -56,15 +80,21 @@ def unrolled(problem: InnerProblem, meta: dict, gradient_of=None) -> dict:
     meta = {k: v.clone().requires_grad_() for k, v in meta.items()}
     w = {k: v.clone() for k, v in problem.init(meta).items()}
     w = {k: v if v.requires_grad else v.requires_grad_() for k, v in w.items()}
-    buffer = {k: torch.zeros_like(v) for k, v in w.items()}
-    sgd = problem.optimizer
-    lr = sgd.lr(meta) if callable(sgd.lr) else sgd.lr
+    buffer, square = ({k: torch.zeros_like(v) for k, v in w.items()} for _ in range(2))
+    rule = problem.optimizer
+    lr = rule.lr(meta) if callable(rule.lr) else rule.lr
     for step in range(problem.num_steps):
         gradient = (gradient_of or _gradient)(problem, w, meta, step)
         for k in w:
-            d = gradient[k] + sgd.weight_decay * w[k]
-            buffer[k] = sgd.momentum * buffer[k] + d
-        w = {k: w[k] - lr * buffer[k] for k in w}
+            if isinstance(rule, InnerAdam):
+                (b1, b2), t = rule.betas, step + 1
+                buffer[k] = b1 * buffer[k] + (1 - b1) * gradient[k]
+                square[k] = b2 * square[k] + (1 - b2) * gradient[k] ** 2
+                root = (square[k] / (1 - b2**t) + 1e-300).sqrt()
+                w[k] = w[k] - lr * buffer[k] / (1 - b1**t) / (root + rule.eps)
+            else:
+                buffer[k] = rule.momentum * buffer[k] + gradient[k] + rule.weight_decay * w[k]
+                w[k] = w[k] - lr * buffer[k]
     loss = problem.outer_loss(w, meta).mean()
     found = torch.autograd.grad(loss, list(meta.values()), allow_unused=True)
     return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(meta.items(), found, strict=True)}
@@ -76,10 +106,10 @@ def _gradient(problem, w, meta, step):
     return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(w.items(), found, strict=True)}
 
 
-@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("fixed_batch", [True, False])
-def test_exact_is_autograd_of_the_unrolled_loop(sgd, fixed_batch):
-    problem, meta = regression(fixed_batch=fixed_batch, **sgd)
+def test_exact_is_autograd_of_the_unrolled_loop(options, fixed_batch):
+    problem, meta = regression(fixed_batch=fixed_batch, **options)
     assert error(mtl.Exact()(problem, meta).grads, unrolled(problem, meta)) < 1e-10
 
 
@@ -93,27 +123,27 @@ def test_exact_is_the_central_difference_of_the_outer_loss():
         assert torch.isclose((grads[key] * direction).sum(), (plus - minus) / (2 * h), rtol=1e-6, atol=1e-9), key
 
 
-@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("estimator", EXACT.values(), ids=EXACT)
-def test_equals_exact(estimator, sgd):
-    problem, meta = regression(fixed_batch=False, **sgd)
+def test_equals_exact(estimator, options):
+    problem, meta = regression(fixed_batch=False, **options)
     result, reference = estimator(problem, meta), mtl.Exact()(problem, meta)
     assert error(result.grads, reference.grads) < 1e-10
     assert error(result.weights, reference.weights) < 1e-12
     assert torch.allclose(result.losses, reference.losses)
 
 
-@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
-def test_first_order_is_autograd_with_constant_gradients(sgd):
-    problem, meta = regression(**sgd)
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_first_order_is_autograd_with_constant_gradients(options):
+    problem, meta = regression(**options)
     constant = lambda *a: {k: v.detach() for k, v in _gradient(*a).items()}  # noqa: E731
     assert error(mtl.FirstOrder()(problem, meta).grads, unrolled(problem, meta, constant)) < 1e-10
 
 
-@pytest.mark.parametrize("sgd", SGD.values(), ids=SGD)
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("size", [2, 3, 6, 10])
-def test_lazy_is_autograd_of_its_own_coarse_loop(size, sgd):
-    problem, meta = regression(steps=7, **sgd)
+def test_lazy_is_autograd_of_its_own_coarse_loop(size, options):
+    problem, meta = regression(steps=7, **options)
     kept = {}
 
     def reuse(problem, w, meta, step):
@@ -225,12 +255,23 @@ def test_finite_difference_error_falls_with_the_square_of_the_radius():
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
-def test_first_order_is_zero_where_only_the_inner_loss_acts_and_says_so():
-    problem, meta = regression()
-    with pytest.warns(mtl.StructuralZeroWarning, match=r"\['inner'\].*Windowed"):
-        grads = mtl.FirstOrder()(problem, meta).grads
-    assert torch.count_nonzero(grads["inner"]) == 0
-    assert all(torch.count_nonzero(grads[k]) for k in ("start", "both", "outer", "rate"))
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize(("estimator", "zero"), [(e, z) for e, _, _, z in INEXACT.values()], ids=INEXACT)
+def test_structural_zeros_are_exact_and_announced(estimator, zero, steps):
+    problem, meta = regression(steps=steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        grads = estimator(problem, meta).grads
+    assert {k for k, g in grads.items() if not torch.count_nonzero(g)} == zero
+    told = [str(w.message) for w in caught if w.category is mtl.StructuralZeroWarning]
+    assert all(any(repr(k) in message for message in told) for k in zero)
+    assert all("Windowed, Truncated or Rematerialised" in message for message in told)
+    assert len(told) <= len(zero), "nothing that it trains is called untrained"
+
+
+def test_first_order_says_where_the_meta_parameter_acts():
+    with pytest.warns(mtl.StructuralZeroWarning, match=r"\['inner'\]: they act only inside the inner loss.*Windowed"):
+        mtl.FirstOrder()(*regression())
 
 
 def test_first_order_is_silent_when_nothing_is_lost():
@@ -241,21 +282,169 @@ def test_first_order_is_silent_when_nothing_is_lost():
         mtl.FirstOrder()(problem, meta)
 
 
-@pytest.mark.parametrize(("estimator", "gradients", "pulls"), APPROXIMATE.values(), ids=APPROXIMATE)
-def test_counts(estimator, gradients, pulls):
-    problem, meta = regression(steps=7, lr=0.01)
-    calls = 0
+def counting(problem: InnerProblem) -> tuple[InnerProblem, list[int]]:
+    """The problem, and the steps at which its inner loss was evaluated."""
+    calls: list[int] = []
 
     def counted(weights, meta, step):
-        nonlocal calls
-        calls += 1
+        calls.append(step)
         return problem.inner_loss(weights, meta, step)
 
-    result = estimator(replace(problem, inner_loss=counted), meta)
+    return replace(problem, inner_loss=counted), calls
+
+
+@pytest.mark.parametrize(("name", "estimator", "gradients", "pulls"), [(k, *v[:3]) for k, v in INEXACT.items()])
+def test_counts(name, estimator, gradients, pulls):
+    problem, meta = regression(steps=7, lr=0.01)
+    counted, calls = counting(problem)
+    result = estimator(counted, meta)
     assert (result.gradients, result.pulls) == (gradients, pulls)
-    anchors = {"substepped(3)": 3}.get(next(k for k, v in APPROXIMATE.items() if v[0] is estimator), pulls)
-    warned = isinstance(estimator, mtl.FirstOrder)  # one evaluation to see what the inner loss reads
-    assert calls == gradients + anchors + warned
+    shared = {"substepped(3)": 3, "binomial(1)": 7, "binomial(2)": 7, "neumann(4)": 1, "imaml(2)": 1, "sama": 2}
+    assert len(calls) == gradients + shared.get(name, pulls), "pulls at one anchor share its graph"
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_horizon_mixing_is_autograd_of_the_weighted_sum(decay, options):
+    problem, meta = regression(steps=4, **options)
+    found = mtl.HorizonMixing(decay)(problem, meta).grads
+    weights = torch.tensor([decay ** (4 - i) for i in range(1, 5)], dtype=torch.float64)
+    expected = tensors.zeros_like(meta)
+    for i, c in enumerate(weights / weights.sum(), start=1):
+        shorter = unrolled(replace(problem, num_steps=i), meta)
+        expected = {k: v + c * shorter[k] for k, v in expected.items()}
+    assert error(found, expected) < 1e-10
+
+
+def test_truncation_mixing_weighs_the_share_of_each_step():
+    problem, meta = regression(steps=4, momentum=0.5)
+    start = problem.init(meta)
+    problem = replace(problem, init=lambda m: start)  # only the steps' shares are weighted
+    copies = {f"{k}{step}": v for step in range(4) for k, v in meta.items()}
+    at = lambda m, step: {k: m[f"{k}{step}"] for k in meta}  # noqa: E731
+    counter = iter(range(4))
+    apart = replace(
+        problem,
+        inner_loss=lambda w, m, step: problem.inner_loss(w, at(m, step), step),
+        outer_loss=lambda w, m: problem.outer_loss(w, meta),
+        optimizer=InnerSGD(lr=lambda m: m[f"rate{next(counter)}"], momentum=0.5),
+    )
+    shares = mtl.Exact()(apart, copies).grads
+    found = mtl.TruncationMixing(0.7)(problem, meta).grads
+    for k in ("inner", "both", "rate"):
+        expected = sum(0.7 ** (3 - step) * shares[f"{k}{step}"] for step in range(4))
+        assert error({k: found[k]}, {k: expected}) < 1e-10
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_binomial_is_the_expansion_on_a_quadratic(order):
+    problem, meta = quadratic(5, curvature=1.0, lr=0.4)
+    hessian, v = _hessian(problem, meta), _outer_gradient(problem, meta)
+    carried = lambda steps: sum(  # noqa: E731  (what is left of v after so many steps, to this order)
+        math.comb(steps, j) * torch.linalg.matrix_power(-0.4 * hessian, j) @ v.unsqueeze(-1) for j in range(order + 1)
+    ).squeeze(-1)
+    found = mtl.Binomial(order)(problem, meta).grads
+    assert error(found, {"start": carried(5), "inner": -0.4 * sum(carried(j) for j in range(5))}) < 1e-10
+
+
+def test_neumann_is_its_series_and_tends_to_the_implicit_gradient():
+    problem, meta = quadratic(3, curvature=1.0, lr=0.9)
+    hessian, v = _hessian(problem, meta), _outer_gradient(problem, meta)
+    factor = torch.eye(hessian.shape[-1], dtype=torch.float64) - 0.9 * hessian
+    series = 0.9 * sum(torch.linalg.matrix_power(factor, j) for j in range(6)) @ v.unsqueeze(-1)
+    assert error({"inner": mtl.Neumann(6)(problem, meta).grads["inner"]}, {"inner": -series.squeeze(-1)}) < 1e-10
+    implicit = torch.linalg.solve(hessian, v)
+    for momentum in (0.0, 0.9):
+        rule = InnerSGD(lr=0.9, momentum=momentum)
+        result = mtl.Neumann(3000)(replace(problem, optimizer=rule), meta)
+        v = _outer_gradient(replace(problem, optimizer=rule), meta)
+        implicit = torch.linalg.solve(hessian, v)
+        assert error({"inner": result.grads["inner"]}, {"inner": -implicit}) < 1e-8
+        assert result.diagnostics["residual"] < 1e-8
+
+
+def test_imaml_is_the_gradient_of_the_tied_solution():
+    problem, meta = quadratic(2000, curvature=1.0, lr=0.5)
+    estimator = mtl.ImplicitMAML(strength=0.3, iterations=20, tolerance=1e-12)
+    result = estimator(problem, meta)
+    tied = replace(
+        problem,
+        init=lambda m: {"w": m["start"]},
+        inner_loss=lambda w, m, k: problem.inner_loss(w, m, k) + 0.15 * ((w["w"] - m["start"]) ** 2).sum(-1),
+    )
+    assert error(result.grads, mtl.Exact()(tied, meta).grads) < 1e-8
+    assert result.pulls <= 8, "six dimensions need six iterations, rounding perhaps one more"
+    assert result.diagnostics["residual"] < 1e-10
+    adapted = mtl.solve(mtl.proximal(problem, meta, 0.3), meta)
+    assert torch.allclose(adapted["w"], result.weights["w"])
+
+
+def test_imaml_stops_at_negative_curvature():
+    problem, meta = quadratic(2, curvature=-1.0, lr=0.1)
+    found = mtl.ImplicitMAML(strength=0.01)(problem, meta).grads
+    assert all(torch.isfinite(v).all() for v in found.values())
+    damped = mtl.ImplicitMAML(strength=0.01, damping=200.0, iterations=20, tolerance=1e-10)(problem, meta)
+    assert damped.diagnostics["residual"] < 1e-9
+
+
+def _hessian(problem, meta):
+    w = tensors.leaf(problem.init(meta))
+    columns = [mtl.Reverse().at(problem, w, meta, 0)({"w": e.expand_as(w["w"])})[0]["w"] for e in torch.eye(6).double()]
+    return torch.stack(columns, -1)
+
+
+def _outer_gradient(problem, meta):
+    w = tensors.leaf(mtl.solve(problem, meta))
+    return tensors.grad(problem.outer_loss(w, meta).mean(), w)[0]["w"]
+
+
+def test_one_step_is_exact_for_one_step():
+    problem, meta = regression(steps=1, momentum=0.5)
+    start = problem.init(meta)
+    fixed = replace(problem, init=lambda m: start)
+    assert error(mtl.OneStep()(fixed, meta).grads, mtl.Exact()(fixed, meta).grads) < 1e-10
+
+
+def test_sama_is_one_step_on_a_quadratic():
+    problem, meta = quadratic(3, curvature=1.0, lr=0.4)
+    assert error(mtl.SAMA(pull="reverse")(problem, meta).grads, mtl.OneStep()(problem, meta).grads) < 1e-10
+
+
+def test_the_jacobian_of_adam_has_its_closed_form():
+    g, m, v = (torch.rand(1, 5, dtype=torch.float64) + 0.1 for _ in range(3))
+    adam, (b1, b2), t = InnerAdam(lr=0.1, betas=(0.9, 0.99), eps=1e-14), (0.9, 0.99), 4
+    state = {"step": torch.tensor(t - 1.0, dtype=torch.float64), "m.w": m, "v.w": v}
+    g.requires_grad_()
+    moved, new = adam.update({"w": torch.zeros(1, 5, dtype=torch.float64)}, state, {"w": g}, {})
+    (found,) = torch.autograd.grad(moved["w"].sum(), g)
+    corrected = 0.1 * (1 - b2**t) ** 0.5 / (1 - b1**t)
+    expected = -corrected * ((1 - b1) * b2 * v - b1 * (1 - b2) * g * m) / new["v.w"] ** 1.5
+    assert torch.allclose(found, expected, rtol=1e-10)
+
+
+def test_inner_adam_is_torch_adam():
+    w = torch.randn(2, 3, dtype=torch.float64)
+    theirs, ours = w.clone().requires_grad_(), {"w": w}
+    optimizer, adam = torch.optim.Adam([theirs], lr=0.1, betas=(0.8, 0.9)), InnerAdam(lr=0.1, betas=(0.8, 0.9))
+    state = adam.init(ours)
+    for i in range(4):
+        theirs.grad = torch.sin(theirs.detach() * (i + 1))
+        ours, state = adam.update(ours, state, {"w": torch.sin(ours["w"] * (i + 1))}, {})
+        optimizer.step()
+    assert torch.allclose(ours["w"], theirs, rtol=1e-12)
+
+
+def test_a_budget_keeps_as_many_steps_as_fit():
+    problem, meta = regression(steps=7)
+    counted, calls = counting(problem)
+    evaluations = {}
+    for budget in (0.0, 1e-6, 0.014, 1e3):
+        calls.clear()
+        mtl.Rematerialised(budget=budget)(counted, meta)
+        evaluations[budget] = len(calls)
+    assert evaluations[0.0] == evaluations[1e-6] == 14, "no room: every step once more on the way back"
+    assert 7 < evaluations[0.014] < 14
+    assert evaluations[1e3] == 7, "room for all: nothing is evaluated twice"
 
 
 @pytest.mark.parametrize("estimator", ALL.values(), ids=ALL)
@@ -267,12 +456,13 @@ def test_any_number_of_steps_is_defined(estimator, steps):
     assert result.grads.keys() == meta.keys()
     assert all(result.grads[k].shape == v.shape for k, v in meta.items())
     assert not any(g.requires_grad for g in result.grads.values())
-    if steps == 0:
+    if steps == 0 and not isinstance(estimator, mtl.Reptile):
         assert error(result.grads, exact.grads) < 1e-12
-    assert cosine(result.grads, exact.grads, "start") > 0.95, "close to exact at a small step size"
+    if estimator in NEAR.values():
+        assert cosine(result.grads, exact.grads, "start") > 0.95, "close to exact at a small step size"
 
 
-@pytest.mark.parametrize("estimator", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, mtl.Reptile)])
 def test_tasks_are_independent(estimator):
     # A batch of tasks gives what each gives alone: per-task cotangents divided by their number, shared ones averaged.
     if estimator in (ALL["adaptive(3)"],):
@@ -288,9 +478,10 @@ def test_tasks_are_independent(estimator):
 
         alone = replace(problem, outer_loss=lambda w, m, only=only: only(problem.outer_loss(w, m)))
         grads = estimator(alone, meta).grads
-        assert torch.allclose(grads["start"][task] / 3, joint["start"][task], rtol=1e-9, atol=1e-15)
         others = [t for t in range(3) if t != task]
-        assert torch.count_nonzero(grads["start"][others]) == 0
+        for k in ("start", "both"):
+            assert torch.allclose(grads[k][task] / 3, joint[k][task], rtol=1e-9, atol=1e-15)
+            assert torch.count_nonzero(grads[k][others]) == 0
 
 
 @pytest.mark.parametrize("estimator", [mtl.Rematerialised(), mtl.Windowed(size=2), mtl.Truncated(steps=2)])
@@ -337,6 +528,19 @@ def test_memory_is_flat_in_the_number_of_steps():
         (lambda: mtl.Windowed(substeps=2), "only mode='exact-forward'"),
         (lambda: mtl.Truncated(steps=0), "FirstOrder"),
         (lambda: mtl.Rematerialised(pull="x"), "reverse"),
+        (lambda: mtl.Rematerialised(budget=-1), "MiB >= 0"),
+        (lambda: mtl.Rematerialised("finite-difference", budget=1), "no graph|graph to keep"),
+        (lambda: mtl.Binomial(order=-1), "first-order"),
+        (lambda: mtl.HorizonMixing(decay=2), "decay=2"),
+        (lambda: mtl.TruncationMixing(decay=-1), "decay=-1"),
+        (lambda: mtl.Neumann(terms=0), "at least one term"),
+        (lambda: mtl.ImplicitMAML(strength=0), "positive"),
+        (lambda: mtl.ImplicitMAML(iterations=0), "at least one"),
+        (lambda: mtl.ImplicitMAML(damping=-1), "damping=-1"),
+        (lambda: mtl.OneStep(pull="x"), "reverse"),
+        (lambda: InnerAdam(lr=0), "positive"),
+        (lambda: InnerAdam(betas=(1.0, 0.9)), "betas"),
+        (lambda: InnerAdam(eps=0), "eps"),
         (lambda: mtl.FiniteDifference(radius=0), "positive"),
         (lambda: InnerSGD(lr=0.0), "positive"),
         (lambda: InnerSGD(momentum=1.0), "momentum"),
@@ -366,6 +570,6 @@ def test_pull_products_are_symmetric():
     problem, meta = regression()
     w = tensors.detach(problem.init(meta))
     a, b = ({k: torch.randn_like(v) for k, v in w.items()} for _ in range(2))
-    for pull in (mtl.Reverse(), mtl.FiniteDifference(radius=1e-3)):
+    for pull in (mtl.Reverse(), mtl.ForwardOverReverse(), mtl.FiniteDifference(radius=1e-3)):
         products = pull.at(problem, w, meta, 0)
         assert torch.allclose(tensors.dot(a, products(b)[0]), tensors.dot(products(a)[0], b), rtol=1e-4)

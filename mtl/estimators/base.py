@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mtl import tensors
 from mtl.inner import InnerProblem, Trajectory
-from mtl.pulls import AbstractPull, Adjoint, add_products, through_updates
+from mtl.pulls import AbstractPull, Adjoint, Products, add_products, through_updates
 from mtl.tensors import Tensors
 
 
@@ -54,14 +55,21 @@ class AbstractEstimator(abc.ABC):
         """Adapt, judge, and return the gradient of the mean outer loss with respect to ``meta``."""
 
 
-def outer_adjoint(problem: InnerProblem, meta: Tensors, trajectory: Trajectory) -> tuple[Tensor, Adjoint]:
-    """Where every sweep starts: the outer losses, and their gradient in the last weights and directly in ``meta``."""
-    weights, phi = tensors.leaf(trajectory.weights[-1]), tensors.leaf(meta)
+def outer_adjoint(
+    problem: InnerProblem, meta: Tensors, trajectory: Trajectory, step: int = -1
+) -> tuple[Tensor, Adjoint]:
+    """Where every sweep starts: the outer losses, and their gradient in the weights and directly in ``meta``.
+
+    Args:
+        step: of the trajectory's weights ``theta_0 .. theta_K``, by default the last.
+    """
+    weights, phi = tensors.leaf(trajectory.weights[step]), tensors.leaf(meta)
     with torch.enable_grad():
         losses = problem.outer_loss(weights, phi)
         loss = losses.mean()
+    trajectory.reached["outer"] = tensors.reaches([loss], phi)
     d_weights, d_meta = tensors.grad(loss, weights, phi)
-    adjoint = Adjoint(d_weights, tensors.zeros_like(trajectory.states[-1]), d_meta)
+    adjoint = Adjoint(d_weights, tensors.zeros_like(trajectory.states[step]), d_meta)
     return losses.detach(), adjoint
 
 
@@ -72,17 +80,24 @@ def exact_sweep(
     adjoint: Adjoint,
     steps: Iterable[int],
     pull: AbstractPull,
+    kept: dict[int, Products] | None = None,
 ) -> Adjoint:
     """Walk back through ``steps`` (last first), one fresh pull each.
 
     One step's graph is alive at a time, so memory is flat in K.
+
+    Args:
+        kept: products of steps whose graph is alive already; each is let go once used.
     """
+    kept = kept or {}
     for step in steps:
         weights, state = trajectory.weights[step], trajectory.states[step]
         adjoint, cotangent = through_updates(
             problem, meta, weights, state, trajectory.gradients[step : step + 1], adjoint
         )
-        adjoint = add_products(adjoint, pull.at(problem, weights, meta, step)(cotangent))
+        products = kept.pop(step) if step in kept else pull.at(problem, weights, meta, step)
+        adjoint = add_products(adjoint, products(cotangent))
+        del products  # or two steps' graphs are alive while the next is built
     return adjoint
 
 
@@ -98,17 +113,43 @@ def through_init(problem: InnerProblem, meta: Tensors, adjoint: Adjoint) -> Tens
     return tensors.add(adjoint.meta, grads)
 
 
-def reaches(outputs: Iterable[Tensor], inputs: Tensors) -> set[str]:
-    """Names of the leaves that the outputs depend on, read off the graph without computing anything."""
-    leaves = {id(v): k for k, v in inputs.items()}
-    found: set[str] = {leaves[id(o)] for o in outputs if id(o) in leaves}
-    stack = [o.grad_fn for o in outputs if o.grad_fn is not None]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        found |= {leaves[id(v)] for v in [getattr(node, "variable", None)] if id(v) in leaves}
-        stack += [n for n, _ in node.next_functions if n is not None]
-    return found
+ROUTES = {
+    "init": "through the initial weights",
+    "outer": "in the outer loss",
+    "inner": "inside the inner loss",
+    "update": "in the update",
+}
+"""The ways a meta-parameter can act, in words."""
+
+
+def warn_of_zeros(
+    estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, follows: set[str]
+) -> None:
+    """Name the meta-parameters that act only in ways which the estimator does not follow.
+
+    Reads what the sweep recorded and builds one element-wise update; no pass through the network.
+
+    Args:
+        follows: the routes that the estimator differentiates.
+
+    Warns:
+        StructuralZeroWarning: naming them, where they act and an estimator that trains them.
+    """
+    if problem.num_steps == 0:
+        return
+    phi = tensors.leaf(meta)
+    with torch.enable_grad():
+        updated, _ = problem.optimizer.update(trajectory.weights[0], trajectory.states[0], trajectory.gradients[0], phi)
+    reached = trajectory.reached | {"update": tensors.reaches(updated.values(), phi)}
+    trained = set().union(*(reached[route] for route in follows))
+    lost: dict[str, list[str]] = {}
+    for name in sorted(set().union(*reached.values()) - trained):
+        where = " and ".join(words for route, words in ROUTES.items() if name in reached[route])
+        lost.setdefault(where, []).append(name)
+    for where, names in lost.items():
+        warnings.warn(
+            f"{type(estimator).__name__} gives exactly zero for {names}: they act only {where}. "
+            "Windowed, Truncated or Rematerialised train them.",
+            StructuralZeroWarning,
+            stacklevel=4,
+        )
