@@ -10,6 +10,7 @@ from mtl.backbones import Backbone, load_backbone
 from mtl.baselines import Method, baselines
 from mtl.checkpoint import from_pretrained, save_pretrained
 from mtl.data import GlyphTasks, ImageTasks, open_images, saved_split
+from mtl.diagnostics import Agreement, calibrated, curvature, self_check
 from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
 from mtl.estimators import (
     SAMA,
@@ -55,6 +56,7 @@ __all__ = [
     "AbstractInnerOptimizer",
     "AbstractPull",
     "Adapted",
+    "Agreement",
     "Alternating",
     "Backbone",
     "Binomial",
@@ -101,7 +103,9 @@ __all__ = [
     "Windowed",
     "accuracy_figure",
     "baselines",
+    "calibrated",
     "controls",
+    "curvature",
     "curves_figure",
     "episode_strip",
     "evaluate",
@@ -117,6 +121,7 @@ __all__ = [
     "proximal",
     "save_pretrained",
     "saved_split",
+    "self_check",
     "solve",
     "stacked",
     "static_control",

@@ -65,7 +65,7 @@ class Reverse(AbstractPull):
         with torch.enable_grad(), twice_differentiable():
             losses = problem.inner_loss(weights, meta, step)
             (gradient,) = tensors.grad(losses.sum(), weights, create_graph=True)
-        _require_double_backward(gradient)
+        require_double_backward(gradient)
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             seeds = [cotangent[k] for k in gradient]
@@ -75,9 +75,19 @@ class Reverse(AbstractPull):
         return tensors.detach(gradient), products
 
 
-def _require_double_backward(gradient: Tensors) -> None:
+NOT_AGAIN = ("NotImplemented", "autograd::Error")
+"""Names of the nodes that autograd puts where a derivative cannot be differentiated again. Where such a node cuts the
+only path to an input, the second derivative comes out as a silent zero, not as an error: so they are looked for."""
+
+
+def require_double_backward(gradient: Tensors) -> None:
+    """Refuse a gradient that an operation of the network made without a derivative of its own.
+
+    Raises:
+        RuntimeError: naming the fast weight.
+    """
     for name, value in gradient.items():
-        if value.grad_fn is not None and value.grad_fn.name() == "NotImplemented":
+        if any(node.name().endswith(NOT_AGAIN) for node in tensors.nodes([value])):
             raise RuntimeError(
                 f"the inner gradient of {name!r} has no second derivative (a fused kernel in the network?); "
                 "use pull='finite-difference', or load the backbone with an eager attention implementation"

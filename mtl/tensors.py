@@ -6,7 +6,8 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,17 +87,21 @@ def grad(
     return tuple({k: next(found) if v.requires_grad else torch.zeros_like(v) for k, v in g.items()} for g in inputs)
 
 
-def reaches(outputs: Iterable[Tensor], inputs: Mapping[str, Tensor]) -> set[str]:
-    """Names of the leaves that the outputs depend on, read off the graph without computing anything."""
-    leaves = {id(v): k for k, v in inputs.items()}
-    found: set[str] = {leaves[id(o)] for o in outputs if id(o) in leaves}
+def nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
+    """Every node of the graph behind the outputs, once. About a microsecond each; nothing is computed."""
     stack = [o.grad_fn for o in outputs if o.grad_fn is not None]
     seen = set()
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        found |= {leaves[id(v)] for v in [getattr(node, "variable", None)] if id(v) in leaves}
-        stack += [n for n, _ in node.next_functions if n is not None]
-    return found
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack += [n for n, _ in node.next_functions if n is not None]
+
+
+def reaches(outputs: Iterable[Tensor], inputs: Mapping[str, Tensor]) -> set[str]:
+    """Names of the leaves that the outputs depend on, read off the graph without computing anything."""
+    outputs = list(outputs)
+    leaves = {id(v): k for k, v in inputs.items()}
+    met = [*outputs, *(getattr(node, "variable", None) for node in nodes(outputs))]
+    return {leaves[id(v)] for v in met if id(v) in leaves}

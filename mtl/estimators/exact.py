@@ -9,7 +9,7 @@ import torch
 from mtl import tensors
 from mtl.estimators.base import AbstractEstimator, MetaGradient
 from mtl.inner import InnerProblem
-from mtl.pulls import twice_differentiable
+from mtl.pulls import require_double_backward, twice_differentiable
 from mtl.tensors import Tensors
 
 
@@ -19,6 +19,9 @@ class Exact(AbstractEstimator):
 
     Cost: K gradients with graph and one backward through them; memory grows linearly in K.
     Equals: the definition. Use it to check the others, or when K is small and memory is plenty.
+
+    Raises:
+        RuntimeError: when an operation of the network has no second derivative.
     """
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
@@ -31,6 +34,8 @@ class Exact(AbstractEstimator):
             for step in range(problem.num_steps):
                 losses = problem.inner_loss(weights, phi, step)
                 (gradient,) = tensors.grad(losses.sum(), weights, create_graph=True)
+                if step == 0:
+                    require_double_backward(gradient)
                 weights, state = problem.optimizer.update(weights, state, gradient, phi)
             losses = problem.outer_loss(weights, phi)
             (grads,) = tensors.grad(losses.mean(), phi)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from mtl import tensors
 from mtl.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
 from mtl.inner import InnerProblem, run

@@ -88,7 +88,7 @@ class Rematerialised(AbstractEstimator):
 
 
 class _SavedBytes(saved_tensors_hooks):
-    """Bytes of storages that autograd saves while it is active, the network's weights left out: they are there anyway."""
+    """Bytes of storages that autograd saves while it is active, but for the network's weights, which stay anyway."""
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}

@@ -38,14 +38,14 @@ class Windowed(AbstractEstimator):
     - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window,
       on the same anchor graph).
     - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of
-      the cotangent stays near ``tau``. Nothing extra where curvature is low, and the direction survives where a plain
-      window's does not.
+      the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
+      it is high the sub-steps shrink to single ones, which are the exact sweep at its price.
 
     Cost: lazy K/size gradients and K/size pulls; otherwise K gradients and K/size pulls (more in adaptive mode where
     curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
     Equals: :class:`mtl.Exact` at ``size=1`` in every mode. Past ``size * lr * h_max >= 2`` a plain window is unstable
-    and the loss does not show it: watch the diagnostic ``max_rho``, the largest relative change of the cotangent per
-    step.
+    and the loss does not show it: watch the diagnostics ``max_rho``, the largest relative change of the cotangent per
+    step, and ``past_cliff``, the fraction of windows over which it adds up to more than one.
 
     Args:
         size: inner steps per window, at least 1.
@@ -89,20 +89,18 @@ class Windowed(AbstractEstimator):
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         trajectory = run(problem, meta, reuse=self.size if self.mode == "lazy" else 1)
         losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        walk = _Walk(problem, meta, trajectory, adjoint)
+        walk = _Walk(problem, meta, trajectory, adjoint, as_pull(self.pull))
         for start in reversed(range(0, problem.num_steps, self.size)):
             stop = min(start + self.size, problem.num_steps)
-            anchor = self._anchor(start, stop)
-            products = as_pull(self.pull).at(problem, trajectory.weights[anchor], meta, anchor)
             if self.mode == "adaptive":
-                walk.adaptively(products, start, stop, self.tau)
+                walk.adaptively(start, stop, self._anchor, self.tau)
             else:
                 pieces = 1 if self.mode == "lazy" else min(self.substeps, stop - start)
-                walk.in_pieces(products, start, stop, pieces)
-            del products  # or two windows' graphs are alive while the next is built
-        grads = through_init(problem, meta, walk.adjoint)
-        diagnostics = {"max_rho": torch.stack(walk.rhos).amax()} if walk.rhos else {}
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, walk.pulls, diagnostics)
+                walk.in_pieces(start, stop, self._anchor(start, stop), pieces)
+        adjoint, pulls, diagnostics = walk.adjoint, walk.pulls, walk.diagnostics()
+        del walk  # it holds the last anchor's graph
+        grads = through_init(problem, meta, adjoint)
+        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls, diagnostics)
 
     def _anchor(self, start: int, stop: int) -> int:
         if self.mode == "lazy" or self.anchor == "start":
@@ -113,10 +111,15 @@ class Windowed(AbstractEstimator):
 class _Walk:
     """The sweep in progress: the adjoint so far, and what is counted on the way."""
 
-    def __init__(self, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, adjoint: Adjoint) -> None:
+    def __init__(
+        self, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, adjoint: Adjoint, pull: AbstractPull
+    ) -> None:
         self.adjoint = adjoint
         self.pulls = 0
         self.rhos: list[Tensor] = []
+        self.windows: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
+        self._anchor, self._products = -1, _no_products
+        self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
         self._back: Callable[[int, int], tuple[Adjoint, Tensors]] = lambda start, stop: through_updates(
             problem,
             meta,
@@ -126,33 +129,46 @@ class _Walk:
             self.adjoint,
         )
 
-    def in_pieces(self, products: Products, start: int, stop: int, pieces: int) -> None:
-        """Walk back from ``stop`` to ``start`` in nearly equal pieces."""
+    def in_pieces(self, start: int, stop: int, anchor: int, pieces: int) -> None:
+        """Walk back from ``stop`` to ``start`` in nearly equal pieces, all linearised at one anchor."""
         bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
+        first = len(self.rhos)
         for low, high in reversed(list(pairwise(bounds))):
-            candidate, rho = self._pull(products, low, high)
-            self._accept(candidate, rho)
+            self._accept(*self._pull(low, high, anchor))
+        self._close(first, stop - start)
 
-    def adaptively(self, products: Products, start: int, stop: int, tau: float) -> None:
+    def adaptively(self, start: int, stop: int, anchor: Callable[[int, int], int], tau: float) -> None:
         """Walk back in sub-steps that change the cotangent of no task by much more than ``tau``.
 
         The last accepted sub-step predicts the next. One that turns out to change a cotangent by more than ``2 tau`` is
-        taken again, shorter.
+        taken again, shorter, at an anchor of its own: past the cliff the middle of the whole window says little about
+        its ends.
         """
+        first, whole = len(self.rhos), stop - start
         while stop > start:
             length = stop - start
             if self.rhos:
                 length = min(length, _steps_within(tau, self.rhos[-1]))
-            candidate, rho = self._pull(products, stop - length, stop)
+            candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
             if length > 1 and float(rho) * length > 2 * tau:
                 length = min(length - 1, _steps_within(tau, rho))
-                candidate, rho = self._pull(products, stop - length, stop)
+                candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
             self._accept(candidate, rho)
             stop -= length
+        self._close(first, whole)
 
-    def _pull(self, products: Products, start: int, stop: int) -> tuple[Adjoint, Tensor]:
+    def diagnostics(self) -> dict[str, Tensor]:
+        if not self.rhos:
+            return {}
+        past = (torch.stack(self.windows) > 1).float().mean()
+        return {"max_rho": torch.stack(self.rhos).amax(), "past_cliff": past}
+
+    def _pull(self, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensor]:
+        if anchor != self._anchor:
+            self._products = _no_products  # or two graphs are alive while the next is built
+            self._anchor, self._products = anchor, self._at(anchor)
         direct, cotangent = self._back(start, stop)
-        h, m = products(cotangent)
+        h, m = self._products(cotangent)
         self.pulls += 1
         before = tensors.norm(self.adjoint.weights)
         change = tensors.norm(h) / before.clamp_min(torch.finfo(before.dtype).tiny)
@@ -161,6 +177,13 @@ class _Walk:
     def _accept(self, adjoint: Adjoint, rho: Tensor) -> None:
         self.adjoint = adjoint
         self.rhos.append(rho)
+
+    def _close(self, first: int, steps: int) -> None:
+        self.windows.append(steps * torch.stack(self.rhos[first:]).amax())
+
+
+def _no_products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+    raise AssertionError("no anchor yet")
 
 
 def _steps_within(tau: float, rho: Tensor) -> int:
