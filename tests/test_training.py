@@ -207,10 +207,7 @@ def test_a_backbone_that_cannot_be_saved_is_refused_before_the_first_step(tmp_pa
         mtl.train(learner, Blobs(), Blobs(), CONFIG, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "windows",
-    [1, pytest.param(3, marks=pytest.mark.xfail(reason="adaptive windows make a step count of a NaN", strict=False))],
-)
+@pytest.mark.parametrize("windows", [1, 3])
 def test_a_non_finite_support_set_is_left_out_too(tmp_path, windows):
     class Poisoned(Blobs):
         def sample(self, index: int) -> mtl.Episode:
