@@ -221,12 +221,14 @@ def load_backbone(
         checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network.
         pooling: ``"mean"``, ``"cls"`` or ``"last"``. Default: timm's own; mean for encoders, the last token for causal
             models.
-        model_args: passed on, such as ``in_chans``, ``img_size``, ``dtype="bfloat16"``.
+        model_args: passed on, such as ``in_chans``, ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
 
     Raises:
         ValueError: a name, an argument or a checkpoint that does not fit.
         OSError: the weights are neither here nor reachable.
     """
+    if "dtype" in model_args:
+        model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and not _is_timm(name))
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
     load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
     load = _load_embedded if str(name) == EMBEDDED else _load_timm if _is_timm(name) else _load_hf
@@ -241,6 +243,23 @@ def _is_timm(name: str | Path) -> bool:
     if config.is_file():
         return "architecture" in json.loads(config.read_text())  # what timm's save_for_hf writes
     return isinstance(name, str) and ("/" not in name or name.startswith("timm/"))
+
+
+def _dtype_name(dtype: Any, stored: bool) -> Any:
+    """``"bfloat16"`` for that and for ``torch.bfloat16``: a name fits into JSON.
+
+    Args:
+        stored: weights are read by transformers, which takes ``"auto"`` and a dtype per part of the network too.
+    """
+    if dtype is None or (stored and (dtype == "auto" or isinstance(dtype, dict))):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"dtype={dtype!r}: expected a floating-point torch.dtype or its name, such as 'float32' or 'bfloat16'"
+        )
+    return name
 
 
 def _unreachable(name: str, way_out: str) -> str:
@@ -292,6 +311,8 @@ def _load_timm(
         name = name.removeprefix("timm/")
         _check_timm_name(name, pretrained and checkpoint is None)
     pool = {} if pooling is None else {"global_pool": _TIMM_POOLING.get(pooling, pooling)}
+    if args.get("dtype") is not None:
+        args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
     source = f"local-dir:{name}" if Path(name).is_dir() else name
     try:
         model = timm.create_model(source, pretrained and checkpoint is None, num_classes=0, **pool, **args)

@@ -332,6 +332,30 @@ def test_spec_builds_the_same_backbone(name: str, tmp_path: Path):
     assert load(name, tmp_path, seed=4).fingerprint() != spec["fingerprint"]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.bfloat16", torch.bfloat16])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_resnet", "bert"])
+def test_dtype_by_name_or_as_such(name: str, dtype: Any, tmp_path: Path):
+    backbone = load(name, tmp_path, dtype=dtype)
+    assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
+    load_args = json.loads(json.dumps(backbone.spec()["load"]))
+    assert load_args["dtype"] == "bfloat16"
+    assert load_backbone(**load_args).fingerprint() == backbone.fingerprint()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "auto", "int8", "nn", torch.int8, 16])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "bert"])
+def test_unknown_dtype(name: str, dtype: Any, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"dtype={dtype!r}: expected .* such as 'float32' or 'bfloat16'"):
+        load(name, tmp_path, dtype=dtype)
+
+
+def test_auto_dtype_is_that_of_the_stored_weights(tmp_path: Path):
+    load("bert", tmp_path, dtype="float64").model.save_pretrained(tmp_path)  # type: ignore[operator]
+    backbone = load_backbone(tmp_path, dtype="auto")
+    assert {p.dtype for p in backbone.parameters()} == {torch.float64}
+    assert backbone.spec()["load"]["dtype"] == "auto"
+
+
 def test_loading_leaves_the_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
