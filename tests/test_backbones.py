@@ -266,6 +266,12 @@ def test_unknown_dtype(name: str, dtype: Any, tmp_path: Path):
         load(name, tmp_path, dtype=dtype)
 
 
+def test_the_embedded_network_takes_a_dtype():
+    assert load_backbone("mtl/glyphs", dtype="bfloat16")(torch.zeros(1, 2, 1, 32, 32)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype='auto': expected"):
+        load_backbone("mtl/glyphs", dtype="auto")
+
+
 def test_auto_dtype_is_that_of_the_stored_weights(tmp_path: Path):
     load("bert", tmp_path, dtype="float64").model.save_pretrained(tmp_path)  # type: ignore[operator]
     backbone = load_backbone(tmp_path, dtype="auto")
