@@ -10,7 +10,7 @@ import torch
 from networks import NETWORKS, batch, build, modulation_of
 from torch import nn
 
-import mtl.merging
+import mtl
 from mtl.backbones import Backbone
 from mtl.merging import merge
 from mtl.modulation import Modulation
@@ -172,7 +172,7 @@ def test_unknown_task(tmp_path: Path):
 
 def test_a_wrong_merge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backbone = build("vit_tiny_patch16_224", tmp_path)
-    monkeypatch.setattr(mtl.merging, "_fold", lambda *_: [])
+    monkeypatch.setattr("mtl.merging.network.fold", lambda *_: [])
     with pytest.raises(RuntimeError, match="off by"):
         merge(backbone, modulation_of(backbone))
     assert hooks(backbone.model) > 0
