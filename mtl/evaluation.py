@@ -107,7 +107,9 @@ def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
 def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
     """The same learner with its generator misled. The inner loop and the head always get the right support set.
 
-    - another task's support: of a task drawn from the others of the chunk, of any family or of the same;
+    - another task's support: of a task drawn from the others of the chunk, of any family or of the same; a task whose
+      family has no second one in its chunk gets the support of another family there, so that with many families or
+      small chunks the two controls hardly differ (raise ``tasks_per_chunk``);
     - shuffled labels: the right examples with their labels permuted, so that other examples share a class; with one
       example per class there is nothing to shuffle, and a generator that ignores the numbering of classes sees no
       difference;

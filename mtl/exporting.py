@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from mtl.backbones import _TIMM_POOLING, EMBEDDED, Backbone, HFImages, HFText, TimmImages
+from mtl.backbones import EMBEDDED, Backbone, HFImages, HFText, TimmImages
+from mtl.backbones.timm_networks import TIMM_POOLING
 from mtl.data.glyph_tasks import glyph_backbone_info
 from mtl.episode import Inputs
 from mtl.files import replacing_folder
@@ -202,7 +203,7 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     load = backbone.spec()["load"]
     args = {k: v for k, v in load.items() if k not in _OURS | {"pretrained_cfg_overlay"}}
     if load["pooling"] is not None:
-        args["global_pool"] = _TIMM_POOLING.get(load["pooling"], load["pooling"])
+        args["global_pool"] = TIMM_POOLING.get(load["pooling"], load["pooling"])
     if load["name"] == EMBEDDED:
         info = glyph_backbone_info()
         return info["model"], {k: v for k, v in info["kwargs"].items() if k != "num_classes"} | args
@@ -274,7 +275,7 @@ def _write_transformers(plain: _Plain, names: Sequence[str], draft: Path) -> _Wr
 def _processor(adapter: HFImages | HFText) -> Any:
     """Image processor or tokenizer; None for a backbone that takes tensors only."""
     try:
-        return adapter._processor if isinstance(adapter, HFImages) else adapter._tokenizer
+        return adapter.processor if isinstance(adapter, HFImages) else adapter.tokenizer
     except ValueError:
         return None
 

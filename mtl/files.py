@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,22 @@ from pathlib import Path
 def _beside(path: Path) -> Path:
     # Not tempfile: what that makes is readable by its owner only, and would stay so after the move.
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
+def remove_drafts(path: str | Path) -> None:
+    """Remove what killed savings of ``path`` left beside it. Nobody else may be saving it at the time.
+
+    A folder is replaced by two moves, and a kill between them leaves its only copies in drafts: while ``path`` is
+    missing, folders stay.
+    """
+    path = Path(path)
+    draft_name = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    for draft in list(path.parent.iterdir()):
+        if draft_name.fullmatch(draft.name):
+            if not draft.is_dir():
+                draft.unlink(missing_ok=True)
+            elif path.exists():
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

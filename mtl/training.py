@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from mtl.checkpoint import CONFIG, from_pretrained, save_pretrained
 from mtl.episode import Episode, TaskSource, stacked
-from mtl.files import replacing
+from mtl.files import remove_drafts, replacing
 from mtl.learner import MetaLearner
 from mtl.report import mean_interval
 from mtl.tensors import Tensors
@@ -282,6 +282,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.is_main_process:
+            for name in ("last.pt", "best", "metrics.jsonl"):
+                remove_drafts(self.folder / name)
             _forget_after(self.folder / "metrics.jsonl", self.step)
         self.accelerator.wait_for_everyone()
 

@@ -8,95 +8,12 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from networks import NETWORKS, SMALL, VIT, batch, build, load, modulation_of, rows
 from PIL import Image
 from torch import Tensor, nn
 
-from mtl.backbones import Backbone, load_backbone
+from mtl.backbones import load_backbone
 from mtl.modulation import Modulation
-
-_SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "vocab_size": 50,
-    "max_position_embeddings": 16,
-}
-_DECODER = {**_SIZES, "num_key_value_heads": 1, "head_dim": 8}
-TEXT = {
-    "bert": _SIZES,
-    "modernbert": {
-        **_SIZES,
-        "pad_token_id": 0,
-        "cls_token_id": 1,
-        "bos_token_id": 1,
-        "sep_token_id": 2,
-        "eos_token_id": 2,
-    },
-    "gpt2": {
-        "n_embd": 16,
-        "n_layer": 2,
-        "n_head": 2,
-        "vocab_size": 50,
-        "n_positions": 16,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    },
-    "llama": _DECODER,
-    "qwen2": _DECODER,
-    "gemma": _DECODER,
-    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 50},
-}
-HF_IMAGES = {"vit": {**_SIZES, "image_size": 16, "patch_size": 8}}
-VIT = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
-_SMALL = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
-TIMM: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": VIT,
-    "test_resnet": _SMALL,
-    "resnet10t": _SMALL,
-    "test_convnext": _SMALL,
-    "test_efficientnet": _SMALL,
-    "test_efficientnet_ln": _SMALL,
-    "test_byobnet": _SMALL,
-    "test_vit4": {"img_size": 32},
-}
-NETWORKS = [*TIMM, *TEXT, *HF_IMAGES]
-
-
-def load(name: str, folder: Path, **kwargs: Any) -> Backbone:
-    """A small random backbone; ``folder`` takes the config of a transformers one."""
-    if name in TIMM:
-        return load_backbone(name, pretrained=False, **{**TIMM[name], **kwargs})
-    config = {**TEXT, **HF_IMAGES}[name]
-    (folder / "config.json").write_text(json.dumps({"model_type": name, **config}))
-    return load_backbone(folder, pretrained=False, **kwargs)
-
-
-def build(name: str, folder: Path, **kwargs: Any) -> Backbone:
-    """The same away from its initial values: a zero at the end of a residual branch hides all that is wrong in it."""
-    backbone = load(name, folder, **kwargs)
-    generator = torch.Generator().manual_seed(4)
-    for key, value in backbone.model.state_dict().items():
-        if value.dim() == 1 and value.is_floating_point():
-            noise = torch.rand(value.shape, generator=generator)
-            value.mul_(0.5 + noise) if "var" in key else value.add_(noise - 0.3)
-    return backbone
-
-
-def batch(backbone: Backbone, tasks: int = 2, n: int = 2) -> Any:
-    flat = backbone.example_inputs(tasks * n)
-    if isinstance(flat, dict):
-        return {k: v.unflatten(0, (tasks, n)) for k, v in flat.items()}
-    return flat.unflatten(0, (tasks, n))
-
-
-def rows(inputs: Any, i: int) -> Any:
-    return {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i : i + 1]
-
-
-def random_modulation(backbone: Backbone, tasks: int = 2, size: float = 0.2) -> Modulation:
-    noise = torch.randn(2, tasks, backbone.modulation_width, generator=torch.Generator().manual_seed(2)) * size
-    return Modulation(1 + noise[0], noise[1])
 
 
 @pytest.mark.parametrize("sites", ["norm", "ssf"])
@@ -104,7 +21,7 @@ def random_modulation(backbone: Backbone, tasks: int = 2, size: float = 0.2) -> 
 def test_forward(name: str, sites: Any, tmp_path: Path):
     """Identity is the plain network, exactly; one batch of tasks is the loop over tasks; every site matters."""
     backbone = build(name, tmp_path, sites=sites)
-    inputs, m = batch(backbone), random_modulation(backbone)
+    inputs, m = batch(backbone), modulation_of(backbone)
     plain, full = backbone(inputs), backbone(inputs, m)
     assert plain.shape == full.shape == (2, 2, backbone.width)
     assert torch.equal(plain, backbone(inputs, Modulation.identity(2, backbone.modulation_width)))
@@ -147,13 +64,13 @@ def test_frozen_whatever_a_parent_asks(tmp_path: Path):
     assert not any(p.requires_grad for p in backbone.parameters())
     assert backbone.train() is backbone
     state = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-    backbone(batch(backbone), random_modulation(backbone))
+    backbone(batch(backbone), modulation_of(backbone))
     assert all(torch.equal(v, state[k]) for k, v in backbone.model.state_dict().items())
 
 
 def test_bfloat16_storage_takes_float32_images_and_keeps_the_fingerprint(tmp_path: Path):
     backbone = build("vit_tiny_patch16_224", tmp_path)
-    inputs, m = batch(backbone), random_modulation(backbone)
+    inputs, m = batch(backbone), modulation_of(backbone)
     full, mark = backbone(inputs, m), backbone.fingerprint()
     low = backbone.to(torch.bfloat16)(inputs, m)
     assert low.dtype == torch.bfloat16
@@ -207,7 +124,7 @@ def test_timm_pooling_is_its_global_pool():
     mean = load_backbone("vit_tiny_patch16_224", pretrained=False, pooling="mean", **VIT)
     assert mean.model.global_pool == "avg"
     with pytest.raises(ValueError, match="choose a pooling"):
-        load_backbone("test_resnet", pretrained=False, pooling="", **_SMALL)
+        load_backbone("test_resnet", pretrained=False, pooling="", **SMALL)
 
 
 # --- raw items ---
@@ -224,12 +141,12 @@ def test_preprocess_images():
 
 
 def test_grey_images():
-    backbone = load_backbone("test_resnet", pretrained=False, in_chans=1, **_SMALL)
+    backbone = load_backbone("test_resnet", pretrained=False, in_chans=1, **SMALL)
     out = backbone.preprocess([Image.new("RGB", (40, 40), (10, 10, 10))])
     assert isinstance(out, Tensor)
     assert out.shape == (1, 1, 32, 32)
     assert backbone(out[None]).shape == (1, 1, backbone.width)
-    two = load_backbone("test_resnet", pretrained=False, in_chans=2, **_SMALL)
+    two = load_backbone("test_resnet", pretrained=False, in_chans=2, **SMALL)
     with pytest.raises(ValueError, match="takes 2 channels"):
         two.preprocess([Image.new("L", (40, 40))])
 
@@ -303,7 +220,7 @@ def test_timm_checkpoint(tmp_path: Path):
 
 
 def test_timm_folder(tmp_path: Path):
-    source = timm.create_model("test_resnet", num_classes=4, **_SMALL).eval()
+    source = timm.create_model("test_resnet", num_classes=4, **SMALL).eval()
     timm.models.save_for_hf(source, tmp_path)
     backbone = load_backbone(tmp_path)
     x = backbone.example_inputs(2)
@@ -330,6 +247,36 @@ def test_spec_builds_the_same_backbone(name: str, tmp_path: Path):
     assert again.sites == backbone.sites
     assert torch.equal(again(batch(again)), backbone(batch(backbone)))
     assert load(name, tmp_path, seed=4).fingerprint() != spec["fingerprint"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.bfloat16", torch.bfloat16])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_resnet", "bert"])
+def test_dtype_by_name_or_as_such(name: str, dtype: Any, tmp_path: Path):
+    backbone = load(name, tmp_path, dtype=dtype)
+    assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
+    load_args = json.loads(json.dumps(backbone.spec()["load"]))
+    assert load_args["dtype"] == "bfloat16"
+    assert load_backbone(**load_args).fingerprint() == backbone.fingerprint()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "auto", "int8", "nn", torch.int8, 16])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "bert"])
+def test_unknown_dtype(name: str, dtype: Any, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"dtype={dtype!r}: expected .* such as 'float32' or 'bfloat16'"):
+        load(name, tmp_path, dtype=dtype)
+
+
+def test_the_embedded_network_takes_a_dtype():
+    assert load_backbone("mtl/glyphs", dtype="bfloat16")(torch.zeros(1, 2, 1, 32, 32)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype='auto': expected"):
+        load_backbone("mtl/glyphs", dtype="auto")
+
+
+def test_auto_dtype_is_that_of_the_stored_weights(tmp_path: Path):
+    load("bert", tmp_path, dtype="float64").model.save_pretrained(tmp_path)  # type: ignore[operator]
+    backbone = load_backbone(tmp_path, dtype="auto")
+    assert {p.dtype for p in backbone.parameters()} == {torch.float64}
+    assert backbone.spec()["load"]["dtype"] == "auto"
 
 
 def test_loading_leaves_the_random_state_alone():

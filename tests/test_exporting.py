@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 import transformers
+from networks import VIT, build
 from safetensors.torch import load_file
-from test_backbones import VIT, build
 from torch import Tensor
 
 import mtl

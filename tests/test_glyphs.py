@@ -159,7 +159,7 @@ def test_orientation_episodes_use_letters_that_have_an_upright():
     [
         ({"ways": 9}, r"ways=9: the orientation family of split 'test' has 8 classes"),
         ({"ways": (2, 99), "families": ("character",)}, r"ways=\(2, 99\): the character family"),
-        ({"ways": 1}, "ways=1: expected at least 2"),
+        ({"ways": 1}, "ways=1: expected an integer of at least 2"),
         ({"shots": (3, 2)}, r"shots=\(3, 2\)"),
         ({"queries": 0}, "queries=0"),
         ({"families": ("colour",)}, "'colour' is not one of character, typeface"),

@@ -6,32 +6,22 @@ import math
 import pytest
 import timm
 import torch
+from networks import SIZES, VIT, random_modulation
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel
 
 from mtl.modulation import Modulation, Modulator, Site, find_sites, modulate
 
-TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "vocab_size": 50,
-    "max_position_embeddings": 16,
-    "num_key_value_heads": 1,
-}
-
 
 def vit(**kwargs) -> nn.Module:
     torch.manual_seed(0)
-    size = {"img_size": 16, "patch_size": 8, "depth": 3, "embed_dim": 16, "num_heads": 2}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **size, **kwargs).eval()
+    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **{**VIT, "depth": 3}, **kwargs).eval()
 
 
 def text(kind: str, **kwargs) -> nn.Module:
     torch.manual_seed(0)
-    return AutoModel.from_config(AutoConfig.for_model(kind, **TEXT, **kwargs)).eval()
+    return AutoModel.from_config(AutoConfig.for_model(kind, **SIZES, num_key_value_heads=1, **kwargs)).eval()
 
 
 def images(n: int = 2, size: int = 16) -> Tensor:
@@ -40,11 +30,6 @@ def images(n: int = 2, size: int = 16) -> Tensor:
 
 def tokens(n: int = 2) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(50, (n, 6), generator=torch.Generator().manual_seed(1))}
-
-
-def random_modulation(tasks: int, width: int, size: float = 0.2, dtype: torch.dtype = torch.float32) -> Modulation:
-    noise = torch.randn(2, tasks, width, generator=torch.Generator().manual_seed(2), dtype=dtype) * size
-    return Modulation(1 + noise[0], noise[1])
 
 
 # --- finding ---

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from mtl.data.glyphs import SPLITS, Split, load_scripts
+from mtl.data.ranges import Size, as_range
 from mtl.data.scans import ANGLES, DEFECTS, SIDE, SLANTS, STYLES, WIDTHS, Document, damage, place, weights
 from mtl.episode import Episode, Examples
 
@@ -29,8 +30,6 @@ POOL = (
     2,
     3,
 )  # fewest and most values of a nuisance in an episode; always fewer than ways, so that the label stands out
-
-Range = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -161,15 +160,15 @@ class GlyphTasks:
         self,
         split: Split,
         *,
-        ways: Range = 5,
-        shots: Range = 5,
+        ways: Size = 5,
+        shots: Size = 5,
         queries: int = 10,
         families: tuple[str, ...] = FAMILIES,
         seed: int = 0,
     ) -> None:
         self.split: Split = split
-        self.ways, self.shots = _range("ways", ways, 2), _range("shots", shots, 1)
-        self.queries, self.families, self.seed = _range("queries", queries, 1)[0], tuple(families), seed
+        self.ways, self.shots = as_range("ways", ways, 2), as_range("shots", shots, 1)
+        self.queries, self.families, self.seed = as_range("queries", queries, 1)[0], tuple(families), seed
         available = classes(split)
         for family in self.families:
             if family not in available:
@@ -240,13 +239,6 @@ def classes(split: Split) -> dict[str, int]:
         "orientation": len(ANGLES[split]),
         "defect": len(DEFECTS[split]),
     }
-
-
-def _range(name: str, value: Range, least: int) -> tuple[int, int]:
-    low, high = (value, value) if isinstance(value, int) else value
-    if not least <= low <= high:
-        raise ValueError(f"{name}={value!r}: expected at least {least}, or (low, high) with {least} <= low <= high")
-    return low, high
 
 
 def _assign(pools: Pools, side: int, family: str, ways: int, each: int, rng: np.random.Generator) -> Attributes:

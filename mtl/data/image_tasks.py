@@ -12,10 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from mtl.data.images import ImageCollection
+from mtl.data.ranges import Size, as_range
 from mtl.episode import Episode, Examples
-
-Size = int | tuple[int, int]
-"""A number, or an inclusive range ``(low, high)`` from which each episode draws its own."""
 
 Preprocess = Callable[[list[Image.Image]], Tensor]
 """``n`` decoded images to ``(n, channels, height, width)`` floats, without randomness, as the backbone wants them."""
@@ -53,8 +51,8 @@ class ImageTasks:
     ) -> None:
         self.collection = collection
         self.classes = tuple(sorted(classes))
-        self.ways = _range("ways", ways, least=2)
-        self.shots = _range("shots", shots, least=1)
+        self.ways = as_range("ways", ways, least=2)
+        self.shots = as_range("shots", shots, least=1)
         self.queries = _at_least(1, "queries", queries)
         self.seed = _at_least(0, "seed", seed)
         self.preprocess = preprocess
@@ -161,13 +159,6 @@ def _at_least(least: int, name: str, value: int) -> int:
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
     return value
-
-
-def _range(name: str, value: Size, least: int) -> tuple[int, int]:
-    low, high = (value, value) if isinstance(value, int) else value
-    if not least <= low <= high:
-        raise ValueError(f"{name}={value}: expected an integer of at least {least}, or (low, high) with low <= high")
-    return low, high
 
 
 def _fitting(images: int, shots: int, queries: int) -> str:

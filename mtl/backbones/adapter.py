@@ -1,0 +1,44 @@
+"""The one interface of all kinds of networks, and what its implementations share."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.episode import Inputs
+
+
+class AbstractAdapter(abc.ABC):
+    """What differs between kinds of networks: how to call them, how to pool, how raw items become tensors."""
+
+    @abc.abstractmethod
+    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Features ``(n, D)`` of ``n`` examples, ``(n, ...)`` or tokens by name, each ``(n, length)``."""
+
+    @abc.abstractmethod
+    def example(self, n: int) -> Inputs:
+        """``n`` different random examples, the same ones every time."""
+
+    @abc.abstractmethod
+    def preprocess(self, items: Sequence[Any]) -> Inputs:
+        """Tensors ``(n, ...)`` of ``n`` raw items, the way the network was trained to see them."""
+
+
+def noise(*shape: int) -> Tensor:
+    """Standard normal values, the same ones every time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def unreachable(name: str, way_out: str) -> str:
+    """What to say when weights can be had nowhere."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    tried = (
+        "HF_HUB_OFFLINE is set, so only the cache was searched" if offline else "neither the hub nor the cache has it"
+    )
+    hint = "" if offline else "; HF_HUB_OFFLINE=1 makes this fail at once"
+    return f"no weights for {name!r}: {tried}. {way_out}, or pretrained=False for random weights{hint}"

@@ -1,0 +1,163 @@
+"""The frozen network itself: called on tasks, under one modulation per task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.backbones.adapter import AbstractAdapter
+from mtl.episode import Inputs
+from mtl.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
+
+
+class Backbone(nn.Module):
+    """A frozen network that reads features under a per-task modulation. Always in eval mode, never trained.
+
+    Args:
+        model: the network; its parameters stop requiring gradients, and it gets a forward hook per site.
+        adapter: how to feed it.
+        name: for messages and checkpoints.
+        sites: which layers are modulated, see :func:`mtl.modulation.find_sites`.
+        last_k: only the last ``k`` blocks.
+        load_args: what :func:`load_backbone` was called with.
+
+    Attributes:
+        width: features per example, ``D``.
+        modulation_width: channels over all sites, ``P``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: AbstractAdapter,
+        *,
+        name: str,
+        sites: SiteKind = "norm",
+        last_k: int | None = None,
+        load_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = uncompiled(model).requires_grad_(False).eval()
+        self.adapter = adapter
+        self.name = name
+        self.load_args = load_args
+        inputs = self.example_inputs(2)
+        self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
+        self.modulator = Modulator(self.model, self.sites)
+        self.modulation_width = self.modulator.width
+        with torch.no_grad():
+            self.width = self._checked(self.features(inputs)).shape[-1]
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in eval mode: batch statistics and dropout are frozen too, whatever a parent module asks for."""
+        del mode
+        return super().train(False)
+
+    def forward(self, inputs: Inputs, modulation: Modulation | None = None) -> Tensor:
+        """Features of every task's examples under that task's modulation, all tasks in one batch.
+
+        Args:
+            inputs: ``(tasks, n, ...)``, or tokens by name, each ``(tasks, n, length)``.
+            modulation: ``(tasks, P)`` scale and shift; None is the plain network.
+
+        Returns:
+            ``(tasks, n, D)``.
+
+        Raises:
+            ValueError: tasks or widths of inputs and modulation differ.
+        """
+        flat, tasks = self._flatten(inputs)
+        if modulation is not None and modulation.tasks != tasks:
+            raise ValueError(
+                f"inputs hold {tasks} tasks but the modulation {modulation.tasks}; "
+                "expand a shared modulation to one row per task"
+            )
+        with self.modulator.modulating(modulation):
+            return self.features(flat).unflatten(0, (tasks, -1))
+
+    @torch.no_grad()
+    def observe(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """What the plain network makes of the examples, without a graph.
+
+        Returns:
+            Features ``(tasks, n, D)``, and for each site its activation averaged over positions ``(tasks, n, C)`` in
+            float32. Padding tokens are left out.
+        """
+        flat, tasks = self._flatten(inputs)
+        mask = flat.get("attention_mask") if isinstance(flat, dict) else None
+        with self.modulator.recording(_count(flat), mask) as means:
+            features = self.features(flat)
+        return features.unflatten(0, (tasks, -1)), [m.unflatten(0, (tasks, -1)) for m in means]
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """Features ``(n, D)`` of inputs without a task axis, under the modulation in force."""
+        return self.adapter.features(self.model, self._cast(inputs))
+
+    def preprocess(self, items: Sequence[Any]) -> Inputs:
+        """PIL images to ``(n, C, H, W)``, or strings to token tensors ``(n, L)``; on the CPU."""
+        return self.adapter.preprocess(items)
+
+    def example_inputs(self, n: int) -> Inputs:
+        """``n`` random examples of the shape the network takes, on its device; the same ones every time."""
+        return self._cast(self.adapter.example(n))
+
+    def fingerprint(self) -> str:
+        """A short hash of parameter names, shapes and some values; the same on every device and in bfloat16."""
+        digest = hashlib.sha256()
+        named = sorted(self.model.named_parameters())
+        for i, (name, value) in enumerate(named):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            if i % max(1, len(named) // 8) == 0:
+                part = value.detach().flatten()[:1024].to("cpu", torch.bfloat16)
+                digest.update(part.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able: ``load_backbone(**spec["load"])`` builds this backbone again, ``fingerprint`` says whether it did.
+
+        Raises:
+            ValueError: built without :func:`load_backbone`, or with an argument that JSON cannot hold.
+        """
+        if self.load_args is None:
+            raise ValueError(f"{self.name} was not made by load_backbone, so nothing says how to load it again")
+        try:
+            load = json.loads(json.dumps(self.load_args))
+        except TypeError as e:
+            raise ValueError(f"the arguments of {self.name} do not fit into JSON ({e}); pass dtypes as strings") from e
+        return {
+            "load": load,
+            "width": self.width,
+            "modulation_width": self.modulation_width,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def _flatten(self, inputs: Inputs) -> tuple[Inputs, int]:
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+        if first.dim() < 3:
+            raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
+        flat = {k: v.flatten(0, 1) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.flatten(0, 1)
+        return flat, first.shape[0]
+
+    def _cast(self, inputs: Inputs) -> Inputs:
+        """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
+        like = next(self.model.parameters())
+        if isinstance(inputs, dict):
+            return {k: v.to(like.device) for k, v in inputs.items()}
+        return inputs.to(like)
+
+    def _checked(self, features: Tensor) -> Tensor:
+        if features.dim() != 2:
+            raise ValueError(
+                f"{self.name} gives features of shape {tuple(features.shape)}: expected (n, D); choose a pooling"
+            )
+        return features
+
+
+def _count(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)

@@ -1,0 +1,143 @@
+"""Applying a modulation: hooks on the sites of a model, and what they do during the call in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mtl.modulation.layers import hook, uncompiled
+from mtl.modulation.sites import Modulation, Site
+
+
+@dataclass
+class _Recording:
+    examples: int
+    mask: Tensor | None
+    means: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class Modulator:
+    """Owns the hooks on a model's sites, and what they do during the call in progress.
+
+    The parameters of a call live here only while it runs. A backward that recomputes activations (checkpointing) after
+    that runs unmodulated, and torch reports the different number of saved tensors; nothing is silently wrong.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        self.model = uncompiled(model)
+        self.sites = tuple(sites)
+        self.width = sum(s.width for s in self.sites)
+        self._active: list[tuple[Tensor, Tensor]] | None = None
+        self._recording: _Recording | None = None
+        self._handles: list[RemovableHandle] = []
+        self.install()
+
+    def install(self) -> None:
+        """Put the hooks on the model; no effect if they are there."""
+        if not self._handles:
+            layers = [self.model.get_submodule(s.name) for s in self.sites]
+            self._handles = [hook(layer, lambda x, i=i: self._at_site(i, x)) for i, layer in enumerate(layers)]
+
+    def remove(self) -> None:
+        """Take the hooks off the model; :meth:`install` puts them back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def removed(self) -> Iterator[nn.Module]:
+        """The model without the hooks, to copy it."""
+        self.remove()
+        try:
+            yield self.model
+        finally:
+            self.install()
+
+    @contextmanager
+    def modulating(self, modulation: Modulation | None) -> Iterator[None]:
+        """Forwards inside see this modulation, with rows grouped by task along their first axis.
+
+        Raises:
+            ValueError: the modulation is not as wide as the sites together.
+        """
+        previous, self._active = self._active, None if modulation is None else self._per_site(modulation)
+        try:
+            yield
+        finally:
+            self._active = previous
+
+    @contextmanager
+    def recording(self, examples: int, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
+        """Fills the list, on leaving, with each site's mean over positions: ``(examples, width)`` in float32.
+
+        Args:
+            mask: ``(examples, length)``, 0 at padding tokens, which are left out of the mean.
+        """
+        found: list[Tensor] = []
+        previous, self._recording = self._recording, _Recording(examples, mask)
+        try:
+            yield found
+            calls = [self._recording.means[i] for i in range(len(self.sites))]
+            found.extend(torch.stack(means).mean(0) for means in calls)
+        finally:
+            self._recording = previous
+
+    def _per_site(self, modulation: Modulation) -> list[tuple[Tensor, Tensor]]:
+        if modulation.width != self.width:
+            raise ValueError(
+                f"the modulation is {modulation.width} wide but the {len(self.sites)} sites take {self.width} channels "
+                "together; build it with Modulation.identity(tasks, backbone.modulation_width)"
+            )
+        widths = [s.width for s in self.sites]
+        return list(zip(modulation.scale.split(widths, 1), modulation.shift.split(widths, 1), strict=True))
+
+    def _at_site(self, i: int, x: Tensor) -> Tensor | None:
+        if self._recording is not None:
+            means = self._recording.means.setdefault(i, [])
+            means.append(_position_mean(x, self.sites[i].channel_dim, self._recording))
+        if self._active is None:
+            return None
+        return modulate(x, *self._active[i], self.sites[i].channel_dim)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tensor:
+    """``scale * x + shift`` in the dtype of ``x``.
+
+    Args:
+        x: ``(tasks * rows, ...)``, rows of one task together.
+        scale: ``(tasks, C)``, any float dtype; kept in float32 outside and cast here.
+        shift: ``(tasks, C)``.
+        channel_dim: the axis of ``x`` that has size ``C``: 1 or -1.
+    """
+    tasks, width = scale.shape
+    grouped = x.unflatten(0, (tasks, -1))
+    shape = [tasks] + [1] * (grouped.dim() - 1)
+    shape[-1 if channel_dim == -1 else channel_dim + 1] = width
+    scale, shift = (v.to(x.dtype).reshape(shape) for v in (scale, shift))
+    return torch.addcmul(shift, grouped, scale).flatten(0, 1)
+
+
+def _position_mean(x: Tensor, channel_dim: int, recording: _Recording) -> Tensor:
+    """Mean over everything but example and channel: ``(examples, C)``."""
+    # Rows that are parts of an example (windows, flattened tokens) become one more position axis.
+    grouped = x.detach().float().movedim(channel_dim, -1).unflatten(0, (recording.examples, -1))
+    weights = _position_weights(grouped, recording.mask)
+    if weights is None:
+        return grouped.flatten(1, -2).mean(1)
+    weights = weights.expand(*grouped.shape[:-1], 1)
+    return (grouped * weights).flatten(1, -2).sum(1) / weights.flatten(1, -2).sum(1).clamp_min(1)
+
+
+def _position_weights(grouped: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask, shaped to broadcast against ``(examples, positions..., C)``; None when no axis is the token axis."""
+    if mask is None:
+        return None
+    axis = next((d for d in range(1, grouped.dim() - 1) if grouped.shape[d] == mask.shape[1]), None)
+    if axis is None:
+        return None
+    return mask.to(grouped).reshape([-1 if d == 0 else mask.shape[1] if d == axis else 1 for d in range(grouped.dim())])

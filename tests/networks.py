@@ -1,0 +1,100 @@
+"""Small random networks of many kinds, timm and transformers; no hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtl.backbones import Backbone, load_backbone
+from mtl.modulation import Modulation
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+    "max_position_embeddings": 16,
+}
+_DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
+TEXT = {
+    "bert": SIZES,
+    "modernbert": {
+        **SIZES,
+        "pad_token_id": 0,
+        "cls_token_id": 1,
+        "bos_token_id": 1,
+        "sep_token_id": 2,
+        "eos_token_id": 2,
+    },
+    "gpt2": {
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "vocab_size": 50,
+        "n_positions": 16,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "llama": _DECODER,
+    "qwen2": _DECODER,
+    "gemma": _DECODER,
+    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 50},
+}
+HF_IMAGES = {"vit": {**SIZES, "image_size": 16, "patch_size": 8}}
+VIT = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
+SMALL = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": VIT,
+    "test_resnet": SMALL,
+    "resnet10t": SMALL,
+    "test_convnext": SMALL,
+    "test_efficientnet": SMALL,
+    "test_efficientnet_ln": SMALL,
+    "test_byobnet": SMALL,
+    "test_vit4": {"img_size": 32},
+}
+NETWORKS = [*TIMM, *TEXT, *HF_IMAGES]
+
+
+def load(name: str, folder: Path, **kwargs: Any) -> Backbone:
+    """A small random backbone; ``folder`` takes the config of a transformers one."""
+    if name in TIMM:
+        return load_backbone(name, pretrained=False, **{**TIMM[name], **kwargs})
+    config = {**TEXT, **HF_IMAGES}[name]
+    (folder / "config.json").write_text(json.dumps({"model_type": name, **config}))
+    return load_backbone(folder, pretrained=False, **kwargs)
+
+
+def build(name: str, folder: Path, **kwargs: Any) -> Backbone:
+    """The same away from its initial values: a zero at the end of a residual branch hides all that is wrong in it."""
+    backbone = load(name, folder, **kwargs)
+    generator = torch.Generator().manual_seed(4)
+    for key, value in backbone.model.state_dict().items():
+        if value.dim() == 1 and value.is_floating_point():
+            noise = torch.rand(value.shape, generator=generator)
+            value.mul_(0.5 + noise) if "var" in key else value.add_(noise - 0.3)
+    return backbone
+
+
+def batch(backbone: Backbone, tasks: int = 2, n: int = 2) -> Any:
+    flat = backbone.example_inputs(tasks * n)
+    if isinstance(flat, dict):
+        return {k: v.unflatten(0, (tasks, n)) for k, v in flat.items()}
+    return flat.unflatten(0, (tasks, n))
+
+
+def rows(inputs: Any, i: int) -> Any:
+    return {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i : i + 1]
+
+
+def random_modulation(tasks: int, width: int, size: float = 0.2, dtype: torch.dtype = torch.float32) -> Modulation:
+    noise = torch.randn(2, tasks, width, generator=torch.Generator().manual_seed(2), dtype=dtype) * size
+    return Modulation(1 + noise[0], noise[1])
+
+
+def modulation_of(backbone: Backbone, tasks: int = 2, size: float = 0.2) -> Modulation:
+    return random_modulation(tasks, backbone.modulation_width, size)
