@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.backbones import Backbone
+from mtl.backbones import Backbone, Prepared
 from mtl.episode import Episode, Examples, Inputs
 from mtl.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.generators import AbstractGenerator, SupportView
@@ -89,26 +89,28 @@ class MetaLearner:
             record: receives ``accuracy``, ``(tasks,)`` query accuracies, whenever the outer loss is evaluated.
         """
         support, query, ways = episode.support, episode.query, episode.ways
+        # Every inner step and pull sees the same support set: what lies below the first site is computed once.
+        seen = self.backbone.prepare(support.inputs)
 
         def init(meta: Tensors) -> Tensors:
             weights = self.generator.init(meta)
-            features = self.features(support.inputs, weights, meta)
+            features = self.features(seen, weights, meta)
             return weights | self.head.init(features, support.labels, ways)
 
         def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
-            features = self.features(support.inputs, weights, meta)
+            features = self.features(seen, weights, meta)
             logits = self.head.support_logits(weights, (features, support.labels), ways)
             return cross_entropy(logits, support.labels)
 
         def outer_loss(weights: Tensors, meta: Tensors) -> Tensor:
-            logits = self._query_logits(support, query.inputs, ways, weights, meta)
+            logits = self._query_logits(seen, support.labels, query.inputs, ways, weights, meta)
             if record is not None:
                 record["accuracy"] = (logits.detach().argmax(-1) == query.labels).float().mean(1)
             return cross_entropy(logits, query.labels)
 
         return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer)
 
-    def features(self, inputs: Inputs, weights: Tensors, meta: Tensors) -> Tensor:
+    def features(self, inputs: Inputs | Prepared, weights: Tensors, meta: Tensors) -> Tensor:
         """Modulated features ``(tasks, n, width)``, in at least float32."""
         modulation = self.generator.modulation(weights, meta)
         sites = self.backbone.modulation_width
@@ -120,12 +122,14 @@ class MetaLearner:
         """The estimator's verdict on a batch of episodes; ``meta`` is what the generator emitted for them."""
         return self.estimator(self.problem(episode, record), meta)
 
-    def _query_logits(self, support: Examples, inputs: Inputs, ways: int, weights: Tensors, meta: Tensors) -> Tensor:
+    def _query_logits(
+        self, support: Inputs | Prepared, labels: Tensor, inputs: Inputs, ways: int, weights: Tensors, meta: Tensors
+    ) -> Tensor:
         features = self.features(inputs, weights, meta)
         # A head with weights of its own needs the support set no more; a closed-form head solves for it again.
         own = "head.weight" in weights
-        seen = features[:, :0] if own else self.features(support.inputs, weights, meta)
-        return self.head.logits(features, weights, (seen, support.labels), ways)
+        seen = features[:, :0] if own else self.features(support, weights, meta)
+        return self.head.logits(features, weights, (seen, labels), ways)
 
     # --- adaptation --------------------------------------------------------------------------------------------------
 
@@ -207,7 +211,8 @@ class Adapted:
             if isinstance(inputs, dict)
             else inputs.to(self.learner.device)
         )
-        return self.learner._query_logits(self.support, inputs, self.ways, self.weights, self.meta)
+        support = self.support
+        return self.learner._query_logits(support.inputs, support.labels, inputs, self.ways, self.weights, self.meta)
 
     def predict(self, inputs: Inputs | Sequence[Any]) -> Any:
         """Most likely class.

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtl.backbones.adapter import AbstractAdapter
+from mtl.backbones.adapter import AbstractAdapter, noise
+from mtl.backbones.prefix import FrozenPrefix, Stored
 from mtl.episode import Inputs
 from mtl.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs whose frozen prefix is computed; made by :meth:`Backbone.prepare`, taken wherever inputs are.
+
+    Args:
+        inputs: as given.
+        stored: outputs of the prefix; None where there is none.
+    """
+
+    inputs: Inputs
+    stored: Stored | None
 
 
 class Backbone(nn.Module):
@@ -59,11 +79,38 @@ class Backbone(nn.Module):
         del mode
         return super().train(False)
 
-    def forward(self, inputs: Inputs, modulation: Modulation | None = None) -> Tensor:
+    def prepare(self, inputs: Inputs) -> Prepared:
+        """Compute once what lies below the first site, for inputs that will be used several times.
+
+        Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
+        """
+        prefix = self._prefix
+        if not prefix:
+            return Prepared(inputs, None)
+        flat, _ = self._flatten(inputs)
+        return Prepared(inputs, prefix.record(lambda: self.features(flat)))
+
+    @cached_property
+    def _prefix(self) -> FrozenPrefix | None:
+        """Found by watching one forward pass, and checked on another."""
+        inputs = self.example_inputs(2)
+        prefix = FrozenPrefix(self.model, [s.name for s in self.sites], lambda: self.features(inputs))
+        random = noise(1, self.modulation_width).to(next(self.model.parameters()).device)
+        modulation = Modulation(1 + 0.1 * random, 0.1 * random)
+        with torch.no_grad(), self.modulator.modulating(modulation):
+            plain = self.features(inputs)
+            with prefix.replaying(prefix.record(lambda: self.features(inputs))):
+                replayed = self.features(inputs)
+        if torch.allclose(plain, replayed, rtol=1e-3, atol=1e-3 * float(plain.abs().max())):
+            return prefix
+        log.warning("%s: replaying its frozen prefix changes the features; it is computed every time", self.name)
+        return None
+
+    def forward(self, inputs: Inputs | Prepared, modulation: Modulation | None = None) -> Tensor:
         """Features of every task's examples under that task's modulation, all tasks in one batch.
 
         Args:
-            inputs: ``(tasks, n, ...)``, or tokens by name, each ``(tasks, n, length)``.
+            inputs: ``(tasks, n, ...)``, or tokens by name, each ``(tasks, n, length)``; prepared or not.
             modulation: ``(tasks, P)`` scale and shift; None is the plain network.
 
         Returns:
@@ -72,13 +119,15 @@ class Backbone(nn.Module):
         Raises:
             ValueError: tasks or widths of inputs and modulation differ.
         """
-        flat, tasks = self._flatten(inputs)
+        prepared = inputs if isinstance(inputs, Prepared) else Prepared(inputs, None)
+        flat, tasks = self._flatten(prepared.inputs)
         if modulation is not None and modulation.tasks != tasks:
             raise ValueError(
                 f"inputs hold {tasks} tasks but the modulation {modulation.tasks}; "
                 "expand a shared modulation to one row per task"
             )
-        with self.modulator.modulating(modulation):
+        known = self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
+        with self.modulator.modulating(modulation), known:
             return self.features(flat).unflatten(0, (tasks, -1))
 
     @torch.no_grad()

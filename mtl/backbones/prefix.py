@@ -1,0 +1,197 @@
+"""The frozen prefix: what a network computes before the first modulated site, done once and replayed.
+
+Nothing below the first site depends on fast weights or meta-parameters, so for one batch of inputs it is the same in
+every inner step, every pull and every evaluation. With sites in the last blocks only, that is most of the network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mtl import tensors
+
+log = logging.getLogger(__name__)
+
+Wrap = Callable[[int, Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Outputs of the prefix's calls for one batch of inputs; those that nothing after them reads are mere shapes."""
+
+    outputs: Sequence[Any]
+
+
+class FrozenPrefix:
+    """Finds the module calls that end before the first site, records what they return, and replays it.
+
+    A call is known by its module and its turn. Of the calls in the prefix only the outermost count, and of their
+    outputs only those are kept that something outside the prefix reads; the others are replaced by zeros of their
+    shape. The modules' own ``forward`` is replaced while a recording or a replay lasts, and put back after.
+
+    Args:
+        model: left as it was found.
+        sites: names of the modulated layers.
+        forward: runs the model on example inputs and returns features.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[str], forward: Callable[[], Tensor]) -> None:
+        self._calls = _outermost_frozen(model, set(sites), forward)
+        self._needed = self._read_later(forward) if self._calls else set()
+
+    def __len__(self) -> int:
+        return len(self._needed)
+
+    @torch.no_grad()
+    def record(self, forward: Callable[[], Any]) -> Stored:
+        """What the prefix returns while ``forward`` runs, which is broken off once all of it is known."""
+        outputs: list[Any] = [None] * len(self._calls)
+
+        def recording(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                found = original(*args, **kwargs)
+                # Cloned: what follows may work in place.
+                outputs[i] = tree_map(_clone if i in self._needed else _shape, found)
+                if i == last:
+                    raise _Done
+                return found
+
+            return call
+
+        last = len(self._calls) - 1
+        try:
+            with self._replaced(recording):
+                forward()
+        except _Done:
+            pass
+        return Stored(outputs)
+
+    @contextmanager
+    def replaying(self, stored: Stored) -> Iterator[None]:
+        """Forwards inside take the prefix from ``stored``."""
+        replay: Wrap = lambda i, original: lambda *args, **kwargs: tree_map(_fresh, stored.outputs[i])  # noqa: E731
+        with self._replaced(replay):
+            yield
+
+    @contextmanager
+    def _replaced(self, wrap: Wrap) -> Iterator[None]:
+        """Give every module of the prefix a forward that goes through its calls in turn."""
+        turns: dict[nn.Module, list[int]] = {}
+        for i, module in enumerate(self._calls):
+            turns.setdefault(module, []).append(i)
+        before = {module: module.__dict__.get("forward") for module in turns}
+        try:
+            for module, indices in turns.items():
+                calls = [wrap(i, module.forward) for i in indices]
+                module.forward = _in_turn(calls)
+            yield
+        finally:
+            for module, own in before.items():
+                if own is None:
+                    module.__dict__.pop("forward", None)
+                else:  # somebody else's replacement, such as an offloading hook's
+                    module.forward = own
+
+    def _read_later(self, forward: Callable[[], Tensor]) -> set[int]:
+        """The calls whose outputs the rest of the network reads: cut the graph after each, and see what is reached."""
+        leaves: dict[str, Tensor] = {}
+
+        def cutting(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+            def cut(x: Any) -> Any:
+                if not isinstance(x, Tensor) or not x.is_floating_point():
+                    return x
+                leaf = leaves[f"{i} {len(leaves)}"] = x.detach().requires_grad_()
+                return leaf.clone()
+
+            return lambda *args, **kwargs: tree_map(cut, original(*args, **kwargs))
+
+        # What cannot be cut (integers, masks) is kept.
+        opaque: set[int] = set()
+
+        def watching(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                found = original(*args, **kwargs)
+                if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(found)):
+                    opaque.add(i)
+                return found
+
+            return cutting(i, call)
+
+        with torch.enable_grad(), self._replaced(watching):
+            features = forward()
+        return opaque | {int(name.split()[0]) for name in tensors.reaches([features], leaves)}
+
+
+class _Done(Exception):
+    """The prefix is known; the rest of the forward pass is not needed."""
+
+
+def _in_turn(calls: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    remaining = iter(calls)
+    if len(calls) == 1:
+        return calls[0]
+    return lambda *args, **kwargs: next(remaining)(*args, **kwargs)
+
+
+def _outermost_frozen(model: nn.Module, sites: set[str], forward: Callable[[], Any]) -> list[nn.Module]:
+    """The modules of the outermost calls that end before any site begins, call by call in order."""
+    names = {module: name for name, module in model.named_modules()}
+    stack: list[nn.Module] = []
+    ended: list[tuple[nn.Module, int, bool]] = []  # module, depth, whether it ended before any site
+    begun = False
+
+    def enter(module: nn.Module, args: Any) -> None:
+        nonlocal begun
+        begun = begun or names[module] in sites
+        stack.append(module)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+        ended.append((module, len(stack), not begun))
+
+    handles = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    late = {module for module, _, frozen in ended if not frozen}
+    outermost: list[nn.Module] = []
+    depth = None  # of the frozen call that the calls before it may belong to; calls end after those inside them
+    for module, level, frozen in reversed(ended):
+        if depth is not None and level > depth:
+            continue
+        depth = None
+        if frozen and module not in late:
+            outermost.append(module)
+            depth = level
+    return outermost[::-1]
+
+
+def _clone(x: Any) -> Any:
+    return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+@dataclass(frozen=True)
+class _Shape:
+    size: torch.Size
+    like: Tensor  # empty; carries dtype and device
+
+
+def _shape(x: Any) -> Any:
+    return _Shape(x.shape, x.new_empty(0)) if isinstance(x, Tensor) else x
+
+
+def _fresh(x: Any) -> Any:
+    if isinstance(x, _Shape):
+        return x.like.new_zeros(x.size)
+    return x.clone() if isinstance(x, Tensor) else x
