@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mtl
-import mtl.exporting
+from mtl.exporting.plain import Plain, plain_of
 from mtl.modulation import Modulation
 
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 0], [2, 1, 0, 0, 2, 1]])
@@ -170,13 +170,12 @@ def test_a_checkpoint_that_predicts_otherwise_is_not_written(
     backbone = build(name, tmp_path)
     task = adapted(backbone)
     plain = mtl.merge(backbone, Modulation.identity(1, backbone.modulation_width)).model
-    right = mtl.exporting._plain
 
-    def wrong(adapted: mtl.Adapted, task: int) -> mtl.exporting._Plain:
-        made = right(adapted, task)
-        return mtl.exporting._Plain(made.backbone, plain, made.weight, made.bias)
+    def wrong(adapted: mtl.Adapted, task: int) -> Plain:
+        made = plain_of(adapted, task)
+        return Plain(made.backbone, plain, made.weight, made.bias)
 
-    monkeypatch.setattr(mtl.exporting, "_plain", wrong)
+    monkeypatch.setattr("mtl.exporting.folder.plain_of", wrong)
     with pytest.raises(RuntimeError, match="loaded again, is not the learner"):
         mtl.export(task, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,61 @@
+"""The outer loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from mtl.checkpoint import from_pretrained
+from mtl.episode import TaskSource
+from mtl.learner import MetaLearner
+from mtl.training.config import TrainingConfig
+from mtl.training.loader import loader_of
+from mtl.training.run import Run
+
+
+def train(
+    learner: MetaLearner,
+    tasks: TaskSource,
+    validation: TaskSource,
+    config: TrainingConfig,
+    folder: str | Path,
+    accelerator: Accelerator | None = None,
+) -> MetaLearner:
+    """Train the learner's generator and return the best one by validation accuracy.
+
+    The run folder gets ``metrics.jsonl``, ``best/`` (see :func:`mtl.save_pretrained`) and ``last.pt``. Called again
+    with the same arguments it continues from ``last.pt``; a finished run returns at once.
+
+    Args:
+        learner: its generator is trained in place.
+        tasks: episodes ``0, 1, 2, ...`` are trained on, each once.
+        validation: episodes ``0 .. validation_tasks - 1`` choose the best generator.
+        folder: of this run alone.
+        accelerator: decides device, precision and processes; a plain one by default.
+
+    Raises:
+        ValueError: when the folder holds a run with other settings, or the backbone cannot be saved by name.
+        NonFiniteLosses: when nothing finite comes any more.
+    """
+    accelerator = accelerator or Accelerator()
+    learner.backbone.spec()  # a backbone that cannot be saved says so now, not at the first validation
+    run = Run(learner, config, Path(folder), accelerator)
+    run.resume()
+    loader = loader_of(tasks, config, run.step, accelerator)
+    hidden = not accelerator.is_main_process
+    with tqdm(total=config.steps, initial=run.step, disable=hidden, unit="step", desc=run.folder.name) as progress:
+        for batch in loader:
+            metrics = run.train_step(batch)
+            progress.update()
+            progress.set_postfix(
+                {k: f"{v:.3f}" for k, v in metrics.items() if k in ("loss", "accuracy")} | run.best_so_far()
+            )
+            if run.step % config.validate_every == 0 or run.step == config.steps:
+                metrics |= run.validate(validation)
+            run.log(metrics)
+            if run.step % config.save_every == 0 or run.step == config.steps:
+                run.save()
+    accelerator.wait_for_everyone()
+    return from_pretrained(run.folder / "best", learner.backbone).to(accelerator.device)
