@@ -246,3 +246,32 @@ def test_a_non_finite_support_set_is_left_out_too(tmp_path, windows):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"TrainingConfig.{next(iter(wrong))}="):
         replace(CONFIG, **wrong)
+
+
+def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
+    learner = fresh(estimator=mtl.Windowed(size=2, mode="lazy", pull="finite-difference"))
+    mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "estimator.json").read_text())
+    assert found["radius"] in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    assert learner.estimator.pull == mtl.FiniteDifference(found["radius"]), "by name it is calibrated"
+    assert found["cosine"].keys() == {"scale", "shift", "log_lr"}
+    assert 0.5 < found["cosine"]["scale"] <= 1 + 1e-6
+    assert "cosine to exact" in capsys.readouterr().out
+
+    (tmp_path / "run" / "estimator.json").write_text(json.dumps(found | {"radius": 0.123}))
+    again = fresh(estimator=mtl.Windowed(size=2, mode="lazy", pull="finite-difference"))
+    mtl.train(again, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
+    assert again.estimator.pull == mtl.FiniteDifference(0.123), "a continued run keeps the radius that it began with"
+
+
+def test_a_poor_estimator_and_a_cliff_are_told_of_once(tmp_path):
+    torch.manual_seed(0)
+    b = backbone()
+    generator = mtl.SupportConditioned(b.sites, b.width, hidden=16, step_size=5.0)
+    learner = mtl.MetaLearner(b, generator, inner_steps=4, estimator=mtl.Windowed(size=4, mode="exact-forward"))
+    with pytest.warns(UserWarning) as caught:
+        mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=2, step_size_lr=0.0), tmp_path / "run")
+    told = [str(w.message) for w in caught]
+    assert sum("points elsewhere than the exact gradient" in t for t in told) == 1
+    assert sum("past the cliff" in t for t in told) == 1
+    assert all(r["past_cliff"] > 0.5 for r in records(tmp_path / "run"))

@@ -24,6 +24,7 @@ class TrainingConfig:
         save_every: steps between checkpoints; a kill loses at most these.
         patience: consecutive steps without one finite episode before giving up.
         workers: processes that prepare episodes; 0 is in the main process.
+        self_check: compare the estimator with the exact gradient on the first episode, before the first step.
     """
 
     steps: int = 1000
@@ -39,6 +40,7 @@ class TrainingConfig:
     save_every: int = 50
     patience: int = 20
     workers: int = 0
+    self_check: bool = True
 
     def __post_init__(self) -> None:
         for name in (

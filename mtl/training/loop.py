@@ -25,7 +25,8 @@ def train(
 ) -> MetaLearner:
     """Train the learner's generator and return the best one by validation accuracy.
 
-    The run folder gets ``metrics.jsonl``, ``best/`` (see :func:`mtl.save_pretrained`) and ``last.pt``. Called again
+    The run folder gets ``metrics.jsonl``, ``estimator.json`` (how the estimator compares with the exact
+    gradient), ``best/`` (see :func:`mtl.save_pretrained`) and ``last.pt``. Called again
     with the same arguments it continues from ``last.pt``; a finished run returns at once.
 
     Args:
@@ -43,6 +44,8 @@ def train(
     learner.backbone.spec()  # a backbone that cannot be saved says so now, not at the first validation
     run = Run(learner, config, Path(folder), accelerator)
     run.resume()
+    if (found := run.check(tasks)) and accelerator.is_main_process:
+        tqdm.write(found)
     loader = loader_of(tasks, config, run.step, accelerator)
     hidden = not accelerator.is_main_process
     with tqdm(total=config.steps, initial=run.step, disable=hidden, unit="step", desc=run.folder.name) as progress:

@@ -21,6 +21,7 @@ from mtl.episode import Episode, TaskSource, stacked
 from mtl.files import remove_drafts, replacing
 from mtl.learner import MetaLearner
 from mtl.report import mean_interval
+from mtl.training.check import check_estimator
 from mtl.training.config import TrainingConfig
 from mtl.training.optimizer import parameter_groups, schedule
 from mtl.training.sums import Totals, all_finite, backward
@@ -43,6 +44,8 @@ class Run:
         self.step = 0
         self.best: dict[str, Any] = dict(NOTHING_KEPT)
         self.barren = 0
+        self.told_of_cliff = False
+        self.settings = self._settings()
         self.parameters = [p for p in learner.generator.parameters() if p.requires_grad]
         for p in self.parameters:
             broadcast(p.data)
@@ -70,12 +73,31 @@ class Run:
         if moved:
             self.optimizer.step()
             metrics |= totals.means(counted) | {"gradient_norm": norm}
+            self._tell_of_cliff(metrics)
         self.barren = 0 if moved else self.barren + 1
         if self.barren >= self.config.patience:
             raise NonFiniteLosses(self._barren_message())
         self.schedule.step()
         self.step += 1
         return metrics | {"seconds": time.perf_counter() - start}
+
+    def check(self, tasks: TaskSource) -> str:
+        """See :func:`mtl.training.check.check_estimator`."""
+        if not self.config.self_check:
+            return ""
+        episode = tasks.sample(0).to(self.accelerator.device)
+        with self.accelerator.autocast():
+            return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
+
+    def _tell_of_cliff(self, metrics: dict[str, float]) -> None:
+        if metrics["past_cliff"] > 0.5 and not self.told_of_cliff and self.accelerator.is_main_process:
+            self.told_of_cliff = True
+            warnings.warn(
+                f"step {self.step + 1}: {metrics['past_cliff']:.0%} of the windows are past the cliff (max_rho "
+                f"{metrics['max_rho']:.2f}): adaptive windows cost as much as Rematerialised there, and other modes "
+                "point elsewhere; a lower inner step size or a shorter window helps",
+                stacklevel=3,
+            )
 
     def _barren_message(self) -> str:
         saved = self.step // self.config.save_every * self.config.save_every
@@ -160,7 +182,7 @@ class Run:
         """Write ``last.pt`` as a whole or not at all."""
         if self.accelerator.is_main_process:
             state = {
-                "settings": self._settings(),
+                "settings": self.settings,
                 "step": self.step,
                 "generator": self.learner.generator.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -194,7 +216,7 @@ class Run:
 
     def _settings(self) -> dict[str, Any]:
         """What must not change within a run. How it is cut into chunks, processes and checkpoints may."""
-        free = {"tasks_per_chunk", "save_every", "workers", "patience"}
+        free = {"tasks_per_chunk", "save_every", "workers", "patience", "self_check"}
         settings = {k: v for k, v in asdict(self.config).items() if k not in free}
         learner = self.learner
         return settings | {
@@ -209,7 +231,7 @@ class Run:
         }
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
-        now = self._settings()
+        now = self.settings
         changed = [f"{k}: {saved.get(k)!r} there, {now.get(k)!r} now" for k in now if saved.get(k) != now.get(k)]
         if changed:
             raise ValueError(

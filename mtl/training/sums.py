@@ -13,7 +13,7 @@ from mtl.tensors import Tensors
 class Totals:
     """Sums over episodes, kept on the device until all processes have added theirs."""
 
-    NAMES = ("count", "left_out", "loss", "accuracy", "pulls", "max_rho")
+    NAMES = ("count", "left_out", "loss", "accuracy", "pulls", "max_rho", "past_cliff")
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.NAMES), device=device)
@@ -23,9 +23,9 @@ class Totals:
 
     def add(self, losses: Tensor, accuracy: Tensor, diagnostics: dict[str, Tensor], pulls: int) -> None:
         n = len(losses)
-        rho = diagnostics.get("max_rho", losses.new_zeros(()))
+        rho, past = (n * diagnostics.get(k, losses.new_zeros(())) for k in ("max_rho", "past_cliff"))
         count, pulled = losses.new_tensor(n), losses.new_tensor(n * pulls)
-        self.sums += torch.stack([count, 0 * count, losses.sum(), accuracy.sum(), pulled, n * rho]).to(self.sums)
+        self.sums += torch.stack([count, 0 * count, losses.sum(), accuracy.sum(), pulled, rho, past]).to(self.sums)
 
     def means(self, count: float) -> dict[str, float]:
         return {name: value / count for name, value in zip(self.NAMES[2:], self.sums.tolist()[2:], strict=True)}
