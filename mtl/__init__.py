@@ -31,7 +31,7 @@ from mtl.estimators import (
     Windowed,
     proximal,
 )
-from mtl.evaluation import controls, evaluate, ours, static_control, tune
+from mtl.evaluation import controls, evaluate, ours, static_control, tune, tuned_baselines
 from mtl.exporting import export
 from mtl.figures import accuracy_figure, curves_figure, episode_strip
 from mtl.generators import GENERATORS, AbstractGenerator, Static, SupportConditioned, SupportView, TaskCode
@@ -127,5 +127,6 @@ __all__ = [
     "static_control",
     "train",
     "tune",
+    "tuned_baselines",
     "verdicts",
 ]

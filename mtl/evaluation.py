@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mtl.baselines import Method
+from mtl.backbones import Backbone
+from mtl.baselines import Method, baselines
 from mtl.episode import Episode, TaskSource, stacked
 from mtl.learner import MetaLearner
 from mtl.report import Comparison, Kind, Row, mean_interval
@@ -220,3 +222,37 @@ def tune(
         raise ValueError("tune: no candidates; give {setting: method}, a few settings a factor of three apart")
     scores = {value: validation_accuracy(m, tasks, episodes, tasks_per_chunk) for value, m in candidates.items()}
     return max(scores, key=scores.__getitem__), scores
+
+
+GRID = {
+    "c": ("logistic", (0.3, 1.0, 3.0, 10.0, 30.0)),
+    "l2": ("ridge", (0.1, 0.3, 1.0, 3.0)),
+    "head_lr": ("head only", (0.01, 0.03, 0.1)),
+    "modulation_lr": ("scale/shift", (0.01, 0.02, 0.04)),
+    "full_lr": ("full", (3e-4, 1e-3, 3e-3)),
+}
+"""Of every setting of :func:`mtl.baselines`: the baseline it belongs to, and what :func:`tuned_baselines` tries."""
+
+
+def tuned_baselines(
+    backbone: Backbone, tasks: TaskSource, *, episodes: int = 40, full: bool = True, steps: int = 50
+) -> tuple[list[Method], dict[str, float]]:
+    """The baselines, each at its best setting on *validation* tasks: a baseline left untuned is a straw man.
+
+    Args:
+        tasks: validation tasks of the ways and shots that will be tested.
+        episodes: of these, per candidate setting.
+        full: include full fine-tuning, by far the slowest.
+        steps: of the fine-tuned ones.
+
+    Returns:
+        The methods, and the chosen settings by name.
+    """
+    chosen: dict[str, Any] = {}
+    grid = {k: v for k, v in GRID.items() if full or k != "full_lr"}
+    for setting, (name, values) in tqdm(grid.items(), desc="tuning baselines", unit="baseline"):
+        options: list[dict[str, Any]] = [{setting: value} for value in values]
+        tried = [m for o in options for m in baselines(backbone, steps=steps, **o) if m.name.startswith(name)]
+        chosen[setting], _ = tune(dict(zip(values, tried, strict=True)), tasks, episodes)
+    found = baselines(backbone, steps=steps, **chosen)
+    return [m for m in found if full or not m.name.startswith("full")], chosen

@@ -45,6 +45,7 @@ class Config:
     tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
     outer_lr: float = 3e-3  # of the generator; a quarter of it through the inner loop
     validation_tasks: int = 80  # episodes that choose the best generator
+    tuning_episodes: int = 8  # validation episodes that choose each baseline's setting, per number of shots
     test_episodes: int = 80  # per number of shots; 600 is the field's habit
     full_fine_tuning: bool = False  # add the slowest baseline
     mixed_precision: str = "no"  # no, bf16
@@ -69,30 +70,28 @@ def main(config: Config) -> list[mtl.Comparison]:
     static = meta_train(mtl.Static, config, backbone, train, val, accelerator)
     if not accelerator.is_main_process:
         return []
-    plain = [m for m in mtl.baselines(backbone) if config.full_fine_tuning or not m.name.startswith("full")]
-    methods = [
-        mtl.ours(generator),
-        mtl.ours(generator, steps=0),
-        mtl.static_control(static),
-        *mtl.controls(generator),
-        *plain,
-    ]
-    comparisons = []
-    for shots, source in zip(config.shots, test, strict=True):
+    ours = [mtl.ours(generator), mtl.ours(generator, steps=0), mtl.static_control(static), *mtl.controls(generator)]
+    comparisons, chosen = [], {}
+    for shots, (held_out, source) in zip(config.shots, test, strict=True):
+        plain, chosen[shots] = mtl.tuned_baselines(
+            backbone, held_out, episodes=config.tuning_episodes, full=config.full_fine_tuning
+        )
+        methods = [*ours, *plain]
         setting = f"{config.ways}-way {shots}-shot"
         found = mtl.evaluate(methods, source, episodes=config.test_episodes, setting=setting, tasks_per_chunk=8)
         found.to_csv(out / f"{shots}-shot.csv")
         found.to_json(out / f"{shots}-shot.json")
         print(f"\n{found.table()}")
         comparisons.append(found)
+    (out / "baselines.json").write_text(json.dumps(chosen, indent=2))
     mtl.accuracy_figure(comparisons, out / "accuracy.png")
-    draw_episodes(generator, test[0], out / "episodes.png")
+    draw_episodes(generator, test[0][1], out / "episodes.png")
     accelerator.end_training()
     return comparisons
 
 
 def task_sources(config: Config, backbone: mtl.Backbone):
-    """Training and validation tasks of all numbers of shots in turn, and the test tasks one number at a time."""
+    """Training and validation tasks of all numbers of shots in turn; validation and test tasks of each number."""
     if config.data is None:
         make = lambda part, shots, q: mtl.GlyphTasks(part, ways=config.ways, shots=shots, queries=q, seed=config.seed)  # noqa: E731
     else:
@@ -113,7 +112,7 @@ def task_sources(config: Config, backbone: mtl.Backbone):
     fewer = max(1, config.queries // 2)
     train = mtl.Alternating([make("train", s, fewer) for s in config.shots], max(1, config.tasks_per_step // 2))
     val = mtl.Alternating([make("val", s, config.queries) for s in config.shots], 4)
-    return train, val, [make("test", s, config.queries) for s in config.shots]
+    return train, val, [(make("val", s, config.queries), make("test", s, config.queries)) for s in config.shots]
 
 
 def meta_train(kind, config: Config, backbone, train, val, accelerator) -> mtl.MetaLearner:

@@ -18,7 +18,7 @@ from mtl.inner import InnerAdam, InnerProblem, InnerSGD
 EXACT = {
     "rematerialised": mtl.Rematerialised(),
     "rematerialised, forward": mtl.Rematerialised("forward-over-reverse"),
-    "rematerialised, all kept": mtl.Rematerialised(budget=1e3),
+    "rematerialised, all kept": mtl.Rematerialised(budget=math.inf),
     "rematerialised, some kept": mtl.Rematerialised(budget=0.014),
     "truncated(K)": mtl.Truncated(steps=99),
     "binomial(K)": mtl.Binomial(order=99),

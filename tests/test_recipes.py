@@ -15,7 +15,9 @@ import mtl
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 import adapt
-import benchmark_estimators
+import compare_accuracy
+import compare_estimators
+import compare_peers
 import few_shot_vision
 
 
@@ -110,15 +112,40 @@ def test_adapt_says_what_is_wrong(tmp_path, generator):
         adapt.main(adapt.Config(generator, images, str(tmp_path / "full"), device="cpu"))
 
 
-def test_benchmark_shows_memory_flat_in_the_number_of_steps(tmp_path):
+def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path):
     threads = torch.get_num_threads()
-    config = benchmark_estimators.Config(
-        img_size=32, depth=1, inner_steps=(2, 6), shots=2, queries=2, out=str(tmp_path / "table.csv")
+    config = compare_estimators.Config(
+        networks=("vit", "bert"), depth=2, last_k=1, inner_steps=(2, 6), ways=2, shots=1, queries=1, out=str(tmp_path)
     )
-    rows = benchmark_estimators.main(config)
+    rows = compare_estimators.main(config)
     torch.set_num_threads(threads)
-    memory = {(r["K"], r["estimator"]): float(r["MiB"]) for r in rows}
-    assert memory[6, "rematerialised"] < 1.1 * memory[2, "rematerialised"]
-    assert memory[6, "windowed(5), adaptive"] < 1.1 * memory[2, "windowed(5), adaptive"]
-    assert memory[6, "exact, unrolled"] > 1.5 * memory[2, "exact, unrolled"]
-    assert next(r["cosine"] for r in rows if r["estimator"] == "rematerialised") == pytest.approx(1, abs=1e-4)
+    found = {(r["network"], r["K"], r["estimator"]): r for r in rows}
+    for network in ("vit", "bert"):
+        for name in ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order"):
+            assert found[network, 6, name]["MiB"] < 1.1 * found[network, 2, name]["MiB"]
+        unrolled = [found[network, k, "exact, unrolled"]["MiB"] for k in (2, 6)]
+        assert unrolled[1] > 1.5 * unrolled[0], "the measure can see growth"
+        exact = found[network, 6, "rematerialised"]
+        assert all(exact[f"cosine {t}"] == pytest.approx(1, abs=1e-4) for t in "IDLO")
+        assert found[network, 6, "first-order"]["norm L"] == 0
+    assert (tmp_path / "estimators.png").stat().st_size > 10_000
+    assert len(list(csv.DictReader((tmp_path / "estimators.csv").open()))) == len(rows)
+
+
+def test_peers_agree_and_one_that_fails_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare_peers, "PEERS", {k: v for k, v in compare_peers.PEERS.items() if "plain" in k})
+    monkeypatch.setattr(compare_peers, "OURS", {"mtl, rematerialised": None, "missing": None})
+    rows = compare_peers.main(compare_peers.Config(depth=1, inner_steps=(2,), repeats=1, out=str(tmp_path)))
+    assert [r["library"] for r in rows] == ["plain PyTorch, unrolled", "mtl, rematerialised"]
+    assert rows[1]["error"] < 1e-5
+    assert "missing                          not measured" in capsys.readouterr().out
+
+
+def test_accuracy_at_equal_wall_clock(tmp_path):
+    threads = torch.get_num_threads()
+    config = compare_accuracy.Config(seconds=0.1, inner_steps=1, tasks=2, validation_tasks=4, out=str(tmp_path))
+    found = compare_accuracy.main(config)
+    torch.set_num_threads(threads)
+    assert len(found.rows) == 4
+    assert all("outer steps" in r.method for r in found.rows)
+    assert (tmp_path / "accuracy.csv").is_file()

@@ -269,7 +269,7 @@ def test_a_poor_estimator_and_a_cliff_are_told_of_once(tmp_path):
     b = backbone()
     generator = mtl.SupportConditioned(b.sites, b.width, hidden=16, step_size=5.0)
     learner = mtl.MetaLearner(b, generator, inner_steps=4, estimator=mtl.Windowed(size=4, mode="exact-forward"))
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="past the cliff") as caught:
         mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=2, step_size_lr=0.0), tmp_path / "run")
     told = [str(w.message) for w in caught]
     assert sum("points elsewhere than the exact gradient" in t for t in told) == 1

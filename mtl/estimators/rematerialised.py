@@ -75,7 +75,7 @@ class Rematerialised(AbstractEstimator):
                 with (saved := _SavedBytes()):
                     gradient, products = Reverse().with_gradient(problem, weights, meta, step)
                 # A later step's graph is rebuilt beside those kept, so one of them is not the budget's.
-                room = int(min(self.budget * 2**20 // max(1, saved.total), problem.num_steps))
+                room = int(min(self.budget * 2**20 / max(1, saved.total), problem.num_steps))
             elif step >= problem.num_steps - room:
                 gradient, products = Reverse().with_gradient(problem, weights, meta, step)
             else:

@@ -1,0 +1,190 @@
+"""The same inner loop through other libraries: seconds and peak memory of one exact meta-gradient, each in a process.
+
+    pip install -e ".[bench]"
+    python recipes/compare_peers.py
+    python recipes/compare_peers.py --depth 12                                  # the full vit_tiny
+
+5-way 5-shot with 75 queries, scale and shift after every layer of a frozen vit_tiny at 64 px and a cosine head adapted
+by plain gradient descent, one task, one thread. Every process builds the same problem from the same seed; its gradient
+is compared with plain PyTorch's. Peak is resident memory above that before the meta-gradient. Ten minutes by default.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+import mtl
+
+
+@dataclass(frozen=True)
+class Config:
+    depth: int = 4  # blocks
+    inner_steps: tuple[int, ...] = (5, 10, 20)  # K
+    step_size: float = 0.002  # of the inner loop
+    repeats: int = 2  # the fastest counts
+    out: str = "runs/compare_estimators"  # peers.csv goes here
+    only: str | None = None  # one library, in this process; the others are started by the recipe itself
+
+
+WAYS, SHOTS, QUERIES = 5, 5, 15
+OURS: dict[str, mtl.AbstractEstimator] = {
+    "mtl, rematerialised": mtl.Rematerialised(),
+    "mtl, rematerialised, all kept": mtl.Rematerialised(budget=float("inf")),
+    "mtl, windowed(5), adaptive": mtl.Windowed(),
+    "mtl, windowed(5), lazy": mtl.Windowed(mode="lazy"),
+    "mtl, first-order": mtl.FirstOrder(),
+}
+
+
+class Adapted(nn.Module):
+    """What the inner loop moves, as a module, which is what the other libraries ask for."""
+
+    def __init__(self, backbone: mtl.Backbone, images: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.frozen = [backbone]  # in a list: no submodule, so that nobody copies the frozen weights
+        identity = mtl.Modulation.identity(1, backbone.modulation_width)
+        self.scale, self.shift = nn.Parameter(identity.scale), nn.Parameter(identity.shift)
+        with torch.no_grad():
+            self.head = nn.Parameter(mtl.Cosine().init(backbone(images), labels, WAYS)["head.weight"])
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return loss_of(self.frozen[0], {"scale": self.scale, "shift": self.shift, "head": self.head}, images, labels)
+
+
+def loss_of(backbone: mtl.Backbone, weights: dict[str, Tensor], images: Any, labels: Tensor) -> Tensor:
+    features = backbone(images, mtl.Modulation(weights["scale"], weights["shift"]))
+    logits = mtl.Cosine().logits(features, {"head.weight": weights["head"]}, (features[:, :0], labels), WAYS)
+    return nn.functional.cross_entropy(logits[0], labels[0])
+
+
+def plain(model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+    start = list(model.parameters())
+    names, weights = [n for n, _ in model.named_parameters()], start
+    for _ in range(k):
+        loss = loss_of(model.frozen[0], dict(zip(names, weights, strict=True)), *support)
+        weights = [
+            w - lr * g for w, g in zip(weights, torch.autograd.grad(loss, weights, create_graph=True), strict=True)
+        ]
+    loss = loss_of(model.frozen[0], dict(zip(names, weights, strict=True)), *query)
+    return list(torch.autograd.grad(loss, start))
+
+
+def with_higher(model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+    import higher  # pyright: ignore[reportMissingImports]
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (adapted, differentiable):
+        for _ in range(k):
+            differentiable.step(adapted(*support))
+        return list(torch.autograd.grad(adapted(*query), list(model.parameters())))
+
+
+def with_torchopt(model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+    import torchopt  # pyright: ignore[reportMissingImports]
+
+    start = list(model.parameters())
+    optimizer = torchopt.MetaSGD(model, lr=lr)
+    for _ in range(k):
+        optimizer.step(model(*support))
+    return list(torch.autograd.grad(model(*query), start))
+
+
+PEERS = {"plain PyTorch, unrolled": plain, "higher": with_higher, "torchopt": with_torchopt}
+
+
+def ours(estimator: mtl.AbstractEstimator, model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+    backbone, (images, labels) = model.frozen[0], support
+    seen = backbone.prepare(images)
+    problem = mtl.InnerProblem(
+        init=lambda meta: meta,
+        inner_loss=lambda w, meta, step: loss_of(backbone, w, seen, labels)[None],
+        outer_loss=lambda w, meta: loss_of(backbone, w, *query)[None],
+        num_steps=k,
+        optimizer=mtl.InnerSGD(lr),
+    )
+    grads = estimator(problem, {n: p.detach() for n, p in model.named_parameters()}).grads
+    return [grads[n] for n, _ in model.named_parameters()]
+
+
+def measure_here(name: str, config: Config) -> list[dict[str, Any]]:
+    """Seconds, MiB and the gradient of one library, in this process; memory only grows, so each K is in order."""
+    torch.set_num_threads(1)
+    rows = []
+    for k in config.inner_steps:
+        best, before, found = float("inf"), 0.0, []
+        for _ in range(config.repeats):
+            torch.manual_seed(0)
+            backbone = mtl.load_backbone(
+                "vit_tiny_patch16_224", pretrained=False, img_size=64, depth=config.depth, sites="ssf"
+            )
+            labels = lambda n: torch.arange(WAYS).repeat(n)[None]  # noqa: E731
+            support = torch.randn(1, WAYS * SHOTS, 3, 64, 64), labels(SHOTS)
+            query = torch.randn(1, WAYS * QUERIES, 3, 64, 64), labels(QUERIES)
+            model = Adapted(backbone, *support)
+            before = before or peak()
+            start = time.perf_counter()
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                if name in PEERS:
+                    found = PEERS[name](model, support, query, k, config.step_size)
+                else:
+                    found = ours(OURS[name], model, support, query, k, config.step_size)
+            best = min(best, time.perf_counter() - start)
+        rows.append({"library": name, "K": k, "seconds": best, "MiB": peak() - before})
+        torch.save(torch.cat([g.detach().flatten() for g in found]), Path(config.out) / f"{name}-{k}.pt")
+    return rows
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if config.only:
+        rows = measure_here(config.only, config)
+        print(json.dumps(rows))
+        return rows
+    rows: list[dict[str, Any]] = []
+    print(f"{'K':>3} {'library':32} {'seconds':>8} {'time':>6} {'MiB':>8} {'cosine':>8} {'largest error':>14}")
+    for k in config.inner_steps:
+        for name in [*PEERS, *OURS]:
+            options = ["--depth", str(config.depth), "--step-size", str(config.step_size), "--inner-steps", str(k)]
+            command = [sys.executable, __file__, "--only", name, "--out", config.out, *options]
+            done = subprocess.run([*command, "--repeats", str(config.repeats)], capture_output=True, text=True)
+            if done.returncode:
+                print(f"{k:>3} {name:32} not measured: {done.stderr.strip().splitlines()[-1]}")
+                continue
+            [row] = json.loads(done.stdout.strip().splitlines()[-1])
+            rows.append(row | against(rows, row, out))
+            print("{K:>3} {library:32} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
+            print("{cosine:8.4f} {error:14.1e}".format(**rows[-1]), flush=True)
+    with (out / "peers.csv").open("w", newline="") as f:
+        (writer := csv.DictWriter(f, list(rows[0]))).writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def against(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> dict[str, float]:
+    """Time relative to plain PyTorch at the same K, and how far the gradients differ."""
+    first = next(iter(PEERS))
+    unit = next((r["seconds"] for r in rows if (r["library"], r["K"]) == (first, row["K"])), row["seconds"])
+    found, exact = (torch.load(out / f"{n}-{row['K']}.pt") for n in (row["library"], first))
+    error = float((found - exact).abs().max() / exact.abs().max())
+    return {"time": row["seconds"] / unit, "cosine": float(torch.cosine_similarity(found, exact, 0)), "error": error}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
