@@ -69,7 +69,8 @@ class Reverse(AbstractPull):
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             seeds = [cotangent[k] for k in gradient]
-            h, m = tensors.grad(gradient.values(), weights, meta, cotangents=seeds, retain_graph=True)
+            with twice_differentiable():  # checkpointed activations are recomputed here
+                h, m = tensors.grad(gradient.values(), weights, meta, cotangents=seeds, retain_graph=True)
             return h, m
 
         return tensors.detach(gradient), products

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mtl import tensors
+from mtl.backbones.forwards import Forward, replaced
 
 log = logging.getLogger(__name__)
 
-Wrap = Callable[[int, Callable[..., Any]], Callable[..., Any]]
+Wrap = Callable[[int, Forward], Forward]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class FrozenPrefix:
         """What the prefix returns while ``forward`` runs, which is broken off once all of it is known."""
         outputs: list[Any] = [None] * len(self._calls)
 
-        def recording(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def recording(i: int, original: Forward) -> Forward:
             def call(*args: Any, **kwargs: Any) -> Any:
                 found = original(*args, **kwargs)
                 # Cloned: what follows may work in place.
@@ -87,24 +88,15 @@ class FrozenPrefix:
         turns: dict[nn.Module, list[int]] = {}
         for i, module in enumerate(self._calls):
             turns.setdefault(module, []).append(i)
-        before = {module: module.__dict__.get("forward") for module in turns}
-        try:
-            for module, indices in turns.items():
-                calls = [wrap(i, module.forward) for i in indices]
-                module.forward = _in_turn(calls)
+        forwards = {module: _in_turn([wrap(i, module.forward) for i in indices]) for module, indices in turns.items()}
+        with replaced(forwards):
             yield
-        finally:
-            for module, own in before.items():
-                if own is None:
-                    module.__dict__.pop("forward", None)
-                else:  # somebody else's replacement, such as an offloading hook's
-                    module.forward = own
 
     def _read_later(self, forward: Callable[[], Tensor]) -> set[int]:
         """The calls whose outputs the rest of the network reads: cut the graph after each, and see what is reached."""
         leaves: dict[str, Tensor] = {}
 
-        def cutting(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def cutting(i: int, original: Forward) -> Forward:
             def cut(x: Any) -> Any:
                 if not isinstance(x, Tensor) or not x.is_floating_point():
                     return x
@@ -116,7 +108,7 @@ class FrozenPrefix:
         # What cannot be cut (integers, masks) is kept.
         opaque: set[int] = set()
 
-        def watching(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(i: int, original: Forward) -> Forward:
             def call(*args: Any, **kwargs: Any) -> Any:
                 found = original(*args, **kwargs)
                 if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(found)):
@@ -134,7 +126,7 @@ class _Done(Exception):
     """The prefix is known; the rest of the forward pass is not needed."""
 
 
-def _in_turn(calls: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+def _in_turn(calls: Sequence[Forward]) -> Forward:
     remaining = iter(calls)
     if len(calls) == 1:
         return calls[0]

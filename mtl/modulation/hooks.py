@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from mtl.modulation.layers import hook, uncompiled
 from mtl.modulation.sites import Modulation, Site
+
+PerSite = list[tuple[Tensor, Tensor]]
+"""Scale and shift of every site, each ``(tasks, C)``."""
 
 
 @dataclass
@@ -24,15 +27,16 @@ class _Recording:
 class Modulator:
     """Owns the hooks on a model's sites, and what they do during the call in progress.
 
-    The parameters of a call live here only while it runs. A backward that recomputes activations (checkpointing) after
-    that runs unmodulated, and torch reports the different number of saved tensors; nothing is silently wrong.
+    The parameters of a call live here only while it runs. A backward that recomputes activations after that has to
+    bring them back, see :meth:`as_now`; without, the recomputation runs unmodulated, and torch reports the different
+    number of saved tensors: nothing is silently wrong.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
         self.model = uncompiled(model)
         self.sites = tuple(sites)
         self.width = sum(s.width for s in self.sites)
-        self._active: list[tuple[Tensor, Tensor]] | None = None
+        self.active: PerSite | None = None
         self._recording: _Recording | None = None
         self._handles: list[RemovableHandle] = []
         self.install()
@@ -58,18 +62,17 @@ class Modulator:
         finally:
             self.install()
 
-    @contextmanager
-    def modulating(self, modulation: Modulation | None) -> Iterator[None]:
+    def modulating(self, modulation: Modulation | None) -> AbstractContextManager[None]:
         """Forwards inside see this modulation, with rows grouped by task along their first axis.
 
         Raises:
             ValueError: the modulation is not as wide as the sites together.
         """
-        previous, self._active = self._active, None if modulation is None else self._per_site(modulation)
-        try:
-            yield
-        finally:
-            self._active = previous
+        return _Seeing(self, None if modulation is None else self._per_site(modulation))
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """A context in which forwards see the modulation of this moment, whenever and how often it is entered."""
+        return _Seeing(self, self.active)
 
     @contextmanager
     def recording(self, examples: int, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
@@ -87,7 +90,7 @@ class Modulator:
         finally:
             self._recording = previous
 
-    def _per_site(self, modulation: Modulation) -> list[tuple[Tensor, Tensor]]:
+    def _per_site(self, modulation: Modulation) -> PerSite:
         if modulation.width != self.width:
             raise ValueError(
                 f"the modulation is {modulation.width} wide but the {len(self.sites)} sites take {self.width} channels "
@@ -100,9 +103,24 @@ class Modulator:
         if self._recording is not None:
             means = self._recording.means.setdefault(i, [])
             means.append(_position_mean(x, self.sites[i].channel_dim, self._recording))
-        if self._active is None:
+        if self.active is None:
             return None
-        return modulate(x, *self._active[i], self.sites[i].channel_dim)
+        return modulate(x, *self.active[i], self.sites[i].channel_dim)
+
+
+class _Seeing(AbstractContextManager[None]):
+    """Sets what a modulator applies, and puts back what it was; may be entered again, also while entered."""
+
+    def __init__(self, modulator: Modulator, active: PerSite | None) -> None:
+        self._modulator, self._active = modulator, active
+        self._before: list[PerSite | None] = []
+
+    def __enter__(self) -> None:
+        self._before.append(self._modulator.active)
+        self._modulator.active = self._active
+
+    def __exit__(self, *exception: object) -> None:
+        self._modulator.active = self._before.pop()
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tensor:
