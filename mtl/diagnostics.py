@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl import tensors
 from mtl.estimators import AbstractEstimator, Rematerialised
 from mtl.estimators.base import outer_adjoint
-from mtl.inner import InnerProblem, inner_gradient, run
+from mtl.inner import InnerProblem, InnerSGD, inner_gradient, run
 from mtl.pulls import AbstractPull, Adjoint, FiniteDifference, Reverse, as_pull, through_updates
 from mtl.tensors import Tensors
 
@@ -84,8 +84,8 @@ def curvature(
     r"""Largest eigenvalue of inner step size times curvature, :math:`\alpha h_{\max}`, at the initial weights.
 
     By power iteration through the optimiser's first update, so learned step sizes per site count as they are used.
-    A plain window of n steps is past its cliff where n times this exceeds 2; the inner loop itself diverges where this
-    does.
+    Of gradient descent without momentum: a plain window of n steps is past its cliff where n times this exceeds 2; the
+    inner loop itself diverges where this does. With momentum the steps add up to 1 / (1 - momentum) times as much.
 
     Cost: one gradient and ``iterations`` pulls on one anchor.
 
@@ -96,8 +96,13 @@ def curvature(
         ``(tasks,)``.
 
     Raises:
-        ValueError: when ``iterations`` is not positive.
+        ValueError: when ``iterations`` is not positive, or the optimiser is not :class:`mtl.InnerSGD`.
     """
+    if not isinstance(problem.optimizer, InnerSGD):
+        raise ValueError(
+            f"curvature of {type(problem.optimizer).__name__}: its first step hardly depends on the gradient's size, "
+            "so step size times curvature says nothing; replace the problem's optimizer by InnerSGD"
+        )
     if iterations < 1:
         raise ValueError(f"curvature(iterations={iterations}): expected at least one")
     weights = tensors.detach(problem.init(tensors.detach(meta)))

@@ -26,6 +26,8 @@ StepSize = float | Tensor | Mapping[str, Tensor]
 class AbstractInnerOptimizer(abc.ABC):
     """One inner update as a pure function: no in-place change, differentiable in every argument."""
 
+    weight_decay: float = 0.0
+
     @abc.abstractmethod
     def init(self, weights: Tensors) -> Tensors:
         """The optimiser state before the first step."""

@@ -25,6 +25,12 @@ def test_curvature_counts_step_sizes_as_they_are_used():
     assert torch.allclose(found, torch.full((3,), 0.3, dtype=torch.float64), rtol=1e-6)
 
 
+def test_curvature_is_of_gradient_descent():
+    problem, meta = quadratic(1, curvature=3.0, lr=0.2)
+    with pytest.raises(ValueError, match=r"InnerAdam.*InnerSGD"):
+        mtl.curvature(replace(problem, optimizer=mtl.InnerAdam()), meta)
+
+
 @pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
 def test_self_check_sees_what_an_estimator_leaves_out():
     problem, meta = regression(steps=6)

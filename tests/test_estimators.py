@@ -363,8 +363,10 @@ def test_neumann_is_its_series_and_tends_to_the_implicit_gradient():
         assert result.diagnostics["residual"] < 1e-8
 
 
-def test_imaml_is_the_gradient_of_the_tied_solution():
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_imaml_is_the_gradient_of_the_tied_solution(decay):
     problem, meta = quadratic(2000, curvature=1.0, lr=0.5)
+    problem = replace(problem, optimizer=InnerSGD(lr=0.5, weight_decay=decay))
     estimator = mtl.ImplicitMAML(strength=0.3, iterations=20, tolerance=1e-12)
     result = estimator(problem, meta)
     tied = replace(
@@ -377,6 +379,13 @@ def test_imaml_is_the_gradient_of_the_tied_solution():
     assert result.diagnostics["residual"] < 1e-10
     adapted = mtl.solve(mtl.proximal(problem, meta, 0.3), meta)
     assert torch.allclose(adapted["w"], result.weights["w"])
+
+
+def test_reptile_is_the_way_gone_pulled_through_the_start():
+    problem, meta = quadratic(4, curvature=1.0, lr=0.3)
+    scaled = replace(problem, init=lambda m: {"w": 2 * m["start"]})
+    gone = 2 * meta["start"] - mtl.solve(scaled, meta)["w"]
+    assert error({"start": mtl.Reptile()(scaled, meta).grads["start"]}, {"start": 2 * gone / 3}) < 1e-12
 
 
 def test_imaml_stops_at_negative_curvature():

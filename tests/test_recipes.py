@@ -18,6 +18,8 @@ import adapt
 import compare_accuracy
 import compare_estimators
 import compare_peers
+import compare_speed
+import draw_cliff
 import few_shot_vision
 
 
@@ -149,3 +151,23 @@ def test_accuracy_at_equal_wall_clock(tmp_path):
     assert len(found.rows) == 4
     assert all("outer steps" in r.method for r in found.rows)
     assert (tmp_path / "accuracy.csv").is_file()
+
+
+def test_every_shortcut_is_measured(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    config = compare_speed.Config(depth=3, inner_steps=1, tasks=2, repeats=1, out=str(tmp_path))
+    found = compare_speed.main(config)
+    torch.set_num_threads(threads)
+    assert found.keys() == {"prefix", "chunk", "budget", "checkpoint", "bf16"}
+    assert all(v > 0 for v in found.values())
+    assert "cosine of bf16" in capsys.readouterr().out
+
+
+def test_the_cliff_is_drawn(tmp_path):
+    threads = torch.get_num_threads()
+    config = draw_cliff.Config(depth=1, inner_steps=5, curvatures=(0.02, 0.8), out=str(tmp_path))
+    found = draw_cliff.main(config)
+    torch.set_num_threads(threads)
+    assert all(c.cosine["scale"] > 0.99 for c in (found["exact forward"][0], *found["adaptive"]))
+    assert found["exact forward"][1].cosine["example"] < 0.9, "past the cliff"
+    assert (tmp_path / "cliff.png").stat().st_size > 10_000

@@ -30,8 +30,8 @@ class MetaGradient:
         weights: the adapted fast weights ``theta_K``, outside every graph.
         gradients: inner gradients evaluated in the forward loop.
         pulls: second-derivative products evaluated on the way back.
-        diagnostics: numbers worth logging, such as ``max_rho``, the largest ``step size * curvature`` that a window
-            met.
+        diagnostics: numbers worth logging, such as ``max_rho``, the largest relative change per step of a cotangent:
+            step size times curvature along it.
     """
 
     losses: Tensor

@@ -24,12 +24,13 @@ class Neumann(AbstractEstimator):
 
     Written as the exact sweep that walks J times over the *last* step, so the optimiser's step sizes, momentum and
     weight decay precondition the series. It describes the solution that the inner loop approaches and presumes that the
-    loop came close: the gradient is wrong by what is left of the inner gradient.
+    loop came close, to a minimum: the gradient is wrong by what is left of the inner gradient.
 
     Cost: K gradients, J pulls on one anchor (all but the first cheap); memory of one step.
     Equals: the gradient of the solution when the inner loop has converged and J is large.
     Zero on the initial weights, which the solution has forgotten, and on step sizes. The series diverges where
-    ``lr * h_max >= 2``; the diagnostic ``residual`` (last term over first) says how far it came.
+    ``lr * h_max >= 2`` or the curvature is negative; the diagnostic ``residual`` (what is left of the cotangent, over
+    what it was) says how far it came.
 
     Args:
         terms: J >= 1.
@@ -83,7 +84,7 @@ class ImplicitMAML(AbstractEstimator):
 
     The system is solved by conjugate gradients, task by task, until the relative residual is below ``tolerance``. A
     task that meets negative curvature, where the system has no such solution, stops there with what it has: raise
-    ``strength`` or ``damping``.
+    ``strength`` or ``damping``. Weight decay of the inner optimiser counts as curvature.
 
     Cost: K gradients and at most ``iterations + 1`` pulls on one anchor (all but the first cheap); memory of one step.
     Reads one number from the device per iteration.
@@ -130,14 +131,15 @@ class ImplicitMAML(AbstractEstimator):
             return MetaGradient(losses, through_init(problem, meta, adjoint), weights, 0, 0)
         warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "inner"})
         products = as_pull(self.pull).at(problem, weights, meta, problem.num_steps - 1)
-        x, used, residual = self._solve(products, adjoint.weights)
+        decay = getattr(problem.optimizer, "weight_decay", 0.0) / self.strength
+        x, used, residual = self._solve(products, adjoint.weights, 1 + self.damping + decay)
         _, m = products(tensors.scale(x, torch.full_like(losses, -1 / self.strength)))
         adjoint = Adjoint(x, {}, tensors.add(adjoint.meta, m))
         grads = through_init(problem, meta, adjoint)
         diagnostics = {"residual": residual}
         return MetaGradient(losses, grads, weights, trajectory.evaluations, used + 1, diagnostics)
 
-    def _solve(self, products: Products, v: Tensors) -> tuple[Tensors, int, Tensor]:
+    def _solve(self, products: Products, v: Tensors, diagonal: float) -> tuple[Tensors, int, Tensor]:
         """Conjugate gradients on every task at once; a task that is done keeps its answer."""
         x, r = tensors.zeros_like(v), dict(v)
         p, rr = r, tensors.dot(r, r)
@@ -146,7 +148,7 @@ class ImplicitMAML(AbstractEstimator):
         open_ = rr > tiny
         while used < self.iterations and bool((open_ & (rr > goal)).any()):
             h, _ = products(p)
-            ap = {k: (1 + self.damping) * p[k] + h[k] / self.strength for k in p}
+            ap = {k: diagonal * p[k] + h[k] / self.strength for k in p}
             used += 1
             curvature = tensors.dot(p, ap)
             open_ = open_ & (curvature > 0) & (rr > goal)

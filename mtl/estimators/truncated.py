@@ -15,12 +15,12 @@ class Truncated(AbstractEstimator):
     """Sweep the last ``steps`` inner steps, then hand the cotangent to the initial weights as it is (arXiv 1810.10667).
 
     Cost: K gradients and ``min(steps, K)`` pulls, memory of one step.
-    Equals: :class:`mtl.Exact` when ``steps >= K``. Blind to what the earlier steps did, so it forgets slow directions
-    of low curvature last.
+    Equals: :class:`mtl.Exact` when ``steps >= K``. What the earlier steps owe to a meta-parameter inside the inner loss
+    is lost: little in stiff directions, whose cotangent has died out by then, most in slow ones.
 
     Args:
         steps: how many of the last steps are differentiated, at least one (none is :class:`mtl.FirstOrder`).
-        pull: ``"reverse"`` or ``"finite-difference"``, or an instance of a pull.
+        pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
 
     Raises:
         ValueError: when ``steps`` is not positive.

@@ -34,7 +34,7 @@ class Windowed(AbstractEstimator):
 
     - ``"lazy"``: the gradient is evaluated once per window and applied n times; its sweep is exact *for that coarse
       loop*. With plain SGD on a fixed batch this is exactly MAML with K / size steps of size ``size * lr``: compare
-      with that before claiming a gain.
+      with that before claiming a gain. Adapting later takes the K fine steps.
     - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window,
       on the same anchor graph).
     - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of
@@ -44,15 +44,15 @@ class Windowed(AbstractEstimator):
     Cost: lazy K/size gradients and K/size pulls; otherwise K gradients and K/size pulls (more in adaptive mode where
     curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
     Equals: :class:`mtl.Exact` at ``size=1`` in every mode. Past ``size * lr * h_max >= 2`` a plain window is unstable
-    and the loss does not show it: watch the diagnostics ``max_rho``, the largest relative change of the cotangent per
-    step, and ``past_cliff``, the fraction of windows over which it adds up to more than one.
+    and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``, the largest relative change of
+    the cotangent per step, and ``past_cliff``, the fraction of windows over which it adds up to more than one.
 
     Args:
         size: inner steps per window, at least 1.
         mode: see above.
-        anchor: which step of the window is linearised; ``"middle"`` cancels the drift of curvature to first order. Lazy
-            windows always use their start.
-        pull: ``"reverse"`` or ``"finite-difference"``, or an instance of a pull.
+        anchor: which step of the window is linearised; ``"middle"`` cancels the drift of curvature to first order for
+            odd sizes, and nearly for even ones. Lazy windows always use their start.
+        pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
         substeps: pulls per window in mode ``"exact-forward"``; 1 .. size.
         tau: aimed-for relative change of the cotangent per sub-step in mode ``"adaptive"``; in (0, 1).
 

@@ -1,0 +1,165 @@
+"""What each of the toolkit's shortcuts is worth, one at a time: ratios of a meta-gradient with it and without.
+
+    python recipes/compare_speed.py
+    python recipes/compare_speed.py --compile                                   # a minute or three to compile
+
+The workload of compare_estimators.py (a timm ViT, scale and shift after every layer and a cosine head), default
+estimator. Pairs are timed in turn, so that a busy machine slows both. Three minutes by default on one thread.
+
+    prefix      only the last third of the blocks is modulated; what lies below is computed once per support set
+    chunk       eight tasks in one dense forward, against one after the other
+    budget      the exact gradient with every step's graph kept, against one at a time
+    checkpoint  activations of every block recomputed (this one costs time; it saves memory)
+    bf16        autocast, against float32
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import compare_estimators
+import torch
+import tyro
+from compare_estimators import LiveBytes
+
+import mtl
+from mtl.backbones import Prepared
+from mtl.inner import inner_gradient
+
+
+@dataclass(frozen=True)
+class Config:
+    depth: int = 12  # blocks
+    inner_steps: int = 5  # K
+    tasks: int = 8  # of the chunk
+    repeats: int = 3  # the fastest counts
+    threads: int = 1  # processor threads
+    compile: bool = False  # torch.compile of the inner gradient as well
+    out: str = "runs/compare_speed"  # for the networks' configurations
+
+
+def main(config: Config) -> dict[str, float]:
+    torch.set_num_threads(config.threads)
+    ratios = {
+        "prefix": _prefix(config),
+        "chunk": _chunk(config),
+        "budget": _against(config, "budget", mtl.Rematerialised(), mtl.Rematerialised(budget=math.inf)),
+        "checkpoint": _checkpoint(config),
+        "bf16": _bf16(config),
+    }
+    return ratios | ({"compile": _compile(config)} if config.compile else {})
+
+
+def workload(config: Config, **changes) -> tuple[mtl.MetaLearner, mtl.Episode]:
+    settings = compare_estimators.Config(depth=config.depth, out=config.out, **changes)
+    return compare_estimators.workload("vit", settings)
+
+
+def gradient(
+    learner: mtl.MetaLearner, episode: mtl.Episode, k: int, estimator: mtl.AbstractEstimator | None = None
+) -> mtl.MetaGradient:
+    meta = {n: v.detach() for n, v in learner.generator(learner.view(episode.support)).items()}
+    return (estimator or mtl.Windowed())(replace(learner.problem(episode), num_steps=k), meta)
+
+
+def _prefix(config: Config) -> float:
+    learner, episode = workload(config, last_k=max(1, config.depth // 3))
+    backbone = learner.backbone
+    run = lambda: gradient(learner, episode, config.inner_steps)  # noqa: E731
+
+    def without() -> None:
+        backbone.prepare = lambda inputs: Prepared(inputs, None)
+        try:
+            run()
+        finally:
+            del backbone.prepare
+
+    return ratio(config, "prefix", without, run)
+
+
+def _chunk(config: Config) -> float:
+    learner, episode = workload(config)
+    times = _times(config.tasks)
+    several = mtl.Episode(episode.support.map(times), episode.query.map(times), episode.ways)
+
+    def one_by_one() -> None:
+        for t in range(config.tasks):
+            gradient(learner, several[t : t + 1], config.inner_steps)
+
+    return ratio(config, "chunk", one_by_one, lambda: gradient(learner, several, config.inner_steps))
+
+
+def _times(tasks: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda v: v.repeat(tasks, *[1] * (v.dim() - 1))
+
+
+def _against(config: Config, name: str, one: mtl.AbstractEstimator, other: mtl.AbstractEstimator) -> float:
+    pair = workload(config)
+    run = lambda estimator: lambda: gradient(*pair, config.inner_steps, estimator)  # noqa: E731
+    return ratio(config, name, run(one), run(other))
+
+
+def _checkpoint(config: Config) -> float:
+    learner, episode = workload(config)
+
+    def run(checkpointed: bool) -> None:
+        learner.backbone.checkpoint_blocks = checkpointed
+        gradient(learner, episode, config.inner_steps)
+
+    return ratio(config, "checkpoint", lambda: run(False), lambda: run(True))
+
+
+def _bf16(config: Config) -> float:
+    pair = workload(config)
+    exact = gradient(*pair, config.inner_steps)
+
+    def run(context: Callable[[], contextlib.AbstractContextManager]) -> mtl.MetaGradient:
+        with context():
+            return gradient(*pair, config.inner_steps)
+
+    low = lambda: run(lambda: torch.autocast("cpu", torch.bfloat16))  # noqa: E731
+    flat = lambda result: torch.cat([g.flatten() for g in result.grads.values()])  # noqa: E731
+    cosine = float(torch.cosine_similarity(flat(low()), flat(exact), 0))
+    print(f"{'':12} cosine of bf16 to float32: {cosine:.4f}")
+    return ratio(config, "bf16", lambda: run(contextlib.nullcontext), low)
+
+
+def _compile(config: Config) -> float:
+    learner, episode = workload(config)
+    problem, meta = compare_estimators.typed_problem(learner, episode, config.inner_steps)
+    weights = {k: v.detach() for k, v in problem.init(meta).items()}
+    compiled = torch.compile(torch.func.grad(lambda w: problem.inner_loss(w, meta, 0).sum()))
+    start = time.perf_counter()
+    compiled(weights)
+    print(f"{'':12} compiled in {time.perf_counter() - start:.0f} s")
+    return ratio(config, "compile", lambda: inner_gradient(problem, weights, meta, 0), lambda: compiled(weights))
+
+
+def ratio(config: Config, name: str, without: Callable[[], object], with_it: Callable[[], object]) -> float:
+    """How many times faster it is with the shortcut; the runs alternate, the fastest of each counts."""
+    seconds: tuple[list[float], list[float]] = [], []
+    for _ in range(config.repeats):
+        for run, times in zip((without, with_it), seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    slow, fast = (min(times) for times in seconds)
+    memory = []
+    for run in (without, with_it):
+        with LiveBytes() as counter:
+            run()
+        memory.append(counter.peak / 2**20)
+    print(
+        f"{name:12} {slow:6.2f} s -> {fast:6.2f} s, {slow / fast:5.2f} times as fast; "
+        f"{memory[0]:6.0f} MiB -> {memory[1]:6.0f} MiB",
+        flush=True,
+    )
+    return slow / fast
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
