@@ -6,7 +6,8 @@ The frozen backbone is not in the folder: the config says how to load it, and a 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mtl.backbones import Backbone, load_backbone
 from mtl.files import replacing_folder
 from mtl.generators import GENERATORS
 from mtl.heads import HEADS
+from mtl.inner import INNER_OPTIMIZERS
 from mtl.learner import MetaLearner
 
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
@@ -43,8 +45,7 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
         "head": {"kind": _kind(HEADS, learner.head), "options": asdict(learner.head)},  # type: ignore[call-overload]
         "inner": {
             "inner_steps": learner.inner_steps,
-            "momentum": learner.optimizer.momentum,
-            "weight_decay": learner.optimizer.weight_decay,
+            "optimizer": {"kind": _kind(INNER_OPTIMIZERS, learner.optimizer), "options": inner_options(learner)},
         },
         "extra": extra or {},
     }
@@ -76,7 +77,14 @@ def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> Met
     generator = kind(backbone.sites, backbone.width, **config["generator"]["options"])
     generator.load_state_dict(load_file(folder / WEIGHTS))
     head = HEADS[config["head"]["kind"]](**config["head"]["options"])
-    return MetaLearner(backbone, generator, head, **config["inner"])
+    inner = config["inner"]
+    optimizer = INNER_OPTIMIZERS[inner["optimizer"]["kind"]](**inner["optimizer"]["options"])
+    return MetaLearner(backbone, generator, head, inner_steps=inner["inner_steps"], optimizer=optimizer)
+
+
+def inner_options(learner: MetaLearner) -> dict[str, Any]:
+    """What the inner optimiser was made with, but for the step sizes, which are the generator's."""
+    return {f.name: getattr(learner.optimizer, f.name) for f in fields(learner.optimizer) if f.name != "lr"}
 
 
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
@@ -90,7 +98,7 @@ def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> 
         )
 
 
-def _kind(table: dict[str, type], value: object) -> str:
+def _kind(table: Mapping[str, type], value: object) -> str:
     for name, cls in table.items():
         if type(value) is cls:
             return name

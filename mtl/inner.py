@@ -135,6 +135,10 @@ class InnerAdam(AbstractInnerOptimizer):
         return new_weights, new_state
 
 
+INNER_OPTIMIZERS: dict[str, type[InnerSGD] | type[InnerAdam]] = {"sgd": InnerSGD, "adam": InnerAdam}
+"""By name, for checkpoints."""
+
+
 def sizes_of(lr: float | Callable[[Tensors], StepSize], meta: Tensors, like: Tensors) -> Mapping[str, float | Tensor]:
     """One step size per fast weight, however it was given."""
     found = lr(meta) if callable(lr) else lr

@@ -15,7 +15,7 @@ from mtl.episode import Episode, Examples, Inputs
 from mtl.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.generators import AbstractGenerator, SupportView
 from mtl.heads import AbstractHead, Cosine
-from mtl.inner import InnerProblem, InnerSGD, solve
+from mtl.inner import InnerAdam, InnerProblem, InnerSGD, solve
 from mtl.merging import Merged, merge
 from mtl.modulation import Modulation
 from mtl.tensors import Tensors
@@ -32,8 +32,8 @@ class MetaLearner:
         generator: made for this backbone's sites and width.
         head: how features become logits.
         inner_steps: K >= 0; 0 is amortised adaptation, one forward pass and no gradient.
-        momentum: of the inner optimiser.
-        weight_decay: of the inner optimiser.
+        optimizer: of the inner loop, plain gradient descent by default; its ``lr`` is replaced by the generator's
+            learned step sizes.
         estimator: of the meta-gradient; plays no part once training is over.
 
     Raises:
@@ -47,8 +47,7 @@ class MetaLearner:
         head: AbstractHead | None = None,
         *,
         inner_steps: int = 5,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        optimizer: InnerSGD | InnerAdam | None = None,
         estimator: AbstractEstimator | None = None,
     ) -> None:
         expected = (*(s.width for s in backbone.sites), backbone.width)
@@ -61,7 +60,7 @@ class MetaLearner:
         self.generator = generator
         self.head = head or Cosine()
         self.inner_steps = inner_steps
-        self.optimizer = InnerSGD(generator.step_sizes, momentum, weight_decay)
+        self.optimizer = replace(optimizer or InnerSGD(), lr=generator.step_sizes)
         self.estimator = estimator or Windowed()
         self._last: Adapted | None = None
 

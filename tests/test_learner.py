@@ -210,6 +210,16 @@ def test_saved_learner_predicts_the_same(kind, tmp_path):
         mtl.save_pretrained(made, tmp_path / "saved")
 
 
+@pytest.mark.parametrize("optimizer", [mtl.InnerSGD(momentum=0.9, weight_decay=0.1), mtl.InnerAdam(betas=(0.5, 0.9))])
+def test_the_inner_optimiser_is_used_and_saved(optimizer, tmp_path):
+    made, plain, e = learner(inner_steps=2, optimizer=optimizer), learner(inner_steps=2), episodes()
+    assert not torch.allclose(made.adapt(e.support).weights["scale"], plain.adapt(e.support).weights["scale"])
+    mtl.save_pretrained(made, tmp_path / "saved")
+    again = mtl.from_pretrained(tmp_path / "saved")
+    assert type(again.optimizer) is type(optimizer)
+    assert torch.equal(made.adapt(e.support).logits(e.query.inputs), again.adapt(e.support).logits(e.query.inputs))
+
+
 @pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
 def test_exported_checkpoint_is_a_plain_timm_model(head, tmp_path):
     made, e = learner(head=head, inner_steps=3), episodes()

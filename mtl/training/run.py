@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from mtl.checkpoint import CONFIG, save_pretrained
+from mtl.checkpoint import CONFIG, inner_options, save_pretrained
 from mtl.episode import Episode, TaskSource, stacked
 from mtl.files import remove_drafts, replacing
 from mtl.learner import MetaLearner
@@ -225,8 +225,8 @@ class Run:
             "generator_options": learner.generator.options,
             "head": repr(learner.head),
             "inner_steps": learner.inner_steps,
-            "momentum": learner.optimizer.momentum,
-            "inner_weight_decay": learner.optimizer.weight_decay,
+            "inner_optimizer": type(learner.optimizer).__name__,
+            "inner_options": inner_options(learner),
             "estimator": repr(learner.estimator),
         }
 
