@@ -225,11 +225,11 @@ def tune(
 
 
 GRID = {
-    "c": ("logistic", (0.3, 1.0, 3.0, 10.0, 30.0)),
-    "l2": ("ridge", (0.1, 0.3, 1.0, 3.0)),
-    "head_lr": ("head only", (0.01, 0.03, 0.1)),
-    "modulation_lr": ("scale/shift", (0.01, 0.02, 0.04)),
-    "full_lr": ("full", (3e-4, 1e-3, 3e-3)),
+    "c": ("logistic", (1.0, 10.0, 100.0)),
+    "l2": ("ridge", (0.01, 0.1, 1.0)),
+    "head_lr": ("head only", (0.003, 0.01, 0.03)),
+    "modulation_lr": ("scale/shift", (0.005, 0.01, 0.02)),
+    "full_lr": ("full", (1e-3, 3e-3, 1e-2)),
 }
 """Of every setting of :func:`mtl.baselines`: the baseline it belongs to, and what :func:`tuned_baselines` tries."""
 

@@ -24,6 +24,11 @@ from accelerate.utils import set_seed
 
 import mtl
 
+Estimator = (
+    mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.FirstOrder | mtl.Binomial | mtl.HorizonMixing
+    | mtl.TruncationMixing | mtl.Neumann | mtl.ImplicitMAML | mtl.OneStep | mtl.SAMA | mtl.Reptile
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config:
@@ -50,9 +55,7 @@ class Config:
     full_fine_tuning: bool = False  # add the slowest baseline
     mixed_precision: str = "no"  # no, bf16
     seed: int = 0  # of the generator, the split and the episodes
-    estimator: mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.FirstOrder = field(
-        default_factory=mtl.Windowed
-    )  # of the meta-gradient
+    estimator: Estimator = field(default_factory=mtl.Windowed)  # of the meta-gradient
 
 
 def main(config: Config) -> list[mtl.Comparison]:
