@@ -24,10 +24,7 @@ from accelerate.utils import set_seed
 
 import mtl
 
-Estimator = (
-    mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.FirstOrder | mtl.Binomial | mtl.HorizonMixing
-    | mtl.TruncationMixing | mtl.Neumann | mtl.ImplicitMAML | mtl.OneStep | mtl.SAMA | mtl.Reptile
-)  # fmt: skip
+Estimator = mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.HorizonMixing | mtl.FirstOrder
 
 
 @dataclass(frozen=True)
