@@ -25,6 +25,7 @@ EXACT = {
     "horizon mixing(0)": mtl.HorizonMixing(decay=0.0),
     "truncation mixing(1)": mtl.TruncationMixing(decay=1.0),
     "adaptive(1)": mtl.Windowed(size=1),
+    "adaptive(3), single steps": mtl.Windowed(size=3, tau=1e-9),
     "exact-forward(1)": mtl.Windowed(size=1, mode="exact-forward"),
     "lazy(1)": mtl.Windowed(size=1, mode="lazy"),
 }
