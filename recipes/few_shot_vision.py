@@ -39,7 +39,7 @@ class Config:
     shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
     queries: int = 10  # query examples per class at test
     inner_steps: int = 5  # gradient steps per task
-    step_size: float = 0.05  # where the learned inner step sizes start
+    step_size: float = 0.01  # where the learned inner step sizes start
     gate: float = 0.1  # how far from the identity the generator starts
     warm_steps: int = 150  # outer steps without inner loop (cheap), before
     steps: int = 40  # outer steps through the inner loop
