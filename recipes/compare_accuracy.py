@@ -25,7 +25,7 @@ import mtl
 class Config:
     seconds: float = 60.0  # of training per estimator
     inner_steps: int = 10  # K
-    step_size: float = 0.05  # where the learned inner step sizes start
+    step_size: float = 0.01  # where the learned inner step sizes start
     tasks: int = 4  # per outer step
     outer_lr: float = 1e-3  # of the generator
     validation_tasks: int = 120  # the same for all
