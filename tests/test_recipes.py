@@ -26,7 +26,7 @@ import few_shot_vision
 def test_few_shot_vision_on_glyphs(tmp_path):
     config = few_shot_vision.Config(
         out=str(tmp_path / "run"), shots=(2, 1), queries=2, warm_steps=2, steps=1, tasks_per_step=4, validation_tasks=2,
-        test_episodes=8,
+        tuning_episodes=1, test_episodes=8,
     )  # fmt: skip
     found = few_shot_vision.main(config)
     assert [c.setting for c in found] == ["5-way 2-shot", "5-way 1-shot"]
@@ -55,7 +55,7 @@ def pictures(folder: Path, classes: int, each: int) -> Path:
 def test_few_shot_vision_on_a_folder_of_images(tmp_path):
     config = few_shot_vision.Config(
         out=str(tmp_path / "run"), data=str(pictures(tmp_path / "data", 10, 4)), ways=2, shots=(2,), queries=2,
-        warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, test_episodes=2,
+        warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, tuning_episodes=1, test_episodes=2,
     )  # fmt: skip
     [found] = few_shot_vision.main(config)
     assert len(found.families) == 2
@@ -155,7 +155,7 @@ def test_accuracy_at_equal_wall_clock(tmp_path):
 
 def test_every_shortcut_is_measured(tmp_path, capsys):
     threads = torch.get_num_threads()
-    config = compare_speed.Config(depth=3, inner_steps=1, tasks=2, repeats=1, out=str(tmp_path))
+    config = compare_speed.Config(depth=1, inner_steps=1, tasks=2, repeats=1, out=str(tmp_path))
     found = compare_speed.main(config)
     torch.set_num_threads(threads)
     assert found.keys() == {"prefix", "chunk", "budget", "checkpoint", "bf16"}
