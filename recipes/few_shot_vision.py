@@ -41,13 +41,13 @@ class Config:
     inner_steps: int = 5  # gradient steps per task
     step_size: float = 0.01  # where the learned inner step sizes start
     gate: float = 0.1  # how far from the identity the generator starts
-    warm_steps: int = 150  # outer steps without inner loop (cheap), before
+    warm_steps: int = 300  # outer steps without inner loop (cheap), before
     steps: int = 40  # outer steps through the inner loop
     tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
     tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
     outer_lr: float = 3e-3  # of the generator; a quarter of it through the inner loop
-    validation_tasks: int = 80  # episodes that choose the best generator
-    tuning_episodes: int = 8  # validation episodes that choose each baseline's setting, per number of shots
+    validation_tasks: int = 48  # episodes that choose the best generator
+    tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
     test_episodes: int = 80  # per number of shots; 600 is the field's habit
     full_fine_tuning: bool = False  # add the slowest baseline
     mixed_precision: str = "no"  # no, bf16
