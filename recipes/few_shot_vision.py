@@ -4,7 +4,9 @@
     python recipes/few_shot_vision.py --data photos/ --backbone vit_small_patch16_224.dino
     accelerate launch recipes/few_shot_vision.py --out runs/mine
 
-Stopped at any moment, the same command goes on. README.md shows the tables of a longer run.
+Seven minutes on two idle cores for the first: at 5-way 5-shot expect about 55 % (static control 51 %, scale and shift
+tuned per task 62 %). README.md shows the tables of a longer run: 67, 58 and 61 %. Stopped at any moment, the same
+command goes on.
 """
 
 from __future__ import annotations
