@@ -6,7 +6,6 @@ every inner step, every pull and every evaluation. With sites in the last blocks
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from mtl import tensors
 from mtl.backbones.forwards import Forward, replaced
-
-log = logging.getLogger(__name__)
 
 Wrap = Callable[[int, Forward], Forward]
 
@@ -95,29 +92,19 @@ class FrozenPrefix:
     def _read_later(self, forward: Callable[[], Tensor]) -> set[int]:
         """The calls whose outputs the rest of the network reads: cut the graph after each, and see what is reached."""
         leaves: dict[str, Tensor] = {}
+        opaque: set[int] = set()  # what cannot be cut (integers, masks) is kept
 
         def cutting(i: int, original: Forward) -> Forward:
             def cut(x: Any) -> Any:
                 if not isinstance(x, Tensor) or not x.is_floating_point():
+                    opaque.add(i)
                     return x
                 leaf = leaves[f"{i} {len(leaves)}"] = x.detach().requires_grad_()
                 return leaf.clone()
 
             return lambda *args, **kwargs: tree_map(cut, original(*args, **kwargs))
 
-        # What cannot be cut (integers, masks) is kept.
-        opaque: set[int] = set()
-
-        def watching(i: int, original: Forward) -> Forward:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                found = original(*args, **kwargs)
-                if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(found)):
-                    opaque.add(i)
-                return found
-
-            return cutting(i, call)
-
-        with torch.enable_grad(), self._replaced(watching):
+        with torch.enable_grad(), self._replaced(cutting):
             features = forward()
         return opaque | {int(name.split()[0]) for name in tensors.reaches([features], leaves)}
 

@@ -113,6 +113,13 @@ def through_init(problem: InnerProblem, meta: Tensors, adjoint: Adjoint) -> Tens
     return tensors.add(adjoint.meta, grads)
 
 
+def without_steps(
+    problem: InnerProblem, meta: Tensors, trajectory: Trajectory, losses: Tensor, adjoint: Adjoint
+) -> MetaGradient:
+    """The meta-gradient for K = 0, where nothing was solved or stepped: the initial weights are the answer."""
+    return MetaGradient(losses, through_init(problem, meta, adjoint), trajectory.weights[-1], 0, 0)
+
+
 ROUTES = {
     "init": "through the initial weights",
     "outer": "in the outer loss",

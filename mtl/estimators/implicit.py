@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from mtl import tensors
-from mtl.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init, warn_of_zeros
+from mtl.estimators.base import (
+    AbstractEstimator,
+    MetaGradient,
+    outer_adjoint,
+    through_init,
+    warn_of_zeros,
+    without_steps,
+)
 from mtl.inner import InnerProblem, run
 from mtl.pulls import AbstractPull, Adjoint, Products, as_pull, through_updates
 from mtl.tensors import Tensors
@@ -54,8 +61,8 @@ class Neumann(AbstractEstimator):
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         trajectory = run(problem, meta)
         losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        if problem.num_steps == 0:  # nothing was solved: the initial weights are the answer
-            return MetaGradient(losses, through_init(problem, meta, adjoint), trajectory.weights[-1], 0, 0)
+        if problem.num_steps == 0:
+            return without_steps(problem, meta, trajectory, losses, adjoint)
         warn_of_zeros(self, problem, meta, trajectory, follows={"outer", "inner"})
         last = problem.num_steps - 1
         weights, state, gradient = trajectory.weights[-1], trajectory.states[-1], trajectory.gradients[-1]
@@ -121,14 +128,16 @@ class ImplicitMAML(AbstractEstimator):
             raise ValueError(f"ImplicitMAML(tolerance={self.tolerance}, damping={self.damping}): expected numbers >= 0")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = run(proximal(problem, meta, self.strength), meta)
         with torch.enable_grad():
             start = problem.init(phi := tensors.leaf(meta))
-        trajectory.reached["init"] = tensors.reaches(start.values(), phi)
+        reached = tensors.reaches(start.values(), phi)
+        start = tensors.detach(start)  # the graph is not needed any more
+        trajectory = run(_tied(problem, start, self.strength), meta)
+        trajectory.reached["init"] = reached
         losses, adjoint = outer_adjoint(problem, meta, trajectory)
         weights = trajectory.weights[-1]
         if problem.num_steps == 0:
-            return MetaGradient(losses, through_init(problem, meta, adjoint), weights, 0, 0)
+            return without_steps(problem, meta, trajectory, losses, adjoint)
         warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "inner"})
         products = as_pull(self.pull).at(problem, weights, meta, problem.num_steps - 1)
         decay = getattr(problem.optimizer, "weight_decay", 0.0) / self.strength
@@ -168,7 +177,11 @@ def proximal(problem: InnerProblem, meta: Tensors, strength: float) -> InnerProb
     Args:
         strength: :math:`\lambda`.
     """
-    start = tensors.detach(problem.init(meta))
+    return _tied(problem, tensors.detach(problem.init(meta)), strength)
+
+
+def _tied(problem: InnerProblem, start: Tensors, strength: float) -> InnerProblem:
+    """The inner problem tied to weights that are known already."""
 
     def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
         away = tensors.add(weights, start, -1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mtl import tensors
-from mtl.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init, warn_of_zeros
+from mtl.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, warn_of_zeros, without_steps
 from mtl.inner import InnerProblem, run
 from mtl.pulls import AbstractPull, as_pull, through_updates
 from mtl.tensors import Tensors
@@ -73,8 +73,8 @@ def _last_step(
     """Back through the last update; its network share is taken at the weights before that step, or after it."""
     trajectory = run(problem, meta)
     losses, adjoint = outer_adjoint(problem, meta, trajectory)
-    if problem.num_steps == 0:  # no step to differentiate: the initial weights are the answer
-        return MetaGradient(losses, through_init(problem, meta, adjoint), trajectory.weights[-1], 0, 0)
+    if problem.num_steps == 0:
+        return without_steps(problem, meta, trajectory, losses, adjoint)
     warn_of_zeros(estimator, problem, meta, trajectory, follows={"outer", "inner", "update"})
     last = problem.num_steps - 1
     weights, state, gradients = trajectory.weights[last], trajectory.states[last], trajectory.gradients[last:]

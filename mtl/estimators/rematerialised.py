@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -67,19 +68,16 @@ class Rematerialised(AbstractEstimator):
         kept: dict[int, Products] = {}
         if not self.budget:
             return run(problem, meta), kept
-        room = 0
+        room, saved = 0, _SavedBytes()
 
         def gradient_at(weights: Tensors, step: int) -> Tensors:
             nonlocal room
-            if step == 0:
-                with (saved := _SavedBytes()):
-                    gradient, products = Reverse().with_gradient(problem, weights, meta, step)
-                # A later step's graph is rebuilt beside those kept, so one of them is not the budget's.
-                room = int(min(self.budget * 2**20 / max(1, saved.total), problem.num_steps))
-            elif step >= problem.num_steps - room:
-                gradient, products = Reverse().with_gradient(problem, weights, meta, step)
-            else:
+            if 0 < step < problem.num_steps - room:
                 return inner_gradient(problem, weights, meta, step)
+            with nullcontext() if step else saved:
+                gradient, products = Reverse().with_gradient(problem, weights, meta, step)
+            if step == 0:
+                room = int(min(self.budget * 2**20 / max(1, saved.total), problem.num_steps))
             if step >= problem.num_steps - room:
                 kept[step] = products
             return gradient
