@@ -72,7 +72,8 @@ def main(config: Config) -> list[mtl.Comparison]:
     static = meta_train(mtl.Static, config, backbone, train, val, accelerator)
     if not accelerator.is_main_process:
         return []
-    ours = [mtl.ours(generator), mtl.ours(generator, steps=0), mtl.static_control(static), *mtl.controls(generator)]
+    without_loop = [mtl.ours(generator, steps=0)] if config.inner_steps else []
+    ours = [mtl.ours(generator), *without_loop, mtl.static_control(static), *mtl.controls(generator)]
     comparisons, chosen = [], {}
     for shots, (held_out, source) in zip(config.shots, test, strict=True):
         plain, chosen[shots] = mtl.tuned_baselines(

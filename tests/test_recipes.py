@@ -52,14 +52,17 @@ def pictures(folder: Path, classes: int, each: int) -> Path:
     return folder
 
 
-def test_few_shot_vision_on_a_folder_of_images(tmp_path):
+@pytest.mark.parametrize("inner_steps", [5, 0])
+def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps):
     config = few_shot_vision.Config(
         out=str(tmp_path / "run"), data=str(pictures(tmp_path / "data", 10, 4)), ways=2, shots=(2,), queries=2,
-        warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, tuning_episodes=1, test_episodes=2,
+        inner_steps=inner_steps, warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, tuning_episodes=1,
+        test_episodes=2,
     )  # fmt: skip
     [found] = few_shot_vision.main(config)
     assert len(found.families) == 2
     assert (tmp_path / "run" / "split.json").is_file()
+    assert found.reference == f"generator, {inner_steps} steps"
 
 
 @pytest.fixture
