@@ -119,6 +119,7 @@ class _Walk:
         self.rhos: list[Tensor] = []
         self.windows: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
         self._anchor, self._products = -1, _no_products
+        self._agree = problem.execution.agree
         self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
         self._back: Callable[[int, int], tuple[Adjoint, Tensors]] = lambda start, stop: through_updates(
             problem,
@@ -150,9 +151,11 @@ class _Walk:
             if self.rhos:
                 length = min(length, _steps_within(tau, self.rhos[-1]))
             candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
+            rho = self._agree(rho)
             if length > 1 and float(rho) * length > 2 * tau:
                 length = min(length - 1, _steps_within(tau, rho))
                 candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
+                rho = self._agree(rho)
             self._accept(candidate, rho)
             stop -= length
         self._close(first, whole)

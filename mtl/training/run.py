@@ -86,8 +86,7 @@ class Run:
         if not self.config.self_check:
             return ""
         episode = tasks.sample(0).to(self.accelerator.device)
-        with self.accelerator.autocast():
-            return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
+        return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
 
     def _tell_of_cliff(self, metrics: dict[str, float]) -> None:
         if metrics["past_cliff"] > 0.5 and not self.told_of_cliff and self.accelerator.is_main_process:
@@ -110,10 +109,10 @@ class Run:
     def _accumulate(self, chunk: Episode, totals: Totals) -> None:
         """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
         record: dict[str, Tensor] = {}
-        with self.accelerator.autocast():
-            meta = self.learner.generator(self.learner.view(chunk.support))
-            detached = {k: v.detach() for k, v in meta.items()}
-            result = self.learner.meta_gradient(chunk, detached, record)
+        seen = self.learner.backbone.prepare(chunk.support.inputs)
+        meta = self.learner.generator(self.learner.view(chunk.support, seen))
+        detached = {k: v.detach() for k, v in meta.items()}
+        result = self.learner.meta_gradient(chunk, detached, record, seen)
         if all_finite([result.losses, *result.grads.values()]):
             backward(meta, result.grads, chunk.tasks)
             totals.add(result.losses, record["accuracy"], result.diagnostics, result.pulls)
@@ -154,11 +153,10 @@ class Run:
         correct = torch.zeros(n, device=self.accelerator.device)
         for first in range(0, len(mine), self.config.tasks_per_chunk):
             indices = mine[first : first + self.config.tasks_per_chunk]
-            with self.accelerator.autocast():
-                for places, episode in stacked([tasks.sample(i) for i in indices]):
-                    adapted = self.learner.adapt(episode.support)
-                    hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
-                    correct[[indices[p] for p in places]] = hits.float().mean(1)
+            for places, episode in stacked([tasks.sample(i) for i in indices]):
+                adapted = self.learner.adapt(episode.support)
+                hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
+                correct[[indices[p] for p in places]] = hits.float().mean(1)
         total = self.accelerator.reduce(correct, "sum")
         assert isinstance(total, Tensor)
         mean, half = mean_interval(total.cpu().numpy())
