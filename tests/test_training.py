@@ -29,7 +29,7 @@ def fresh(**options) -> mtl.MetaLearner:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.pt", weights_only=True)["generator"]
+    return torch.load(max((folder / "checkpoints").glob("step-*.pt")), weights_only=True)["generator"]
 
 
 def distance(a: dict, b: dict) -> float:
@@ -131,9 +131,10 @@ def test_nothing_finite_stops_the_run(tmp_path):
 
 def test_another_run_in_the_folder_is_refused_and_a_finished_one_returns(tmp_path):
     mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
-    before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
+    last = tmp_path / "run" / "checkpoints" / "step-00000006.pt"
+    before = last.stat().st_mtime_ns
     mtl.train(fresh(), Blobs(), Blobs(), CONFIG, tmp_path / "run")
-    assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
+    assert last.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"other settings.*outer_lr: 0.001 there, 0.5 now"):
         mtl.train(fresh(), Blobs(), Blobs(), replace(CONFIG, outer_lr=0.5), tmp_path / "run")
     with pytest.raises(ValueError, match=r"other settings.*estimator"):
@@ -179,12 +180,18 @@ def test_a_best_generator_lost_to_a_kill_is_found_again(tmp_path):
 def test_drafts_of_killed_savings_are_removed(tmp_path):
     run = tmp_path / "run"
     interrupted(run)
-    drafts = [run / name for name in (".last-0123abcd.pt", ".metrics-0123abcd.jsonl", ".best-0123abcd")]
-    others = [run / name for name in (".last-notes.pt", ".other-0123abcd.pt", "last-0123abcd.pt", ".best-0123abcd.txt")]
-    for file in [*drafts[:2], *others]:
+    drafts = [
+        run / name
+        for name in ("checkpoints/.step-00000006-0123abcd.pt", ".metrics-0123abcd.jsonl", ".estimator-0123abcd.json")
+    ]
+    folders = [run / name for name in (".best-0123abcd", ".best-0123abcd.old")]
+    others = [run / name for name in (".step-00000006-0123abcd.pt", ".other-0123abcd.pt", ".best-0123abcd.txt")]
+    for file in [*drafts, *others]:
         file.touch()
-    drafts[2].mkdir()
-    (drafts[2] / "generator.safetensors").touch()
+    for folder in folders:
+        folder.mkdir()
+        (folder / "generator.safetensors").touch()
+    drafts += folders
     with pytest.raises(ValueError, match="other settings"):
         mtl.train(fresh(), Blobs(), Blobs(), replace(CONFIG, outer_lr=0.5), run)
     assert all(path.exists() for path in drafts)
