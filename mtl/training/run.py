@@ -62,7 +62,7 @@ class Run:
         """Sum the meta-gradients of this process's episodes, add those of the others, divide, clip, step."""
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        totals = Totals(self.accelerator.device)
+        totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
         for group in batch:
             for first in range(0, group.tasks, self.config.tasks_per_chunk):
                 chunk = group[first : first + self.config.tasks_per_chunk].to(self.accelerator.device)
