@@ -15,6 +15,7 @@ from train_processes import MOVING, SCENARIOS, STILL, run
 
 import mtl
 
+pytestmark = pytest.mark.slow  # three interpreters to start, and two again
 SCRIPT = Path(__file__).parent / "train_processes.py"
 STILL_ONES = ("four", "three", "one", "workers", "poisoned")
 TOGETHER = (*STILL_ONES, "moving", "moving, poisoned", "checked", "first half", "second half")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -84,25 +83,6 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     assert [r["step"] for r in records(tmp_path / "killed")] == list(range(1, 13))
     names = [(tmp_path / run / "best" / "generator.safetensors").read_bytes() for run in ("killed", "whole")]
     assert names[0] == names[1]
-
-
-@pytest.mark.slow  # three interpreters to start
-def test_two_processes_equal_one(tmp_path):
-    subprocess.run(command(tmp_path / "one", 4), check=True, capture_output=True)
-    # `--cpu --num_processes 2` would silently start one process (accelerate issue 2741); the script checks.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "EXPECTED_PROCESSES": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, "--main_process_port", "0", *command(tmp_path / "two", 4)[1:]],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert distance(state(tmp_path / "one"), state(tmp_path / "two")) < 2e-4
-    one, two = (records(tmp_path / n) for n in ("one", "two"))
-    assert [r["step"] for r in two] == [1, 2, 3, 4]
-    assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
 
 
 def test_non_finite_episodes_are_left_out(tmp_path):
