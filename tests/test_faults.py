@@ -72,7 +72,7 @@ def whole(tmp_path_factory) -> dict[str, object]:
 
 
 def note_of(raised: pytest.ExceptionInfo) -> str:
-    [note] = raised.value.__notes__
+    *_, note = raised.value.__notes__
     assert "".join(traceback.format_exception(raised.value)).rstrip().endswith(note), "the last line that people see"
     return note
 
@@ -161,6 +161,7 @@ def test_a_worker_that_dies(tmp_path, whole):
 
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\S* \d+\) .*(killed by signal|exited)") as raised:
         train(tmp_path / "run", Then(6, die), workers=1)
+    assert raised.value.__notes__[0] == "a process that prepares episodes died; if memory was short, use fewer than 1"
     assert "is whole (step" in note_of(raised)
     assert_goes_on(tmp_path / "run", whole)
 
@@ -172,11 +173,20 @@ def test_an_error_in_a_worker_is_the_tasks_own(tmp_path):
     with pytest.raises(LookupError, match="no such image") as raised:
         train(tmp_path / "run", Then(6, fail), workers=1)
     assert "step-00000004.pt is whole (step 4 of 6)" in note_of(raised)
+    assert len(raised.value.__notes__) == 1, "no process died"
+
+
+def ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt) as raised:
-        train(tmp_path / "run", Then(6, lambda: signal.raise_signal(signal.SIGINT)))
+        train(tmp_path / "run", Then(6, ctrl_c))
     assert "step-00000004.pt is whole (step 4 of 6): the same command goes on" in note_of(raised)
     assert_goes_on(tmp_path / "run", whole)
 
@@ -187,7 +197,7 @@ def test_ctrl_c_in_the_middle_of_saving(call, tmp_path, monkeypatch):
 
     def interrupted(*args):
         if (tmp_path / "run" / "checkpoints" / "step-00000002.pt").exists():
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return original(*args)
 
     monkeypatch.setattr(os, call, interrupted)
@@ -200,7 +210,7 @@ def test_ctrl_c_in_the_middle_of_saving(call, tmp_path, monkeypatch):
 def stopped(folder: Path) -> Path:
     """A run that came to step 5; the newest of its checkpoints."""
     with pytest.raises(KeyboardInterrupt):
-        train(folder, Then(6, lambda: signal.raise_signal(signal.SIGINT)))
+        train(folder, Then(6, ctrl_c))
     return folder / "checkpoints" / "step-00000004.pt"
 
 

@@ -53,6 +53,10 @@ def train(
     try:
         _take_steps(run, loader_of(tasks, config, run.step, accelerator), validation)
     except BaseException as error:  # Ctrl-C too
+        if "DataLoader worker (pid" in str(error):  # torch names the signal, not what helps
+            error.add_note(
+                f"a process that prepares episodes died; if memory was short, use fewer than {config.workers}"
+            )
         error.add_note(run.last_good_state())
         raise
     accelerator.wait_for_everyone()
