@@ -18,7 +18,7 @@ class Totals:
 
     NAMES = ("count", "left_out", "loss", "accuracy", "pulls", "past_cliff")
 
-    def __init__(self, device: torch.device, process: int = 0, processes: int = 1) -> None:
+    def __init__(self, device: torch.device, process: int, processes: int) -> None:
         self.sums = torch.zeros(len(self.NAMES) + processes, device=device)
         self._worst = self.sums[len(self.NAMES) + process]
 
