@@ -70,6 +70,15 @@ def test_the_meta_gradient_is_that_of_one_process(name, alone, two):
         assert torch.equal(ranks[0][step], ranks[1][step])
 
 
+def test_the_meta_gradient_is_the_mean_over_the_finite_episodes(two):
+    """The weights stand still, so the steps add up: episodes 0 to 3 together, without one of them, and each alone."""
+    four, three, one_each, poisoned = (two[1][0][n]["gradients"] for n in ("four", "three", "one", "poisoned"))
+    total = 4 * four[0]
+    assert (3 * three[0] + one_each[3] - total).abs().max() < 1e-6
+    assert (3 * poisoned[0] + one_each[1] - total).abs().max() < 1e-6
+    assert (sum(one_each) - total).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("name", ["four", "three", "one", "moving"])
 def test_every_episode_is_sampled_once(name, two):
     config = SCENARIOS[name].config
