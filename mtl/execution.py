@@ -42,6 +42,6 @@ class Execution:
         """
         if self.first_order:
             raise RuntimeError(
-                f"no second derivatives of this network: {self.first_order}; use pull='finite-difference', for instance "
+                f"no second derivatives of this network: {self.first_order}; use pull='finite-difference', as in "
                 "Windowed(pull='finite-difference'), or FirstOrder"
             )

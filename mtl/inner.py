@@ -169,7 +169,7 @@ class InnerProblem:
     outer_loss: Callable[[Tensors, Tensors], Tensor]
     num_steps: int
     optimizer: AbstractInnerOptimizer = field(default_factory=InnerSGD)
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
