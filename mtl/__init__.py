@@ -9,7 +9,7 @@ from importlib.metadata import version
 from mtl.backbones import Backbone, load_backbone
 from mtl.baselines import Method, baselines
 from mtl.checkpoint import from_pretrained, save_pretrained
-from mtl.data import GlyphTasks, ImageTasks, open_images, saved_split
+from mtl.data import DocstringTasks, GlyphTasks, ImageTasks, TextTasks, TokenCache, open_images, saved_split
 from mtl.diagnostics import Agreement, calibrated, curvature, self_check
 from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
 from mtl.estimators import (
@@ -62,6 +62,7 @@ __all__ = [
     "Binomial",
     "Comparison",
     "Cosine",
+    "DocstringTasks",
     "Episode",
     "Exact",
     "Examples",
@@ -97,6 +98,8 @@ __all__ = [
     "SupportView",
     "TaskCode",
     "TaskSource",
+    "TextTasks",
+    "TokenCache",
     "TrainingConfig",
     "Truncated",
     "TruncationMixing",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtl.backbones.adapter import AbstractAdapter, noise
+from mtl.backbones.adapter import PREFIX, AbstractAdapter, noise
 from mtl.backbones.forwards import Forward, replaced
 from mtl.backbones.prefix import FrozenPrefix, Stored
 from mtl.episode import Inputs
@@ -89,11 +89,32 @@ class Backbone(nn.Module):
 
         Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
         """
-        prefix = self._prefix
-        if not prefix:
-            return Prepared(inputs, None)
+        prefix, taken = self._prefix, self._taken(inputs)
+        if not prefix or taken.stored:
+            return taken
         flat, _ = self._flatten(inputs)
         return Prepared(inputs, prefix.record(lambda: self.features(flat)))
+
+    def with_prefix(self, inputs: Inputs) -> Inputs:
+        """Tokens ``(n, length)`` by name, and with them, as ``"prefix"``, what the frozen prefix makes of each token.
+
+        To be cached with the tokens: whatever takes inputs then skips the prefix. It is on the CPU, ``(n, length,
+        width)``. Where the prefix is not one tensor of that shape (rotary networks, images), inputs are as they were.
+        """
+        if not (isinstance(inputs, dict) and self._prefix):
+            return inputs
+        flat = self._cast(inputs)
+        stored = self._prefix.record(lambda: self.features(flat))
+        rows = self._prefix.per_token(stored, inputs["input_ids"].shape)
+        return inputs if rows is None else inputs | {PREFIX: rows.cpu()}
+
+    def _taken(self, inputs: Inputs) -> Prepared:
+        """Inputs, and apart from them a prefix that came with them."""
+        if not (isinstance(inputs, dict) and PREFIX in inputs and self._prefix):
+            return Prepared(inputs, None)
+        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
+        rows = inputs[PREFIX].flatten(0, 1).to(next(self.model.parameters()).device)
+        return Prepared(tokens, self._prefix.restored(rows))
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
@@ -124,16 +145,18 @@ class Backbone(nn.Module):
         Raises:
             ValueError: tasks or widths of inputs and modulation differ.
         """
-        prepared = inputs if isinstance(inputs, Prepared) else Prepared(inputs, None)
+        prepared = inputs if isinstance(inputs, Prepared) else self._taken(inputs)
         flat, tasks = self._flatten(prepared.inputs)
         if modulation is not None and modulation.tasks != tasks:
             raise ValueError(
                 f"inputs hold {tasks} tasks but the modulation {modulation.tasks}; "
                 "expand a shared modulation to one row per task"
             )
-        known = self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
-        with self.modulator.modulating(modulation), replaced(self._checkpointed()), known:
+        with self.modulator.modulating(modulation), replaced(self._checkpointed()), self._replaying(prepared):
             return self.features(flat).unflatten(0, (tasks, -1))
+
+    def _replaying(self, prepared: Prepared) -> AbstractContextManager[None]:
+        return self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
 
     def _checkpointed(self) -> dict[nn.Module, Forward]:
         """The modulated blocks, each under activation checkpointing; none unless asked for and of use."""
@@ -163,9 +186,10 @@ class Backbone(nn.Module):
             Features ``(tasks, n, D)``, and for each site its activation averaged over positions ``(tasks, n, C)`` in
             float32. Padding tokens are left out.
         """
-        flat, tasks = self._flatten(inputs)
+        prepared = self._taken(inputs)
+        flat, tasks = self._flatten(prepared.inputs)
         mask = flat.get("attention_mask") if isinstance(flat, dict) else None
-        with self.modulator.recording(_count(flat), mask) as means:
+        with self.modulator.recording(_count(flat), mask) as means, self._replaying(prepared):
             features = self.features(flat)
         return features.unflatten(0, (tasks, -1)), [m.unflatten(0, (tasks, -1)) for m in means]
 

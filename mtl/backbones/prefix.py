@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mtl import tensors
 from mtl.backbones.forwards import Forward, replaced
@@ -42,6 +43,7 @@ class FrozenPrefix:
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[str], forward: Callable[[], Tensor]) -> None:
+        self._forward = forward
         self._calls = _outermost_frozen(model, set(sites), forward)
         self._needed = self._read_later(forward) if self._calls else set()
 
@@ -72,6 +74,31 @@ class FrozenPrefix:
             pass
         return Stored(outputs)
 
+    def per_token(self, stored: Stored, shape: torch.Size) -> Tensor | None:
+        """What is read later, in one tensor ``(n, length, width)``, where all outputs are of such a shape; else None.
+
+        Such a prefix can be cut into its texts and put together again, in other company and with other padding.
+
+        Args:
+            shape: ``(n, length)``.
+        """
+        leaves, _ = tree_flatten(stored.outputs)
+        known = [_size(x) for x in leaves if x is not None]
+        if any(size is None or len(size) != 3 or size[:2] != shape for size in known):
+            return None
+        return torch.cat([x for x in leaves if isinstance(x, Tensor)], -1)
+
+    def restored(self, rows: Tensor) -> Stored:
+        """The inverse of :meth:`per_token`."""
+        leaves, spec = tree_flatten(self._pattern.outputs)
+        kept = iter(rows.split([x.shape[-1] for x in leaves if isinstance(x, Tensor)], -1))
+        shapes = [_Shape(rows.shape[:2] + x.size[2:], rows.new_empty(0)) if isinstance(x, _Shape) else x for x in leaves]
+        return Stored(tree_unflatten([next(kept) if isinstance(x, Tensor) else x for x in shapes], spec))
+
+    @cached_property
+    def _pattern(self) -> Stored:
+        return self.record(self._forward)
+
     @contextmanager
     def replaying(self, stored: Stored) -> Iterator[None]:
         """Forwards inside take the prefix from ``stored``."""
@@ -96,6 +123,8 @@ class FrozenPrefix:
 
         def cutting(i: int, original: Forward) -> Forward:
             def cut(x: Any) -> Any:
+                if x is None:
+                    return x
                 if not isinstance(x, Tensor) or not x.is_floating_point():
                     opaque.add(i)
                     return x
@@ -168,6 +197,10 @@ class _Shape:
 
 def _shape(x: Any) -> Any:
     return _Shape(x.shape, x.new_empty(0)) if isinstance(x, Tensor) else x
+
+
+def _size(x: Any) -> torch.Size | None:
+    return x.shape if isinstance(x, Tensor) else x.size if isinstance(x, _Shape) else None
 
 
 def _fresh(x: Any) -> Any:
