@@ -9,7 +9,17 @@ from importlib.metadata import version
 from mtl.backbones import Backbone, load_backbone
 from mtl.baselines import Method, baselines
 from mtl.checkpoint import from_pretrained, save_pretrained
-from mtl.data import DocstringTasks, GlyphTasks, ImageTasks, TextTasks, TokenCache, open_images, saved_split
+from mtl.data import (
+    DocstringTasks,
+    GlyphTasks,
+    ImageTasks,
+    TextTasks,
+    TokenCache,
+    docstring_split,
+    open_images,
+    open_texts,
+    saved_split,
+)
 from mtl.diagnostics import Agreement, calibrated, curvature, self_check
 from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
 from mtl.estimators import (
@@ -110,6 +120,7 @@ __all__ = [
     "controls",
     "curvature",
     "curves_figure",
+    "docstring_split",
     "episode_strip",
     "evaluate",
     "export",
@@ -119,6 +130,7 @@ __all__ = [
     "mean_interval",
     "merge",
     "open_images",
+    "open_texts",
     "ours",
     "paired",
     "proximal",

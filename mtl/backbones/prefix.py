@@ -92,7 +92,9 @@ class FrozenPrefix:
         """The inverse of :meth:`per_token`."""
         leaves, spec = tree_flatten(self._pattern.outputs)
         kept = iter(rows.split([x.shape[-1] for x in leaves if isinstance(x, Tensor)], -1))
-        shapes = [_Shape(rows.shape[:2] + x.size[2:], rows.new_empty(0)) if isinstance(x, _Shape) else x for x in leaves]
+        shapes = [
+            _Shape(rows.shape[:2] + x.size[2:], rows.new_empty(0)) if isinstance(x, _Shape) else x for x in leaves
+        ]
         return Stored(tree_unflatten([next(kept) if isinstance(x, Tensor) else x for x in shapes], spec))
 
     @cached_property

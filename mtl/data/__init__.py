@@ -6,7 +6,7 @@ from mtl.data.image_tasks import ImageTasks
 from mtl.data.images import ImageCollection, open_images
 from mtl.data.splits import ClassSplit, saved_split, split_classes
 from mtl.data.text_tasks import TextTasks
-from mtl.data.texts import TextCollection
+from mtl.data.texts import TextCollection, open_texts
 from mtl.data.token_cache import TokenCache
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "contact_sheet",
     "docstring_split",
     "open_images",
+    "open_texts",
     "saved_split",
     "split_classes",
 ]

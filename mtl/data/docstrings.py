@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-OFTEN_MISSING = frozenset(
-    "distutils ensurepip idlelib lib2to3 tkinter turtle turtledemo pydoc_data venv test tests idle_test "
-    "site-packages dist-packages".split()
-)
+_PACKAGES = "distutils ensurepip idlelib lib2to3 pydoc_data tkinter turtle turtledemo venv"
+_FOLDERS = "test tests idle_test site-packages dist-packages"
+OFTEN_MISSING = frozenset(f"{_PACKAGES} {_FOLDERS}".split())
 MASK = "_"
 FEWEST_WORDS = 4  # left after masking; "Return _." says nothing of where it is from
 
 _WORD = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 _MASKS = re.compile(rf"{MASK}(?:[\s.,'\"`*()-]*{MASK})+")
 _PLAIN = re.compile(r"[a-z]{2,}|[A-Z][a-z]+", re.ASCII)
-_DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_DOCUMENTED = (ast.Module, *_DEFINITIONS)
 
 
 @dataclass(frozen=True)
@@ -114,46 +114,35 @@ def _sources(root: Path) -> Iterator[Path]:
 
 
 def _docstrings(path: Path, file: str) -> Iterator[Docstring]:
-    tree = ast.parse(path.read_bytes())
+    statements = list(_statements(ast.parse(path.read_bytes()), file))
     names = {p.removesuffix(".py").lower() for p in file.split("/")} - {"__init__", "__main__"}
     module = file.partition("/")[0].removesuffix(".py")
-    defined: set[str] | None = None
-    for owner, documented in _documented(tree, file):
-        paragraph = " ".join((ast.get_docstring(documented) or "").split("\n\n")[0].split())
+    defined = {name for _, node in statements for name in _defined(node)}
+    for owner, node in statements:
+        docstring = ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None
+        paragraph = " ".join((docstring or "").split("\n\n")[0].split())
         if not paragraph or ">>>" in paragraph:
             continue
-        defined = _defined(tree) if defined is None else defined
         text = mask_names(paragraph, names, defined)
         if len(re.findall(r"[A-Za-z]{2,}", text)) >= FEWEST_WORDS:
             yield Docstring(text, module, file, owner)
 
 
-def _documented(
-    tree: ast.AST, owner: str
-) -> Iterator[tuple[str, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
-    """The file, then what is defined in it and in that, each with its owner."""
-    if isinstance(tree, ast.Module):
-        yield owner, tree
-    for node in ast.iter_child_nodes(tree):
-        inside = f"{owner} {node.name}" if isinstance(node, ast.ClassDef) else owner
-        if isinstance(node, _DEFINITIONS):
-            yield inside, node
-        if isinstance(node, ast.stmt | ast.ExceptHandler):  # expressions define nothing
-            yield from _documented(node, inside)
+def _statements(node: ast.AST, owner: str) -> Iterator[tuple[str, ast.AST]]:
+    """The file and all statements in it, each with its owner."""
+    if isinstance(node, ast.ClassDef):
+        owner = f"{owner} {node.name}"
+    yield owner, node
+    # not ast.walk: most nodes are expressions, which define nothing, and there are a million of them
+    for block in ("body", "handlers", "orelse", "finalbody"):
+        for child in getattr(node, block, ()):
+            yield from _statements(child, owner)
 
 
-def _defined(tree: ast.AST) -> set[str]:
-    """Names that a file defines, imports or uses."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, _DEFINITIONS):
-            found.add(node.name)
-        elif isinstance(node, ast.Name):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.arg):
-            found.add(node.arg)
-        elif isinstance(node, ast.alias):
-            found.update((node.asname or node.name).split("."))
-    return found
+def _defined(statement: ast.AST) -> Iterator[str]:
+    """Names that a statement defines or imports."""
+    if isinstance(statement, _DEFINITIONS):
+        yield statement.name
+    elif isinstance(statement, ast.Import | ast.ImportFrom):
+        for alias in statement.names:
+            yield from (alias.asname or alias.name).split(".")

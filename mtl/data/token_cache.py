@@ -61,5 +61,7 @@ def _checked(tokens: Inputs, count: int) -> Tokens:
         raise ValueError(f"preprocess turned {count} texts into {wrong}; expected ({count}, length, ...) each")
     mask = tokens["attention_mask"]
     if (mask[:, 1:] > mask[:, :-1]).any():
-        raise ValueError('preprocess pads at the left; set tokenizer.padding_side = "right": positions count from there')
+        raise ValueError(
+            'preprocess pads at the left; set tokenizer.padding_side = "right": positions count from there'
+        )
     return tokens

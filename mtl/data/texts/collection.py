@@ -16,7 +16,7 @@ class TextCollection:
         texts: by position.
         parts: class names of train, val and test where the source came divided *by class*; otherwise empty. For
             ``given=`` of :func:`~mtl.data.splits.split_classes`.
-        skipped: names of the texts that were left out because they are blank.
+        skipped: names and reasons of the texts that were left out: blank, or in several classes.
     """
 
     source: str
