@@ -82,6 +82,10 @@ class DocstringTasks:
                 )
             )
 
+    def read(self, index: int) -> tuple[list[str], list[str], list[str]]:
+        """Class names, support texts and query texts of episode ``index``; see :meth:`mtl.TextTasks.read`."""
+        return self.sources[index % len(self.sources)].read(index)
+
     def sample(self, index: int) -> Episode:
         """Episode ``index`` (at least 0), alone on its task axis; see :meth:`mtl.TextTasks.sample`."""
         return self.sources[index % len(self.sources)].sample(index)

@@ -11,7 +11,7 @@ import ast
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -113,19 +113,42 @@ def _sources(root: Path) -> Iterator[Path]:
             yield path
 
 
-def _docstrings(path: Path, file: str) -> Iterator[Docstring]:
-    statements = list(_statements(ast.parse(path.read_bytes()), file))
+def all_texts(without: Container[str]) -> list[Docstring]:
+    """Every paragraph of every docstring and every comment of all modules but some: text to pretrain on.
+
+    Args:
+        without: top-level modules that are kept for later, such as those of the validation and test parts.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [(path, path.relative_to(root).as_posix()) for path in _sources(root)]
+    found = [d for path, file in files if _module(file) not in without for d in _docstrings(path, file, whole=True)]
+    return list({d.text.lower(): d for d in found}.values())
+
+
+def _docstrings(path: Path, file: str, whole: bool = False) -> Iterator[Docstring]:
+    """First paragraphs; with ``whole`` the others, and comments, too."""
+    source = path.read_bytes()
+    statements = list(_statements(ast.parse(source), file))
     names = {p.removesuffix(".py").lower() for p in file.split("/")} - {"__init__", "__main__"}
-    module = file.partition("/")[0].removesuffix(".py")
     defined = {name for _, node in statements for name in _defined(node)}
-    for owner, node in statements:
-        docstring = ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None
-        paragraph = " ".join((docstring or "").split("\n\n")[0].split())
-        if not paragraph or ">>>" in paragraph:
-            continue
-        text = mask_names(paragraph, names, defined)
-        if len(re.findall(r"[A-Za-z]{2,}", text)) >= FEWEST_WORDS:
-            yield Docstring(text, module, file, owner)
+    found = [(owner, ast.get_docstring(node) or "") for owner, node in statements if isinstance(node, _DOCUMENTED)]
+    paragraphs = [(owner, p) for owner, text in found for p in text.split("\n\n")[: None if whole else 1]]
+    if whole:
+        paragraphs += [(file, comment) for comment in _comments(source.decode(errors="replace"))]
+    for owner, paragraph in paragraphs:
+        text = mask_names(" ".join(paragraph.split()), names, defined)
+        if ">>>" not in text and len(re.findall(r"[A-Za-z]{2,}", text)) >= FEWEST_WORDS:
+            yield Docstring(text, _module(file), file, owner)
+
+
+def _module(file: str) -> str:
+    return file.partition("/")[0].removesuffix(".py")
+
+
+def _comments(source: str) -> Iterator[str]:
+    """Lines that are comments, those that follow each other as one."""
+    for block in re.findall(r"(?:^[ \t]*#.*\n)+", source, re.MULTILINE):
+        yield block.replace("#", " ")
 
 
 def _statements(node: ast.AST, owner: str) -> Iterator[tuple[str, ast.AST]]:

@@ -52,6 +52,15 @@ class TextTasks:
         """Which texts episode ``index`` holds, as positions in the collection."""
         return self._sampler.draw(index)
 
+    def read(self, index: int) -> tuple[list[str], list[str], list[str]]:
+        """Episode ``index`` for people: the names of its classes, its support texts and its query texts, by class."""
+        draw = self.draw(index)
+        shots = len(draw.support) // draw.ways
+        class_of = {place: name for name in self._sampler.classes for place in self.collection.items[name]}
+        names = [class_of[place] for place in draw.support[::shots]]
+        support, query = ([self.collection.texts[i] for i in side] for side in (draw.support, draw.query))
+        return names, support, query
+
     def sample(self, index: int) -> Episode:
         """Episode ``index`` (at least 0), alone on its task axis.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from mtl.data.images.collection import Reader
-from mtl.data.sources.csv_tables import read_csv
-from mtl.data.sources.listing import Listing, Options
+from mtl.data.sources.csv_tables import csv_rows
+from mtl.data.sources.listing import LABEL_COLUMNS, Listing, Options, column_of
 from mtl.data.sources.paths import class_files, folders_in
 from mtl.data.splits import class_labels
 
@@ -45,7 +45,10 @@ def from_csv(files: Mapping[str | None, Path], options: Options) -> Listing[Read
     """The images named in tables, by the part that each table is."""
     rows: dict[str, tuple[str, str | None]] = {}
     for part, file in files.items():
-        names, labels = read_csv(file, options.column, IMAGE_COLUMNS, "image", options.label_column)
+        columns, table = csv_rows(file)
+        image = column_of(columns, options.column, IMAGE_COLUMNS, "image", str(file))
+        label = column_of(columns, options.label_column, LABEL_COLUMNS, "label", str(file))
+        names, labels = [row[image] or "" for row in table], [row[label] for row in table]
         base = options.image_folder or _image_folder(file, names)
         for name, label in zip(names, class_labels(labels, str(file)), strict=True):
             known, _ = rows.setdefault(str(base / name), (label, part))

@@ -4,6 +4,6 @@ Whatever can be wrong with the data is said when it is opened, not in the middle
 """
 
 from mtl.data.texts.collection import TextCollection
-from mtl.data.texts.opening import SUFFIXES, open_texts
+from mtl.data.texts.opening import SUFFIXES, open_texts, read_texts
 
-__all__ = ["SUFFIXES", "TextCollection", "open_texts"]
+__all__ = ["SUFFIXES", "TextCollection", "open_texts", "read_texts"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtl.data.sources.arrow_tables import labels_and_parts, open_tables
-from mtl.data.sources.csv_tables import read_csv
+from mtl.data.sources.csv_tables import csv_rows
 from mtl.data.sources.listing import LABEL_COLUMNS, Listing, Options, check_choices, column_of, refuse
-from mtl.data.sources.paths import CSV, class_files, kind_of, table_files
+from mtl.data.sources.paths import CSV, class_files, files_in, kind_of, table_files
 from mtl.data.splits import class_labels
 from mtl.data.texts.collection import TextCollection
 
@@ -66,6 +66,34 @@ def open_texts(
     return TextCollection(listing.source, items, texts, listing.divided(), skipped)
 
 
+def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
+    """Texts without labels, in their order: of a csv, tsv or jsonl, of a folder of ``.txt`` files (in the order of
+    their names), or the lines of one ``.txt`` file.
+
+    Raises:
+        ValueError: when there is no text, one is blank, or the column cannot be told.
+    """
+    root = Path(path).expanduser()
+    found = _unlabelled(root, text_column)
+    texts = ["" if t is None else str(t).strip() for t in found]
+    if not texts:
+        raise ValueError(f"{root}: no text there; expected a csv, tsv, jsonl or txt file, or a folder of .txt files")
+    if blank := [i for i, text in enumerate(texts) if not text]:
+        raise ValueError(f"{root}: {len(blank)} of {len(texts)} texts are blank ({blank[:5]}, counted from 0)")
+    return texts
+
+
+def _unlabelled(root: Path, column: str | None) -> list[Any]:
+    suffix = root.suffix.lower()
+    if root.is_file() and suffix in (*CSV, ".jsonl"):
+        names, rows = _objects(root) if suffix == ".jsonl" else csv_rows(root)
+        found = column_of(names, column, TEXT_COLUMNS, "text", str(root))
+        return [row.get(found) for row in rows]
+    if root.is_file() and suffix == ".txt":
+        return root.read_text(encoding="utf-8-sig").splitlines()
+    return [_file_text(path) for path in files_in(root, SUFFIXES)] if root.is_dir() else []
+
+
 def _listed(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[list[Any]]:
     if not isinstance(source, str | Path):
         return _from_tables(open_tables(source, None, options), options, "the data set")
@@ -85,9 +113,13 @@ def _listed(source: str | Path | Dataset | DatasetDict, options: Options) -> Lis
 
 def _from_folders(root: Path) -> Listing[list[Any]]:
     found = class_files(root, SUFFIXES, "text")
-    # A byte that is no UTF-8 spoils a character, not the text.
-    texts = [Path(path).read_text(encoding="utf-8-sig", errors="replace") for _, _, path in found]
+    texts = [_file_text(path) for _, _, path in found]
     return Listing(str(root), texts, [label for _, label, _ in found], [part for part, _, _ in found])
+
+
+def _file_text(path: str) -> str:
+    # A byte that is no UTF-8 spoils a character, not the text.
+    return Path(path).read_text(encoding="utf-8-sig", errors="replace")
 
 
 def _from_files(files: Mapping[str | None, Path], options: Options) -> Listing[list[Any]]:
@@ -95,19 +127,19 @@ def _from_files(files: Mapping[str | None, Path], options: Options) -> Listing[l
     labels: list[str] = []
     parts: list[str | None] = []
     for part, file in files.items():
-        read = _read_jsonl if file.suffix.lower() == ".jsonl" else read_csv
-        found, classes = read(file, options.column, TEXT_COLUMNS, "text", options.label_column)
-        texts += found
-        labels += class_labels(classes, str(file))
-        parts += [part] * len(found)
+        names, rows = _objects(file) if file.suffix.lower() == ".jsonl" else csv_rows(file)
+        text = column_of(names, options.column, TEXT_COLUMNS, "text", str(file))
+        label = column_of(names, options.label_column, LABEL_COLUMNS, "label", str(file))
+        texts += [row.get(text) for row in rows]
+        labels += class_labels([row.get(label) for row in rows], str(file))
+        parts += [part] * len(rows)
     return Listing(", ".join(map(str, files.values())), texts, labels, parts)
 
 
-def _read_jsonl(
-    file: Path, column: str | None, usual: tuple[str, ...], role: str, label_column: str | None
-) -> tuple[list[Any], list[Any]]:
+def _objects(file: Path) -> tuple[list[str], list[Any]]:
+    """Names, and the objects of a jsonl file."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
@@ -115,10 +147,7 @@ def _read_jsonl(
         if row is not None and not isinstance(row, dict):
             raise ValueError(f"{file}, line {number} is a {type(row).__name__}; expected an object per line")
         rows += [row] if row is not None else []
-    names = dict.fromkeys(name for row in rows for name in row)
-    found = column_of(names, column, usual, role, str(file))
-    label = column_of(names, label_column, LABEL_COLUMNS, "label", str(file))
-    return [row.get(found) for row in rows], [row.get(label) for row in rows]
+    return list(dict.fromkeys(name for row in rows for name in row)), rows
 
 
 def _from_tables(tables: Mapping[str, Dataset], options: Options, where: str) -> Listing[list[Any]]:
