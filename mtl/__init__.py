@@ -50,6 +50,7 @@ from mtl.inner import AbstractInnerOptimizer, InnerAdam, InnerProblem, InnerSGD,
 from mtl.learner import Adapted, MetaLearner
 from mtl.merging import Merged, merge
 from mtl.modulation import Modulation, Site, find_sites
+from mtl.peft_baselines import peft_baselines
 from mtl.pulls import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.report import Comparison, Row, mean_interval, paired, verdicts
 from mtl.training import NonFiniteLosses, TrainingConfig, train
@@ -133,6 +134,7 @@ __all__ = [
     "open_texts",
     "ours",
     "paired",
+    "peft_baselines",
     "proximal",
     "save_pretrained",
     "saved_split",
