@@ -1,7 +1,7 @@
 """Meta-train a scale-and-shift generator on a frozen text encoder and compare it with what people do without one.
 
     python recipes/few_shot_text.py                                    # embedded docstrings and encoder, offline
-    python recipes/few_shot_text.py --backbone mtl/minilm --last-k 1 --shots 5 --warm-steps 60 --outer-lr 1e-3
+    python recipes/few_shot_text.py --backbone mtl/minilm --last-k 1 --shots 5
     python recipes/few_shot_text.py --data reviews.csv --text-column review --label-column topic --backbone mtl/minilm
 
 The tasks of the first two: which module of Python's standard library is a docstring from, its names masked? Without
@@ -32,6 +32,12 @@ class Config(few_shot.Settings):
     encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
     max_length: int = 32  # tokens that are read of a text
+    warm_steps: int = (
+        60  # outer steps without inner loop (cheap), before; with few classes more only learn them by heart
+    )
+    steps: int = 10  # outer steps through the inner loop
+    tasks_per_step: int = 8  # tasks per outer step; half as many through the inner loop
+    outer_lr: float = 1e-3  # of the generator; a quarter of it through the inner loop
     families: tuple[str, ...] = ("module", "file", "owner")  # kinds of docstring tasks to train on; tested on modules
 
 

@@ -61,6 +61,16 @@ def test_padding_changes_nothing(name: str, tmp_path: Path):
     assert (backbone(other, modulation) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("last_k", [None, 1])
+@pytest.mark.parametrize("name", TEXT)
+def test_one_text_and_many_have_the_same_cache(name: str, last_k: int | None, tmp_path: Path):
+    """Position embeddings of one text look like those of a batch of one."""
+    backbone = build(name, tmp_path, last_k=last_k)
+    flat = {k: v.flatten(0, 1) for k, v in tokens(backbone).items()}
+    one: Any = backbone.with_prefix({k: v[:1] for k, v in flat.items()})
+    assert one.keys() == backbone.with_prefix(flat).keys()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_a_cached_prefix_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backbone = build(name, tmp_path, last_k=1)

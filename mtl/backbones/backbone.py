@@ -101,12 +101,11 @@ class Backbone(nn.Module):
         To be cached with the tokens: whatever takes inputs then skips the prefix. It is on the CPU, ``(n, length,
         width)``. Where the prefix is not one tensor of that shape (rotary networks, images), inputs are as they were.
         """
-        if not (isinstance(inputs, dict) and self._prefix):
+        if not (isinstance(inputs, dict) and self._prefix and self._prefix.by_token):
             return inputs
         flat = self._cast(inputs)
         stored = self._prefix.record(lambda: self.features(flat))
-        rows = self._prefix.per_token(stored, inputs["input_ids"].shape)
-        return inputs if rows is None else inputs | {PREFIX: rows.cpu()}
+        return inputs | {PREFIX: self._prefix.per_token(stored).cpu()}
 
     def _taken(self, inputs: Inputs) -> Prepared:
         """Inputs, and apart from them a prefix that came with them."""

@@ -74,19 +74,20 @@ class FrozenPrefix:
             pass
         return Stored(outputs)
 
-    def per_token(self, stored: Stored, shape: torch.Size) -> Tensor | None:
-        """What is read later, in one tensor ``(n, length, width)``, where all outputs are of such a shape; else None.
+    @cached_property
+    def by_token(self) -> bool:
+        """Whether all outputs are ``(n, length, width)``.
 
         Such a prefix can be cut into its texts and put together again, in other company and with other padding.
-
-        Args:
-            shape: ``(n, length)``.
         """
-        leaves, _ = tree_flatten(stored.outputs)
-        known = [_size(x) for x in leaves if x is not None]
-        if any(size is None or len(size) != 3 or size[:2] != shape for size in known):
-            return None
-        return torch.cat([x for x in leaves if isinstance(x, Tensor)], -1)
+        found = [_size(x) for x in tree_flatten(self._pattern.outputs)[0] if x is not None]
+        sizes = [size for size in found if size is not None and len(size) == 3]
+        # A first axis of one is an output that all texts share, such as position embeddings.
+        return len(sizes) == len(found) and len({size[:2] for size in sizes}) == 1 and sizes[0][0] > 1
+
+    def per_token(self, stored: Stored) -> Tensor:
+        """What is read later, in one tensor ``(n, length, width)``; of a prefix :attr:`by_token`."""
+        return torch.cat([x for x in tree_flatten(stored.outputs)[0] if isinstance(x, Tensor)], -1)
 
     def restored(self, rows: Tensor) -> Stored:
         """The inverse of :meth:`per_token`."""

@@ -11,7 +11,7 @@ from mtl.data.ranges import Size, as_range
 from mtl.data.splits import ClassSplit, split_classes
 from mtl.data.text_tasks import TextTasks
 from mtl.data.texts.collection import TextCollection
-from mtl.data.token_cache import Preprocess, TokenCache
+from mtl.data.token_cache import TokenCache, Tokenise
 from mtl.episode import Episode
 
 Part = Literal["train", "val", "test"]
@@ -52,7 +52,7 @@ class DocstringTasks:
         self,
         part: Part,
         *,
-        preprocess: Preprocess | TokenCache,
+        preprocess: Tokenise | TokenCache,
         ways: Size = 5,
         shots: Size = 5,
         queries: int = 10,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mtl.data.class_sampler import ClassSampler, Draw
 from mtl.data.ranges import Size
 from mtl.data.texts.collection import TextCollection
-from mtl.data.token_cache import Preprocess, TokenCache
+from mtl.data.token_cache import TokenCache, Tokenise
 from mtl.episode import Episode
 
 
@@ -34,7 +34,7 @@ class TextTasks:
         collection: TextCollection,
         classes: Sequence[str],
         *,
-        preprocess: Preprocess | TokenCache,
+        preprocess: Tokenise | TokenCache,
         ways: Size = 5,
         shots: Size = 5,
         queries: int = 15,

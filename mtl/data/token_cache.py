@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mtl.data.row_cache import RowCache
 from mtl.episode import Inputs
 
-Preprocess = Callable[[list[str]], Inputs]
+Tokenise = Callable[[list[str]], Inputs]
 """``n`` strings to tokens by name, each ``(n, length, ...)``, among them an ``attention_mask`` that is zero on padding.
 Such as the ``preprocess`` of a loaded text backbone."""
 
@@ -21,12 +21,12 @@ class TokenCache:
     """Strings to tokens, the recently used ones from memory. Several task sources may share one.
 
     Args:
-        preprocess: see :data:`Preprocess`. With ``lambda texts: backbone.with_prefix(backbone.preprocess(texts))``
+        preprocess: see :data:`Tokenise`. With ``lambda texts: backbone.with_prefix(backbone.preprocess(texts))``
             each text goes through the frozen layers below the first site only once, too.
         limit: bytes; the least recently used go first, and 0 keeps none.
     """
 
-    def __init__(self, preprocess: Preprocess, limit: int = 2 << 30) -> None:
+    def __init__(self, preprocess: Tokenise, limit: int = 2 << 30) -> None:
         self.preprocess = preprocess
         self._held = RowCache(limit)
 
