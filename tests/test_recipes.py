@@ -21,6 +21,7 @@ import compare_accuracy
 import compare_estimators
 import compare_peers
 import compare_speed
+import compare_text
 import draw_cliff
 import few_shot_text
 import few_shot_vision
@@ -149,6 +150,19 @@ def test_adapt_predicts_texts(tmp_path, encoder, form):
     tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["the first"], return_tensors="pt")
     logits = plain(**tokens).last_hidden_state.mean(1) @ head["weight"].T + head["bias"]
     assert rows[0]["label"] == f"class {int(logits.argmax())}"
+
+
+def test_fixed_label_sets(tmp_path, encoder):
+    data = str(text_table(tmp_path / "t.csv", 3, 6))
+    config = compare_text.Config(
+        backbone=encoder, data=data, text_column="note", label_column="kind", max_length=16, shots=(2, 3), queries=2,
+        draws=3, out=str(tmp_path / "out"),
+    )  # fmt: skip
+    rows = compare_text.main(config)
+    assert [(r["method"], r["classes"], r["shots"]) for r in rows] == [
+        (name, 3, shots) for shots in (2, 3) for name in ("nearest class mean", "logistic regression")
+    ]
+    assert len(list(csv.DictReader((tmp_path / "out" / "text.csv").open()))) == 4
 
 
 def test_adapt_wants_one_kind_of_examples(tmp_path):

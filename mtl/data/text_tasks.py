@@ -48,6 +48,11 @@ class TextTasks:
             collection, classes, ways=ways, shots=shots, queries=queries, seed=seed, noun="texts"
         )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that episodes are drawn from, sorted."""
+        return self._sampler.classes
+
     def draw(self, index: int) -> Draw:
         """Which texts episode ``index`` holds, as positions in the collection."""
         return self._sampler.draw(index)
@@ -56,7 +61,7 @@ class TextTasks:
         """Episode ``index`` for people: the names of its classes, its support texts and its query texts, by class."""
         draw = self.draw(index)
         shots = len(draw.support) // draw.ways
-        class_of = {place: name for name in self._sampler.classes for place in self.collection.items[name]}
+        class_of = {place: name for name in self.classes for place in self.collection.items[name]}
         names = [class_of[place] for place in draw.support[::shots]]
         support, query = ([self.collection.texts[i] for i in side] for side in (draw.support, draw.query))
         return names, support, query
