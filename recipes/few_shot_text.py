@@ -5,7 +5,8 @@
     python recipes/few_shot_text.py --data reviews.csv --text-column review --label-column topic --backbone mtl/minilm
 
 The tasks of the first two: which module of Python's standard library is a docstring from, its names masked? Without
---backbone a small encoder is pretrained first, on the training modules' text. docs/text.md has the measured tables.
+--backbone a small encoder is pretrained first, on the training modules' text: expect about 64 % at 5-way 5-shot, and
+just under ten minutes on one core. docs/text.md has the measured tables.
 Stopped at any moment, the same command goes on. few_shot.py has what this shares with few_shot_vision.py.
 """
 
@@ -38,6 +39,7 @@ class Config(few_shot.Settings):
     steps: int = 10  # outer steps through the inner loop
     tasks_per_step: int = 8  # tasks per outer step; half as many through the inner loop
     outer_lr: float = 1e-3  # of the generator; a quarter of it through the inner loop
+    test_episodes: int = 48  # per number of shots; 600 is the field's habit
     families: tuple[str, ...] = ("module", "file", "owner")  # kinds of docstring tasks to train on; tested on modules
 
 
