@@ -6,7 +6,7 @@ short inner loop refines them, and the result is a plain checkpoint. Everything 
 
 from importlib.metadata import version
 
-from mtl.backbones import Backbone, load_backbone
+from mtl.backbones import Backbone, load_backbone, shard
 from mtl.baselines import Method, baselines
 from mtl.checkpoint import from_pretrained, save_pretrained
 from mtl.data import (
@@ -139,6 +139,7 @@ __all__ = [
     "save_pretrained",
     "saved_split",
     "self_check",
+    "shard",
     "solve",
     "stacked",
     "static_control",

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
         sites: which layers are modulated, see :func:`mtl.modulation.find_sites`.
         last_k: only the last ``k`` blocks.
         load_args: what :func:`load_backbone` was called with.
+        placed: where inputs go when the weights are spread over several places; None when they are in one.
 
     Attributes:
         checkpoint_blocks: set it to True to keep only the inputs of modulated blocks and recompute their activations on
@@ -46,7 +48,7 @@ class Backbone(nn.Module):
         examples_per_chunk: pass so many examples of every task through the network at a time, each chunk recomputed on
             the way back: memory no longer grows with the number of examples, a third more time, the same numbers. None
             passes all at once.
-        execution: what meta-gradients have to know; set by ``precision`` and by :mod:`mtl.placement`.
+        execution: what meta-gradients have to know; set by ``precision``, :func:`mtl.shard` and ``device_map``.
         width: features per example, ``D``.
         modulation_width: channels over all sites, ``P``.
     """
@@ -60,6 +62,7 @@ class Backbone(nn.Module):
         sites: SiteKind = "norm",
         last_k: int | None = None,
         load_args: dict[str, Any] | None = None,
+        placed: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.model = uncompiled(model).requires_grad_(False).eval()
@@ -69,7 +72,9 @@ class Backbone(nn.Module):
         self.checkpoint_blocks = False
         self.examples_per_chunk: int | None = None
         self.execution = Execution()
+        self.placed = placed
         self._precision: torch.dtype | None = None
+        self._fingerprint: str | None = None
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
@@ -266,14 +271,45 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> str:
         """A short hash of parameter names, shapes and some values; the same on every device and in bfloat16."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256()
         named = sorted(self.model.named_parameters())
         for i, (name, value) in enumerate(named):
             digest.update(f"{name}{tuple(value.shape)}".encode())
             if i % max(1, len(named) // 8) == 0:
-                part = value.detach().flatten()[:1024].to("cpu", torch.bfloat16)
+                part = self._value(name).flatten()[:1024].to("cpu", torch.bfloat16)
                 digest.update(part.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def _value(self, name: str) -> Tensor:
+        """A parameter's value, brought in from the disk if it was put there."""
+        value = self.model.get_parameter(name).detach()
+        if not value.is_meta:
+            return value
+        with align_module_device(self.model.get_submodule(name.rpartition(".")[0]), torch.device("cpu")):
+            return self.model.get_parameter(name).detach().clone()
+
+    def freeze_fingerprint(self) -> None:
+        """Remember the fingerprint; before weights go where their values cannot be read."""
+        self._fingerprint = self.fingerprint()
+
+    def place(self, device: torch.device, execution: Execution) -> None:
+        """Note that the weights have been spread: inputs go to ``device``, and nothing moves the weights any more."""
+        self.placed, self.execution = device, execution
+        self.__dict__.pop("_prefix", None)  # found again, as the network runs now
+
+    def to(self, *args: Any, **kwargs: Any) -> Backbone:
+        """Move it, unless its weights have places of their own."""
+        return self if self.placed else super().to(*args, **kwargs)
+
+    def lower_loss_scale(self) -> bool:
+        """After an overflow of float16: sixteen times less, if that leaves one or more. Whether it did."""
+        scale = self.execution.loss_scale
+        if scale is None or scale < 16:
+            return False
+        self.execution = replace(self.execution, loss_scale=scale / 16)
+        return True
 
     def spec(self) -> dict[str, Any]:
         """JSON-able: ``load_backbone(**spec["load"])`` builds this backbone again, ``fingerprint`` says whether it did.
@@ -297,7 +333,7 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return next(self.model.parameters()).device
+        return self.placed or next(self.model.parameters()).device
 
     def _cast(self, inputs: Inputs) -> Inputs:
         """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
