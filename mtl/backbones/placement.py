@@ -97,7 +97,7 @@ def spread(
         return None
     if "disk" in device_map.values() and offload_folder is None:
         offload_folder = tempfile.mkdtemp(prefix="mtl-offload-")
-    dispatch_model(model.eval(), device_map, main_device=main, offload_dir=offload_folder, force_hooks=True)
+    dispatch_model(model.eval(), device_map, main_device=str(main), offload_dir=offload_folder, force_hooks=True)
     return main
 
 
