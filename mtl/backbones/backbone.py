@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
         """
         prefix, taken = self._prefix, self._taken(inputs)
-        if not prefix or taken.stored:
+        if not prefix or taken.stored is not None:
             return taken
 
         def recorded(piece: Prepared) -> Prepared:
@@ -192,18 +192,20 @@ class Backbone(nn.Module):
                 f"inputs hold {tasks} tasks but the modulation {modulation.tasks}; "
                 "expand a shared modulation to one row per task"
             )
-        pieces = prepared.split(self.examples_per_chunk)
-        call = self._pass if len(pieces) == 1 else self._recomputed_pass
-        return torch.cat([call(piece, modulation) for piece in pieces], 1)
+        if self.examples_per_chunk is None or prepared.shape[1] <= self.examples_per_chunk:
+            return self._pass(prepared, modulation)
+        if modulation is None or not torch.is_grad_enabled():
+            return torch.cat([self._pass(piece, modulation) for piece in prepared.split(self.examples_per_chunk)], 1)
+        # What lies below the first site is not computed again on the way back.
+        pieces = self.prepare(prepared).split(self.examples_per_chunk)
+        return torch.cat([self._recomputed_pass(piece, modulation) for piece in pieces], 1)
 
     def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
         with self.modulator.modulating(modulation), replaced(self._checkpointed()), self._replaying(prepared):
             return self.features(_flatten(prepared.inputs)).unflatten(0, (prepared.shape[0], -1))
 
-    def _recomputed_pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
+    def _recomputed_pass(self, prepared: Prepared, modulation: Modulation) -> Tensor:
         """The same, of which only the inputs are remembered for the way back."""
-        if modulation is None or not torch.is_grad_enabled():
-            return self._pass(prepared, modulation)
 
         def run(scale: Tensor, shift: Tensor) -> Tensor:
             return self._pass(prepared, Modulation(scale, shift))

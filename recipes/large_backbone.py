@@ -1,0 +1,121 @@
+"""One meta-step of a large backbone, to see that it fits: seconds and peak memory, on whatever device there is.
+
+    python recipes/large_backbone.py                                            # ViT-L/16 at 224 px, random weights
+    python recipes/large_backbone.py --last-k 24 --checkpoint-blocks            # every block modulated; for a GPU
+    python recipes/large_backbone.py --backbone vit_giant_patch14_dinov2 --examples-per-chunk 5
+
+Random weights cost what trained ones do. Weights are stored in bfloat16 and second derivatives are finite differences,
+so fused attention and checkpointing are in use. Minutes on a GPU; on a processor without bfloat16 arithmetic more than
+an hour, nearly all of it in the backward passes of the last block. `python -m mtl.planning` tells beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+import mtl
+from mtl.memory import LiveBytes
+
+
+@dataclass(frozen=True)
+class Config:
+    backbone: str = "vit_large_patch16_224"  # a timm name of images
+    pretrained: bool = False  # random weights are fine for cost
+    precision: Literal["stored-bf16", "bf16", "fp16", "fp32"] = "stored-bf16"  # bf16 and fp16 are autocast
+    sites: Literal["norm", "ssf"] = "norm"  # which layers are modulated
+    last_k: int | None = 1  # modulate the last k blocks
+    checkpoint_blocks: bool = False  # recompute activations of modulated blocks
+    examples_per_chunk: int | None = 5  # examples in one forward pass
+    ways: int = 5  # classes
+    shots: int = 5  # support examples per class
+    queries: int = 5  # query examples per class
+    inner_steps: int = 10  # K
+    window: int = 5  # inner steps that share a linearisation
+    radius: float = 0.1  # of the finite differences
+    threads: int = 1  # processor threads
+    out: str = "runs/large_backbone"  # result.json goes here
+
+
+def main(config: Config) -> dict[str, Any]:
+    torch.set_num_threads(config.threads)
+    accelerator = Accelerator()
+    options: dict[str, Any] = {"dtype": "bfloat16"} if config.precision == "stored-bf16" else {}
+    backbone = mtl.load_backbone(
+        config.backbone, pretrained=config.pretrained, sites=config.sites, last_k=config.last_k, **options
+    )
+    backbone.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    backbone.checkpoint_blocks, backbone.examples_per_chunk = config.checkpoint_blocks, config.examples_per_chunk
+    torch.manual_seed(0)
+    estimator = mtl.Windowed(config.window, pull=mtl.FiniteDifference(config.radius))
+    generator = mtl.SupportConditioned(backbone.sites, backbone.width, step_size=0.01, gate=0.1)
+    learner = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=estimator)
+    learner.to(accelerator.device)
+    before = resident()
+    with LiveBytes() as counter:
+        found = meta_step(learner, episode(config, backbone).to(accelerator.device))
+    found |= {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "weights_gib": sum(p.nbytes for p in backbone.parameters()) / 2**30,
+        "allocated_gib": counter.peak / 2**30,
+        "resident_before_gib": before,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else resident(),
+    }
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    (Path(config.out) / "result.json").write_text(json.dumps({"config": asdict(config)} | found, indent=2))
+    print(json.dumps(found, indent=2))
+    return found
+
+
+def episode(config: Config, backbone: mtl.Backbone) -> mtl.Episode:
+    def examples(each: int) -> mtl.Examples:
+        inputs = backbone.example_inputs(config.ways * each)
+        assert isinstance(inputs, torch.Tensor)
+        return mtl.Examples(inputs[None], torch.arange(config.ways).repeat(each)[None])
+
+    return mtl.Episode(examples(config.shots), examples(config.queries), config.ways)
+
+
+def meta_step(learner: mtl.MetaLearner, task: mtl.Episode) -> dict[str, Any]:
+    """What an outer step of training does with one task, up to the gradient of the generator's weights."""
+    start = time.perf_counter()
+    seen = learner.backbone.prepare(task.support.inputs)
+    meta = learner.generator(learner.view(task.support, seen))
+    prepared = time.perf_counter() - start
+    problem = learner.problem(task, seen=seen)
+    with tqdm(desc="passes of the support set", unit="pass") as progress:
+
+        def inner_loss(*args: Any) -> torch.Tensor:
+            progress.update()
+            return problem.inner_loss(*args)
+
+        watched = replace(problem, inner_loss=inner_loss)
+        result = learner.estimator(watched, {k: v.detach() for k, v in meta.items()})
+    torch.autograd.backward(list(meta.values()), [result.grads[k] for k in meta])
+    norms = [p.grad.norm() for p in learner.generator.parameters() if p.grad is not None]
+    return {
+        "seconds": time.perf_counter() - start,
+        "seconds_prepare_and_view": prepared,
+        "loss": float(result.loss),
+        "gradients": result.gradients,
+        "pulls": result.pulls,
+        "gradient_norm": float(torch.stack(norms).norm()),
+    }
+
+
+def resident() -> float:
+    """The largest resident memory of this process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
