@@ -173,10 +173,16 @@ def _tuned_modulation(backbone: Backbone, lr: float, steps: int) -> Predict:
 
 
 def _tuned_network(backbone: Backbone, lr: float, steps: int) -> Predict:
-    """Every weight of the network, task by task: nothing can be shared."""
+    """Every weight of the network, task by task: nothing can be shared.
+
+    Raises:
+        ValueError: when called with weights that are not in one place.
+    """
     head = Cosine()
 
     def one(episode: Episode) -> Tensor:
+        if backbone.placed is not None:
+            raise ValueError(f"full fine-tuning of {backbone.name}: its weights are sharded or spread; leave it out")
         support, ways = episode.support, episode.ways
         model = {f"model.{k}": v for k, v in tensors.leaf(dict(backbone.model.named_parameters())).items()}
         network = lambda w, x: torch.func.functional_call(backbone, {k: w[k] for k in model}, (x,)).float()  # noqa: E731

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,19 @@ Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
 MoreBaselines = Callable[[mtl.TaskSource], tuple[list[mtl.Method], dict[str, Any]]]
 """Validation tasks to more methods for the table, and the settings that were chosen for them."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """For backbones and support sets that are too large otherwise; docs/large-backbones.md says what to try first."""
+
+    checkpoint_blocks: bool = False  # recompute the activations of modulated blocks on the way back
+    examples_per_chunk: int | None = None  # examples of a task in one forward pass, each chunk recomputed
+    support_gradients: int | None = None  # support examples of a task that carry gradients (LITE)
+    dtype: str | None = None  # of the stored weights: bfloat16 halves them
+    device_map: str | None = None  # auto: weights on several devices, in main memory and on disk
+    quantization: Literal["8bit", "4bit"] | None = None  # of a transformers network, through bitsandbytes
+    shard: bool = False  # divide the weights over all processes (FSDP2)
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,10 @@ class Settings:
     tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
     test_episodes: int = 80  # per number of shots; 600 is the field's habit
     full_fine_tuning: bool = False  # add the slowest baseline
-    mixed_precision: str = "no"  # no, bf16
+    mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
     seed: int = 0  # of the generator, the split and the episodes
     estimator: Estimator = field(default_factory=mtl.Windowed)  # of the meta-gradient
+    memory: Memory = field(default_factory=Memory)  # for large backbones
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,16 @@ def accelerator_of(config: Settings) -> Accelerator:
     return accelerator
 
 
+def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options: Any) -> mtl.Backbone:
+    """The frozen network, where and how the settings want it."""
+    memory = config.memory
+    options |= {"sites": config.sites, "last_k": config.last_k, "quantization": memory.quantization}
+    options |= {} if memory.dtype is None else {"dtype": memory.dtype}
+    backbone = mtl.load_backbone(name, device_map=memory.device_map, **options)
+    backbone.checkpoint_blocks, backbone.examples_per_chunk = memory.checkpoint_blocks, memory.examples_per_chunk
+    return mtl.shard(backbone, accelerator) if memory.shard else backbone.to(accelerator.device)
+
+
 def run(
     config: Settings,
     backbone: mtl.Backbone,
@@ -92,7 +117,10 @@ def run(
     generator = meta_train(mtl.SupportConditioned, config, backbone, sources, accelerator)
     static = meta_train(mtl.Static, config, backbone, sources, accelerator)
     if not accelerator.is_main_process:
-        return []
+        if not config.memory.shard:
+            return []
+        # Processes that share a network pass through it together to the end; what this one writes nobody needs.
+        config = replace(config, out=tempfile.mkdtemp())
     found = compare(config, generator, static, sources, more_baselines)
     mtl.accuracy_figure(found, Path(config.out) / "accuracy.png")
     draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
@@ -154,7 +182,7 @@ def meta_train(
     for inner_steps, steps, tasks, rate in stages:
         if steps == 0 or (inner_steps == 0 and config.inner_steps == 0 and rate != lr):
             continue
-        learner = mtl.MetaLearner(backbone, generator, inner_steps=inner_steps, estimator=config.estimator)
+        learner = learner_of(config, backbone, generator, inner_steps)
         settings = mtl.TrainingConfig(
             steps=steps, tasks_per_step=tasks, tasks_per_chunk=config.tasks_per_chunk, outer_lr=rate, step_size_lr=3e-2,
             validate_every=max(20, steps // 4), validation_tasks=config.validation_tasks,
@@ -163,10 +191,22 @@ def meta_train(
         generator = mtl.train(learner, sources.train, sources.val, settings, folder, accelerator).generator
         if accelerator.is_main_process:
             draw_curves(folder)
-    best = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=config.estimator)
+    best = learner_of(config, backbone, generator, config.inner_steps)
     if accelerator.is_main_process:
         mtl.save_pretrained(best, Path(config.out) / kind.__name__ / "final")
     return best
+
+
+def learner_of(
+    config: Settings, backbone: mtl.Backbone, generator: mtl.AbstractGenerator, inner_steps: int
+) -> mtl.MetaLearner:
+    return mtl.MetaLearner(
+        backbone,
+        generator,
+        inner_steps=inner_steps,
+        estimator=config.estimator,
+        support_gradients=config.memory.support_gradients,
+    )
 
 
 def draw_curves(folder: Path) -> None:

@@ -47,10 +47,7 @@ def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
     with accelerator.main_process_first():  # one process makes the small encoder, the others find it
         name = config.backbone or str(small_encoder(config).resolve())
-    backbone = mtl.load_backbone(
-        name, sites=config.sites, last_k=config.last_k, pooling=config.pooling, max_length=config.max_length
-    )
-    backbone.to(accelerator.device)
+    backbone = few_shot.backbone_of(config, accelerator, name, pooling=config.pooling, max_length=config.max_length)
     sources = few_shot.Sources.of(maker(config, backbone), config)
     return few_shot.run(config, backbone, sources, accelerator, write_episodes)
 

@@ -31,10 +31,7 @@ class Config(few_shot.Settings):
 
 def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
-    backbone = mtl.load_backbone(
-        config.backbone, checkpoint=config.checkpoint, sites=config.sites, last_k=config.last_k
-    )
-    backbone.to(accelerator.device)
+    backbone = few_shot.backbone_of(config, accelerator, config.backbone, checkpoint=config.checkpoint)
     sources = few_shot.Sources.of(maker(config, backbone), config)
     return few_shot.run(config, backbone, sources, accelerator, draw_episodes)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from networks import load
+from networks import batch, load
 from torch import Tensor
 
 import mtl
@@ -75,6 +76,10 @@ def main(folder: Path) -> None:
                 for name, estimator in estimators.items():
                     flat, result = gradient(learner_of(backbone, estimator=estimator), episode)
                     found.setdefault(f"{name}, last_k {last_k}", []).append((flat, result.pulls))
+    for name in ("test_resnet", "test_convnext", "bert"):  # the first works in place on what is modulated
+        whole, sharded = (load(name, folder / f"config-{rank}") for _ in range(2))
+        mtl.shard(sharded, accelerator)
+        found[f"gradient of {name}"] = [(_plain_gradient(b), 0) for b in (whole, sharded)]
     found["refusal"] = [_refusal(backbone, episode)]
     torch.save(found, folder / f"gradients-{rank}.pt")
     config = mtl.TrainingConfig(steps=2, tasks_per_step=4, warmup=0, validate_every=2, validation_tasks=4)
@@ -85,6 +90,13 @@ def main(folder: Path) -> None:
         mtl.train(
             learner_of(backbone, 0.5, estimator=estimator), Sentences(), Sentences(), config, folder / name, accelerator
         )
+
+
+def _plain_gradient(backbone: mtl.Backbone) -> Tensor:
+    inputs: Any = batch(backbone, 1, 4)
+    identity = mtl.Modulation.identity(1, backbone.modulation_width)
+    scale = identity.scale.requires_grad_()
+    return torch.autograd.grad(backbone(inputs, mtl.Modulation(scale, identity.shift)).pow(3).sum(), scale)[0]
 
 
 def _refusal(backbone: mtl.Backbone, episode: mtl.Episode) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -97,7 +97,9 @@ def spread(
         return None
     if "disk" in device_map.values() and offload_folder is None:
         offload_folder = tempfile.mkdtemp(prefix="mtl-offload-")
-    dispatch_model(model.eval(), device_map, main_device=str(main), offload_dir=offload_folder, force_hooks=True)
+    dispatch_model(
+        model.eval(), device_map, main_device=cast(Any, str(main)), offload_dir=offload_folder, force_hooks=True
+    )
     return main
 
 

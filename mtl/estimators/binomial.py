@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from mtl import tensors
 from mtl.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init, warn_of_zeros
 from mtl.inner import InnerProblem, Trajectory, run
-from mtl.pulls import AbstractPull, Adjoint, add_products, as_pull, through_updates
+from mtl.pulls import Adjoint, PullChoice, add_products, as_pull, through_updates
 from mtl.tensors import Tensors
 
 
@@ -37,7 +37,7 @@ class Binomial(AbstractEstimator):
     """
 
     order: int = 1
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)

@@ -17,7 +17,7 @@ from mtl.estimators.base import (
     without_steps,
 )
 from mtl.inner import InnerProblem, run
-from mtl.pulls import AbstractPull, Adjoint, Products, as_pull, through_updates
+from mtl.pulls import Adjoint, Products, PullChoice, as_pull, through_updates
 from mtl.tensors import Tensors
 
 
@@ -51,7 +51,7 @@ class Neumann(AbstractEstimator):
     """
 
     terms: int = 10
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
@@ -116,7 +116,7 @@ class ImplicitMAML(AbstractEstimator):
     iterations: int = 10
     tolerance: float = 1e-3
     damping: float = 0.0
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)

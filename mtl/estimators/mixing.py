@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mtl import tensors
 from mtl.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
 from mtl.inner import InnerProblem, run
-from mtl.pulls import AbstractPull, Adjoint, as_pull
+from mtl.pulls import Adjoint, PullChoice, as_pull
 from mtl.tensors import Tensors
 
 
@@ -34,7 +34,7 @@ class HorizonMixing(AbstractEstimator):
     """
 
     decay: float = 0.5
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
@@ -76,7 +76,7 @@ class TruncationMixing(AbstractEstimator):
     """
 
     decay: float = 0.9
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mtl import tensors
 from mtl.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, warn_of_zeros, without_steps
 from mtl.inner import InnerProblem, run
-from mtl.pulls import AbstractPull, as_pull, through_updates
+from mtl.pulls import AbstractPull, PullChoice, as_pull, through_updates
 from mtl.tensors import Tensors
 
 
@@ -28,7 +28,7 @@ class OneStep(AbstractEstimator):
         StructuralZeroWarning: naming meta-parameters that it cannot train.
     """
 
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
@@ -58,7 +58,7 @@ class SAMA(AbstractEstimator):
         StructuralZeroWarning: naming meta-parameters that it cannot train.
     """
 
-    pull: str | AbstractPull = "finite-difference"
+    pull: PullChoice = "finite-difference"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)

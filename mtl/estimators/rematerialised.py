@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from mtl.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
 from mtl.inner import InnerProblem, Trajectory, inner_gradient, run
-from mtl.pulls import AbstractPull, Products, Reverse, as_pull
+from mtl.pulls import Products, PullChoice, Reverse, as_pull
 from mtl.tensors import Tensors
 
 
@@ -41,7 +41,7 @@ class Rematerialised(AbstractEstimator):
         ValueError: when the budget is negative, or given to a pull that has no graph to keep.
     """
 
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
     budget: float = 0.0
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mtl.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
 from mtl.inner import InnerProblem, run
-from mtl.pulls import AbstractPull, as_pull
+from mtl.pulls import PullChoice, as_pull
 from mtl.tensors import Tensors
 
 
@@ -27,7 +27,7 @@ class Truncated(AbstractEstimator):
     """
 
     steps: int = 5
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)

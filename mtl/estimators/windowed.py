@@ -14,7 +14,7 @@ from torch import Tensor
 from mtl import tensors
 from mtl.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init
 from mtl.inner import InnerProblem, Trajectory, run
-from mtl.pulls import AbstractPull, Adjoint, Products, add_products, as_pull, through_updates
+from mtl.pulls import AbstractPull, Adjoint, Products, PullChoice, add_products, as_pull, through_updates
 from mtl.tensors import Tensors
 
 Mode = Literal["adaptive", "exact-forward", "lazy"]
@@ -63,7 +63,7 @@ class Windowed(AbstractEstimator):
     size: int = 5
     mode: Mode = "adaptive"
     anchor: Anchor = "middle"
-    pull: str | AbstractPull = "reverse"
+    pull: PullChoice = "reverse"
     substeps: int = 1
     tau: float = 0.5
 

@@ -133,11 +133,13 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tenso
         channel_dim: the axis of ``x`` that has size ``C``: 1 or -1.
     """
     tasks, width = scale.shape
-    grouped = x.unflatten(0, (tasks, -1))
-    shape = [tasks] + [1] * (grouped.dim() - 1)
-    shape[-1 if channel_dim == -1 else channel_dim + 1] = width
-    scale, shift = (v.to(x.dtype).reshape(shape) for v in (scale, shift))
-    return torch.addcmul(shift, grouped, scale).flatten(0, 1)
+    rows = len(x) // tasks
+    shape = [len(x)] + [1] * (x.dim() - 1)
+    shape[channel_dim] = width
+    # The vectors are repeated by row, rather than x grouped by task, so that the result is no view: where a network works
+    # in place on a view, the hooks that gather sharded weights for the way back are lost.
+    scale, shift = (v.to(x.dtype).unsqueeze(1).expand(tasks, rows, width).reshape(shape) for v in (scale, shift))
+    return torch.addcmul(shift, x, scale)
 
 
 def _position_mean(x: Tensor, channel_dim: int, recording: _Recording) -> Tensor:
