@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.backbones import Backbone, Prepared
+from mtl.carriers import carried, gradient_carriers
 from mtl.episode import Episode, Examples, Inputs
 from mtl.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.generators import AbstractGenerator, SupportView
@@ -128,22 +128,10 @@ class MetaLearner:
         return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer, self.backbone.execution)
 
     def _support_features(self, seen: Prepared, weights: Tensors, meta: Tensors, carriers: Tensor | None) -> Tensor:
-        """Features of the support set, of which only the carriers pass gradients back, each for several examples.
-
-        The estimate of LITE (arXiv 2107.01105): the loss sees every example, and on average over the carriers the
-        gradient is the full one.
-        """
+        """Features of the support set, of which only the carriers pass gradients back; all of them for None."""
         if carriers is None or not torch.is_grad_enabled():
             return self.features(seen, weights, meta)
-        n = seen.shape[1]
-        others = torch.ones(n, dtype=torch.bool).index_fill(0, carriers, False).nonzero().squeeze(1)
-        carried = self.features(seen.take(carriers), weights, meta)
-        with torch.no_grad():
-            value = torch.cat([carried, self.features(seen.take(others), weights, meta)], 1)
-        share = n / len(carriers)
-        passed = torch.cat([share * (carried - carried.detach()), torch.zeros_like(value[:, len(carriers) :])], 1)
-        back = torch.cat([carriers, others]).argsort().to(value.device)
-        return (value + passed)[:, back]
+        return carried(seen, carriers, lambda some: self.features(some, weights, meta))
 
     def features(self, inputs: Inputs | Prepared, weights: Tensors, meta: Tensors) -> Tensor:
         """Modulated features ``(tasks, n, width)``, in at least float32."""
@@ -305,25 +293,6 @@ class Adapted:
         weight, bias = self.learner.head.as_linear(self.weights, (features, self.support.labels), self.ways)
         bias = bias + (weight @ shift[:, sites:].unsqueeze(-1)).squeeze(-1)
         return merged, (weight * scale[:, None, sites:])[task], bias[task]
-
-
-def gradient_carriers(support: Examples, count: int | None) -> Callable[[int], Tensor | None]:
-    """``step -> `` sorted indices of the support examples that carry gradients in that step; None where all do.
-
-    A function of the examples and the step alone: whoever evaluates a step again, in another process or run, draws the
-    same ones.
-    """
-    n = support.labels.shape[1]
-    if count is None or count >= n:
-        return lambda step: None
-    first = next(iter(support.inputs.values())) if isinstance(support.inputs, dict) else support.inputs
-    seed = zlib.crc32(first.flatten()[:4096].cpu().float().numpy().tobytes())
-
-    def draw(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed + step)
-        return torch.randperm(n, generator=generator)[:count].sort().values
-
-    return draw
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

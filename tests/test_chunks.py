@@ -13,6 +13,7 @@ from tiny import Blobs, backbone
 
 import mtl
 from mtl import learner as learner_module
+from mtl.carriers import gradient_carriers
 from mtl.memory import LiveBytes
 
 NETWORKS = ["vit_tiny_patch16_224", "test_convnext", "bert", "llama", "gpt2"]
@@ -87,12 +88,12 @@ def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch
 
 def test_the_same_carriers_are_drawn_whoever_asks_and_others_in_the_next_step():
     first, second = (Blobs(shots=8).sample(i).support for i in (0, 1))
-    draw = learner_module.gradient_carriers(first, 5)
-    assert torch.equal(draw(3), learner_module.gradient_carriers(first, 5)(3))
+    draw = gradient_carriers(first, 5)
+    assert torch.equal(draw(3), gradient_carriers(first, 5)(3))
     assert not torch.equal(draw(3), draw(4))
-    assert not torch.equal(draw(3), learner_module.gradient_carriers(second, 5)(3))
+    assert not torch.equal(draw(3), gradient_carriers(second, 5)(3))
     assert len(set(draw(3).tolist())) == 5
-    assert learner_module.gradient_carriers(first, 24)(0) is None, "all of them"
+    assert gradient_carriers(first, 24)(0) is None, "all of them"
 
 
 @pytest.mark.parametrize("last_k", [None, 1])

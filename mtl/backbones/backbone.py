@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mtl.backbones.adapter import PREFIX, AbstractAdapter, noise
-from mtl.backbones.forwards import Forward, replaced
+from mtl.backbones.fingerprint import fingerprint
+from mtl.backbones.forwards import Forward, recomputed_blocks, replaced
 from mtl.backbones.prefix import FrozenPrefix, NotByExample
 from mtl.backbones.prepared import Prepared
 from mtl.episode import Inputs
@@ -201,7 +200,7 @@ class Backbone(nn.Module):
         return torch.cat([self._recomputed_pass(piece, modulation) for piece in pieces], 1)
 
     def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
-        with self.modulator.modulating(modulation), replaced(self._checkpointed()), self._replaying(prepared):
+        with self.modulator.modulating(modulation), replaced(self._recomputed_blocks()), self._replaying(prepared):
             return self.features(_flatten(prepared.inputs)).unflatten(0, (prepared.shape[0], -1))
 
     def _recomputed_pass(self, prepared: Prepared, modulation: Modulation) -> Tensor:
@@ -212,28 +211,12 @@ class Backbone(nn.Module):
 
         return checkpoint(run, modulation.scale, modulation.shift, use_reentrant=False, preserve_rng_state=False)
 
+    def _recomputed_blocks(self) -> dict[nn.Module, Forward]:
+        wanted = self.checkpoint_blocks and torch.is_grad_enabled()
+        return recomputed_blocks(self.model, self.sites, self.modulator) if wanted else {}
+
     def _replaying(self, prepared: Prepared) -> AbstractContextManager[None]:
         return self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
-
-    def _checkpointed(self) -> dict[nn.Module, Forward]:
-        """The modulated blocks, each under activation checkpointing; none unless asked for and of use."""
-        if not (self.checkpoint_blocks and torch.is_grad_enabled()):
-            return {}
-
-        def checkpointed(forward: Forward) -> Forward:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                # The libraries' own switches would recompute without the modulation, which is gone by then.
-                again = lambda: (nullcontext(), self.modulator.as_now())  # noqa: E731
-                return checkpoint(
-                    forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=again, **kwargs
-                )
-
-            return call
-
-        names = {s.block for s in self.sites if s.block}
-        inner = [n for n in names if not any(other.startswith(f"{n}.") for other in names)]
-        blocks = [self.model.get_submodule(name) for name in inner]
-        return {block: checkpointed(block.forward) for block in blocks}
 
     @torch.no_grad()
     def observe(self, inputs: Inputs | Prepared) -> tuple[Tensor, list[Tensor]]:
@@ -273,24 +256,7 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> str:
         """A short hash of parameter names, shapes and some values; the same on every device and in bfloat16."""
-        if self._fingerprint is not None:
-            return self._fingerprint
-        digest = hashlib.sha256()
-        named = sorted(self.model.named_parameters())
-        for i, (name, value) in enumerate(named):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            if i % max(1, len(named) // 8) == 0:
-                part = self._value(name).flatten()[:1024].to("cpu", torch.bfloat16)
-                digest.update(part.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def _value(self, name: str) -> Tensor:
-        """A parameter's value, brought in from the disk if it was put there."""
-        value = self.model.get_parameter(name).detach()
-        if not value.is_meta:
-            return value
-        with align_module_device(self.model.get_submodule(name.rpartition(".")[0]), torch.device("cpu")):
-            return self.model.get_parameter(name).detach().clone()
+        return self._fingerprint or fingerprint(self.model)
 
     def freeze_fingerprint(self) -> None:
         """Remember the fingerprint; before weights go where their values cannot be read."""
@@ -337,12 +303,21 @@ class Backbone(nn.Module):
         """Where inputs go."""
         return self.placed or next(self.model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored weights; of those that are numbers, where others are quantized."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether the network runs in less than float32, stored or under autocast."""
+        return self.precision is not None or self.dtype in (torch.bfloat16, torch.float16)
+
     def _cast(self, inputs: Inputs) -> Inputs:
         """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
         if isinstance(inputs, dict):
             return {k: v.to(self.device) for k, v in inputs.items()}
-        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        return inputs.to(self.device, dtype)
+        return inputs.to(self.device, self.dtype)
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.dim() != 2:

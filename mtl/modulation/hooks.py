@@ -136,8 +136,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tenso
     rows = len(x) // tasks
     shape = [len(x)] + [1] * (x.dim() - 1)
     shape[channel_dim] = width
-    # The vectors are repeated by row, rather than x grouped by task, so that the result is no view: where a network works
-    # in place on a view, the hooks that gather sharded weights for the way back are lost.
+    # The vectors are repeated by row, rather than x grouped by task, so that the result is no view: where a network
+    # works in place on a view, the hooks that gather sharded weights for the way back are lost.
     scale, shift = (v.to(x.dtype).unsqueeze(1).expand(tasks, rows, width).reshape(shape) for v in (scale, shift))
     return torch.addcmul(shift, x, scale)
 
