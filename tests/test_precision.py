@@ -74,13 +74,15 @@ def wide(request, tmp_path_factory) -> mtl.Backbone:
 
 def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dict[str, torch.Tensor]]:
     """One task, whose inner loss also has a weight of its own per example: a meta-parameter that acts nowhere else."""
-    labels = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2]], device=network.device)
     inputs: Any = batch(network, 1, 6)
-    learner = mtl.MetaLearner(network, mtl.Static(network.sites, network.width, 0.02), inner_steps=k)
+    learner = mtl.MetaLearner(network, mtl.Static(network.sites, network.width, 0.02), inner_steps=k).to(network.device)
     support = mtl.Examples(inputs, labels)
     episode = mtl.Episode(support, support.map(lambda v: v.flip(1)), 3)
     problem = learner.problem(episode)
-    meta = {n: v.detach() for n, v in learner.generator(learner.view(support)).items()} | {"example": torch.zeros(6)}
+    meta = {n: v.detach() for n, v in learner.generator(learner.view(support)).items()} | {
+        "example": torch.zeros_like(labels[0].float())
+    }
 
     def inner_loss(weights, meta, step):
         features = learner.features(inputs, weights, meta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -20,11 +21,13 @@ import adapt
 import compare_accuracy
 import compare_estimators
 import compare_peers
+import compare_precision
 import compare_speed
 import compare_text
 import draw_cliff
 import few_shot_text
 import few_shot_vision
+import large_backbone
 import pretrain_docstrings
 
 
@@ -269,6 +272,32 @@ def test_every_shortcut_is_measured(tmp_path, capsys):
     assert found.keys() == {"prefix", "chunk", "budget", "checkpoint", "bf16"}
     assert all(v > 0 for v in found.values())
     assert "cosine of bf16" in capsys.readouterr().out
+
+
+def test_precision_is_compared(tmp_path):
+    threads = torch.get_num_threads()
+    kept = {k: compare_precision.ESTIMATORS[k] for k in ("exact, unrolled", "windowed(5), adaptive", "SAMA")}
+    config = compare_precision.Config(networks=("vit",), depth=1, inner_steps=2, out=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_precision, "ESTIMATORS", kept)
+        exact, adaptive, sama = compare_precision.main(config)
+    torch.set_num_threads(threads)
+    assert exact["cosine fp16"] != exact["cosine fp16"], "refused"
+    assert min(row[f"cosine {c}"] for row in (adaptive, sama) for c in ("bf16", "fp16", "stored")) > 0.98
+    assert (tmp_path / "precision.csv").is_file()
+
+
+def test_a_meta_step_of_a_large_backbone_is_measured(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    config = large_backbone.Config(
+        backbone="vit_tiny_patch16_224", shots=1, queries=1, ways=2, inner_steps=2, window=2, precision="fp32",
+        examples_per_chunk=1, out=str(tmp_path),
+    )  # fmt: skip
+    found = large_backbone.main(config)
+    torch.set_num_threads(threads)
+    assert json.loads((tmp_path / "result.json").read_text())["pulls"] == 1
+    assert 0 < found["allocated_gib"] < found["peak_gib"]
+    assert found["gradient_norm"] > 0
 
 
 def test_the_cliff_is_drawn(tmp_path):

@@ -1,0 +1,54 @@
+"""On an accelerator: the same gradients in low precision, memory flat in the number of inner steps, no host's copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_precision import agreement, flat, problem_of
+
+import mtl
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.fixture(scope="module")
+def network() -> mtl.Backbone:
+    return mtl.load_backbone("vit_small_patch16_224", pretrained=False, img_size=96, depth=6).to("cuda")
+
+
+@pytest.mark.parametrize("pull", ["reverse", mtl.FiniteDifference(0.1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_keeps_the_meta_gradient(network: mtl.Backbone, dtype: torch.dtype, pull: Any):
+    expected = flat(mtl.Rematerialised()(*problem_of(network)))
+    network.precision = dtype
+    try:
+        found = flat(mtl.Windowed(pull=pull)(*problem_of(network)))
+    finally:
+        network.precision = None
+    assert agreement(found, expected)[0] > 0.99
+
+
+@pytest.mark.parametrize("pull", ["reverse", "finite-difference"])
+def test_memory_is_flat_in_the_number_of_steps(network: mtl.Backbone, pull: Any):
+    def peak(k: int) -> int:
+        problem, meta = problem_of(network, k)
+        torch.cuda.reset_peak_memory_stats()
+        mtl.Windowed(size=2, pull=pull)(problem, meta)
+        return torch.cuda.max_memory_allocated()
+
+    peak(2)
+    assert peak(12) < 1.05 * peak(2)
+
+
+def test_the_inner_loop_waits_for_nothing(network: mtl.Backbone):
+    """Exact-forward windows read no number from the device; a wait would show as an error here."""
+    problem, meta = problem_of(network)
+    estimator = mtl.Windowed(size=2, mode="exact-forward")
+    estimator(problem, meta)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        estimator(problem, meta)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
