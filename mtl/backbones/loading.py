@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from mtl.backbones.adapter import AbstractAdapter
 from mtl.backbones.backbone import Backbone
 from mtl.backbones.timm_networks import EMBEDDED, load_embedded, load_timm
 from mtl.backbones.transformers_networks import load_transformers
@@ -43,7 +46,7 @@ def load_backbone(
         ValueError: a name, an argument or a checkpoint that does not fit.
         OSError: the weights are neither here nor reachable.
     """
-    load = load_embedded if str(name) == EMBEDDED else load_timm if _is_timm(name) else load_transformers
+    load = loader(name)
     if "dtype" in model_args:
         model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and load is load_transformers)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
@@ -52,6 +55,11 @@ def load_backbone(
         torch.manual_seed(seed)
         model, adapter = load(str(name), pretrained, checkpoint, pooling, model_args)
     return Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args)
+
+
+def loader(name: str | Path) -> Callable[..., tuple[nn.Module, AbstractAdapter]]:
+    """What makes a network of this name, and its adapter; called with (name, pretrained, checkpoint, pooling, args)."""
+    return load_embedded if str(name) == EMBEDDED else load_timm if _is_timm(name) else load_transformers
 
 
 def _is_timm(name: str | Path) -> bool:
