@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from mtl.backbones import Backbone, load_backbone
-from mtl.files import replacing_folder
+from mtl.files import naming_failures, replacing_folder
 from mtl.generators import GENERATORS
 from mtl.heads import HEADS
 from mtl.inner import INNER_OPTIMIZERS
@@ -34,6 +34,7 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
     Raises:
         FileExistsError: the folder holds something that is not a saved learner.
         ValueError: backbone, generator or head cannot be built again from JSON.
+        OSError: it could not be written; what was there still is.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
@@ -50,9 +51,10 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
         "extra": extra or {},
     }
     state = {k: v.detach().cpu().contiguous() for k, v in learner.generator.state_dict().items()}
-    with replacing_folder(folder) as fresh:
+    weights = save(state)  # safetensors' own writer reports a full disk as an error of its format
+    with naming_failures(folder, len(weights)), replacing_folder(folder) as fresh:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2))
-        save_file(state, fresh / WEIGHTS)
+        (fresh / WEIGHTS).write_bytes(weights)
 
 
 def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> MetaLearner:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtl import tensors
+from mtl.execution import Execution
 from mtl.tensors import Tensors
 
 StepSize = float | Tensor | Mapping[str, Tensor]
@@ -157,6 +158,7 @@ class InnerProblem:
         outer_loss: ``(theta_K, meta) -> (tasks,)`` losses on the query set.
         num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
         optimizer: how a step is taken.
+        execution: how the network under the losses runs.
 
     Raises:
         ValueError: when ``num_steps`` is negative.
@@ -167,6 +169,7 @@ class InnerProblem:
     outer_loss: Callable[[Tensors, Tensors], Tensor]
     num_steps: int
     optimizer: AbstractInnerOptimizer = field(default_factory=InnerSGD)
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
@@ -211,7 +214,7 @@ def inner_gradient(
         loss = problem.inner_loss(weights, meta, step).sum()
     if reached is not None:
         reached |= tensors.reaches([loss], meta)
-    return tensors.grad(loss, weights)[0]
+    return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0]
 
 
 GradientAt = Callable[[Tensors, int], Tensors]

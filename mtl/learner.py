@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,9 +36,11 @@ class MetaLearner:
         optimizer: of the inner loop, plain gradient descent by default; its ``lr`` is replaced by the generator's
             learned step sizes.
         estimator: of the meta-gradient; plays no part once training is over.
+        support_gradients: how many support examples of a task carry gradients, drawn anew for every task and inner
+            step; the others are passed without a graph. For support sets that are too large otherwise. None: all.
 
     Raises:
-        ValueError: when the generator was made for another backbone.
+        ValueError: when the generator was made for another backbone, or no example would carry gradients.
     """
 
     def __init__(
@@ -49,7 +52,12 @@ class MetaLearner:
         inner_steps: int = 5,
         optimizer: InnerSGD | InnerAdam | None = None,
         estimator: AbstractEstimator | None = None,
+        support_gradients: int | None = None,
     ) -> None:
+        if support_gradients is not None and support_gradients < 1:
+            raise ValueError(
+                f"MetaLearner(support_gradients={support_gradients}): expected at least one example, or None for all"
+            )
         expected = (*(s.width for s in backbone.sites), backbone.width)
         if generator.widths != expected:
             raise ValueError(
@@ -62,6 +70,7 @@ class MetaLearner:
         self.inner_steps = inner_steps
         self.optimizer = replace(optimizer or InnerSGD(), lr=generator.step_sizes)
         self.estimator = estimator or Windowed()
+        self.support_gradients = support_gradients
         self._last: Adapted | None = None
 
     @property
@@ -76,28 +85,37 @@ class MetaLearner:
 
     # --- meta-training -----------------------------------------------------------------------------------------------
 
-    def view(self, support: Examples) -> SupportView:
-        """The support set as the generator sees it: one plain forward pass, no graph."""
-        features, activations = self.backbone.observe(support.inputs)
+    def view(self, support: Examples, seen: Prepared | None = None) -> SupportView:
+        """The support set as the generator sees it: one plain forward pass, no graph.
+
+        Args:
+            seen: the support inputs as :meth:`Backbone.prepare` gives them, to compute what it spares once for the view
+                and the problem.
+        """
+        features, activations = self.backbone.observe(seen or support.inputs)
         return SupportView(features, activations, support.labels, int(support.labels.max()) + 1)
 
-    def problem(self, episode: Episode, record: dict[str, Tensor] | None = None) -> InnerProblem:
+    def problem(
+        self, episode: Episode, record: dict[str, Tensor] | None = None, seen: Prepared | None = None
+    ) -> InnerProblem:
         """The inner problem of a batch of equal-shaped episodes.
 
         Args:
             record: receives ``accuracy``, ``(tasks,)`` query accuracies, whenever the outer loss is evaluated.
+            seen: see :meth:`view`.
         """
         support, query, ways = episode.support, episode.query, episode.ways
         # Every inner step and pull sees the same support set: what lies below the first site is computed once.
-        seen = self.backbone.prepare(support.inputs)
+        seen = self.backbone.prepare(seen or support.inputs)
+        draw = gradient_carriers(support, self.support_gradients)
 
         def init(meta: Tensors) -> Tensors:
             weights = self.generator.init(meta)
-            features = self.features(seen, weights, meta)
+            features = self._support_features(seen, weights, meta, draw(0))
             return weights | self.head.init(features, support.labels, ways)
 
         def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
-            features = self.features(seen, weights, meta)
+            features = self._support_features(seen, weights, meta, draw(step))
             logits = self.head.support_logits(weights, (features, support.labels), ways)
             return cross_entropy(logits, support.labels)
 
@@ -107,7 +125,25 @@ class MetaLearner:
                 record["accuracy"] = (logits.detach().argmax(-1) == query.labels).float().mean(1)
             return cross_entropy(logits, query.labels)
 
-        return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer)
+        return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer, self.backbone.execution)
+
+    def _support_features(self, seen: Prepared, weights: Tensors, meta: Tensors, carriers: Tensor | None) -> Tensor:
+        """Features of the support set, of which only the carriers pass gradients back, each for several examples.
+
+        The estimate of LITE (arXiv 2107.01105): the loss sees every example, and on average over the carriers the
+        gradient is the full one.
+        """
+        if carriers is None or not torch.is_grad_enabled():
+            return self.features(seen, weights, meta)
+        n = seen.shape[1]
+        others = torch.ones(n, dtype=torch.bool).index_fill(0, carriers, False).nonzero().squeeze(1)
+        carried = self.features(seen.take(carriers), weights, meta)
+        with torch.no_grad():
+            value = torch.cat([carried, self.features(seen.take(others), weights, meta)], 1)
+        share = n / len(carriers)
+        passed = torch.cat([share * (carried - carried.detach()), torch.zeros_like(value[:, len(carriers) :])], 1)
+        back = torch.cat([carriers, others]).argsort().to(value.device)
+        return (value + passed)[:, back]
 
     def features(self, inputs: Inputs | Prepared, weights: Tensors, meta: Tensors) -> Tensor:
         """Modulated features ``(tasks, n, width)``, in at least float32."""
@@ -117,9 +153,15 @@ class MetaLearner:
         features = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
         return features * modulation.scale[:, None, sites:] + modulation.shift[:, None, sites:]
 
-    def meta_gradient(self, episode: Episode, meta: Tensors, record: dict[str, Tensor] | None = None) -> MetaGradient:
+    def meta_gradient(
+        self,
+        episode: Episode,
+        meta: Tensors,
+        record: dict[str, Tensor] | None = None,
+        seen: Prepared | None = None,
+    ) -> MetaGradient:
         """The estimator's verdict on a batch of episodes; ``meta`` is what the generator emitted for them."""
-        return self.estimator(self.problem(episode, record), meta)
+        return self.estimator(self.problem(episode, record, seen), meta)
 
     def _query_logits(
         self, support: Inputs | Prepared, labels: Tensor, inputs: Inputs, ways: int, weights: Tensors, meta: Tensors
@@ -156,10 +198,11 @@ class MetaLearner:
             names, support = tuple(support), self._labelled(support)
         ways = _ways(support.labels)
         support = support.to(self.device)
-        emitted: Tensors = self.generator(self.view(support)) if meta is None else meta
+        seen = self.backbone.prepare(support.inputs)
+        emitted: Tensors = self.generator(self.view(support, seen)) if meta is None else meta
         # Copies: some of it are the generator's own parameters, which may train on.
         emitted = {k: v.detach().clone() for k, v in emitted.items()}
-        problem = self.problem(Episode(support, support, ways))
+        problem = self.problem(Episode(support, support, ways), seen=seen)
         problem = problem if steps is None else replace(problem, num_steps=steps)
         self._last = Adapted(self, support, ways, solve(problem, emitted), emitted, names)
         return self._last
@@ -254,6 +297,25 @@ class Adapted:
         weight, bias = self.learner.head.as_linear(self.weights, (features, self.support.labels), self.ways)
         bias = bias + (weight @ shift[:, sites:].unsqueeze(-1)).squeeze(-1)
         return merged, (weight * scale[:, None, sites:])[task], bias[task]
+
+
+def gradient_carriers(support: Examples, count: int | None) -> Callable[[int], Tensor | None]:
+    """``step -> `` sorted indices of the support examples that carry gradients in that step; None where all do.
+
+    A function of the examples and the step alone: whoever evaluates a step again, in another process or run, draws the
+    same ones.
+    """
+    n = support.labels.shape[1]
+    if count is None or count >= n:
+        return lambda step: None
+    first = next(iter(support.inputs.values())) if isinstance(support.inputs, dict) else support.inputs
+    seed = zlib.crc32(first.flatten()[:4096].cpu().float().numpy().tobytes())
+
+    def draw(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed + step)
+        return torch.randperm(n, generator=generator)[:count].sort().values
+
+    return draw
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

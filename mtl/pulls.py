@@ -61,19 +61,26 @@ class Reverse(AbstractPull):
         self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int
     ) -> tuple[Tensors, Products]:
         """The gradient as well, outside the graph: it is there anyway."""
+        problem.execution.require_second_order()
+        scale = problem.execution.loss_scale
         weights, meta = tensors.leaf(weights), tensors.leaf(meta)
         with torch.enable_grad(), twice_differentiable():
-            losses = problem.inner_loss(weights, meta, step)
-            (gradient,) = tensors.grad(losses.sum(), weights, create_graph=True)
+            loss = problem.inner_loss(weights, meta, step).sum() * (scale or 1.0)
+            (gradient,) = tensors.grad(loss, weights, create_graph=True)
         require_double_backward(gradient)
+        # The graph stays at the scale of the loss, so that what flows through it a second time does too.
+        size, unscale = (None, 1.0) if scale is None else (1.0, 1.0 / scale)
+        unscaled = lambda group: {k: v * unscale for k, v in group.items()}  # noqa: E731
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             seeds = [cotangent[k] for k in gradient]
             with twice_differentiable():  # checkpointed activations are recomputed here
-                h, m = tensors.grad(gradient.values(), weights, meta, cotangents=seeds, retain_graph=True)
-            return h, m
+                h, m = tensors.grad(
+                    gradient.values(), weights, meta, cotangents=seeds, retain_graph=True, magnitude=size
+                )
+            return (h, m) if scale is None else (unscaled(h), unscaled(m))
 
-        return tensors.detach(gradient), products
+        return unscaled(tensors.detach(gradient)), products
 
 
 NOT_AGAIN = ("NotImplemented", "autograd::Error")
@@ -110,20 +117,24 @@ class ForwardOverReverse(AbstractPull):
     """
 
     def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+        problem.execution.require_second_order()
+        scale = problem.execution.loss_scale
+
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             theta, phi = tensors.leaf(weights), tensors.leaf(meta)
+            length = 1.0 if scale is None else tensors.power_of_two(cotangent.values())
             with torch.enable_grad(), twice_differentiable(), forward_ad.dual_level():
-                dual = {k: forward_ad.make_dual(v, cotangent[k].to(v.dtype)) for k, v in theta.items()}
-                h, m = tensors.grad(problem.inner_loss(dual, phi, step).sum(), dual, phi)
-                return _tangents(h), _tangents(m)
+                dual = {k: forward_ad.make_dual(v, (cotangent[k] * length).to(v.dtype)) for k, v in theta.items()}
+                h, m = tensors.grad(problem.inner_loss(dual, phi, step).sum(), dual, phi, magnitude=scale)
+                return _tangents(h, length), _tangents(m, length)
 
         return products
 
 
-def _tangents(values: Tensors) -> Tensors:
+def _tangents(values: Tensors, length: torch.Tensor | float) -> Tensors:
     pairs = {k: (v, forward_ad.unpack_dual(v).tangent) for k, v in values.items()}
     # No tangent: the gradient does not change along the cotangent.
-    return {k: torch.zeros_like(v) if t is None else t.detach() for k, (v, t) in pairs.items()}
+    return {k: torch.zeros_like(v) if t is None else t.detach() / length for k, (v, t) in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,8 @@ class FiniteDifference(AbstractPull):
                 losses = problem.inner_loss(theta, phi, step)
             # The seeds divide by 2 epsilon before tasks are summed:
             # a meta-parameter shared by tasks sees each task with its own epsilon.
-            h, m = tensors.grad(losses, theta, phi, cotangents=[seeds.to(losses.dtype)])
+            scale = problem.execution.loss_scale
+            h, m = tensors.grad(losses, theta, phi, cotangents=[seeds.to(losses.dtype)], magnitude=scale)
             return h, m
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:

@@ -68,13 +68,24 @@ def grad(
     cotangents: Iterable[Tensor] | None = None,
     create_graph: bool = False,
     retain_graph: bool | None = None,
+    magnitude: float | None = None,
 ) -> tuple[Tensors, ...]:
     """``torch.autograd.grad`` for groups of named inputs; one dictionary of gradients per group.
 
     An input that the outputs do not depend on gets zeros, not ``None``.
+
+    Args:
+        magnitude: the cotangents travel at about this size, and the gradients are scaled back by the same power of two:
+            float16 in between neither underflows nor changes a digit.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     seeds = [None] * len(outputs) if cotangents is None else list(cotangents)
+    if magnitude is not None:
+        seeds = [torch.ones_like(o) if s is None else s for o, s in zip(outputs, seeds, strict=True)]
+        factor = magnitude * power_of_two(seeds)
+        seeds = [s * factor for s in seeds]
+        found = grad(outputs, *inputs, cotangents=seeds, create_graph=create_graph, retain_graph=retain_graph)
+        return tuple({k: v / factor for k, v in group.items()} for group in found)
     pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
     wanted = [v for group in inputs for v in group.values() if v.requires_grad]
     if not pairs or not wanted:
@@ -91,6 +102,12 @@ def grad(
         )
     )
     return tuple({k: next(found) if v.requires_grad else torch.zeros_like(v) for k, v in g.items()} for g in inputs)
+
+
+def power_of_two(values: Iterable[Tensor]) -> Tensor:
+    """What brings the largest absolute value to between a half and one; a number on the device, read by nobody."""
+    largest = torch.stack([v.detach().abs().amax() for v in values if v.numel()]).amax().float()
+    return torch.exp2(-torch.frexp(largest.clamp_min(1e-30)).exponent.float())
 
 
 def nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:

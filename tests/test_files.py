@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
-from mtl.files import remove_drafts, replacing, replacing_folder
+from mtl.files import naming_failures, recover_folder, remove_drafts, replacing, replacing_folder
 
 
 def drafts_of_a_kill(path, opened, monkeypatch) -> None:
@@ -30,15 +35,56 @@ def test_drafts_of_a_file_are_removed(name, tmp_path, monkeypatch):
     assert names(tmp_path) == set()
 
 
-def test_drafts_of_a_folder_are_removed_once_it_is_there(tmp_path, monkeypatch):
+def test_drafts_of_a_folder_are_removed(tmp_path, monkeypatch):
     drafts_of_a_kill(tmp_path / "best", replacing_folder, monkeypatch)
-    remove_drafts(tmp_path / "best")  # for all it knows, the kill came between the two moves
     assert len(names(tmp_path)) == 1
+    recover_folder(tmp_path / "best")
+    assert names(tmp_path) == set()
+
+
+def killed_at_move(number: int, path: Path, monkeypatch) -> None:
+    """Replace the folder ``path`` in a process that dies before its move of that number, or after the second."""
+    move, done = os.replace, []
+
+    def moved(*paths):
+        if len(done) == number - 1:
+            raise KeyboardInterrupt
+        move(*paths)
+        done.append(paths)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr("mtl.files.os.replace", moved)
+        patched.setattr("mtl.files.shutil.rmtree", lambda *_, **__: None)
+        with replacing_folder(path) as draft:
+            (draft / "new").touch()
+
+
+@pytest.mark.parametrize(("number", "kept"), [(1, "old"), (2, "old"), (3, "new")])
+def test_a_folder_killed_while_it_is_replaced_is_whole(number, kept, tmp_path, monkeypatch):
     with replacing_folder(tmp_path / "best") as draft:
-        (draft / "whole").touch()
-    remove_drafts(tmp_path / "best")
+        (draft / "old").touch()
+    killed_at_move(number, tmp_path / "best", monkeypatch)
+    assert (tmp_path / "best").exists() == (number != 2), "the kill that this is about"
+    recover_folder(tmp_path / "best")
     assert names(tmp_path) == {"best"}
-    assert names(tmp_path / "best") == {"whole"}
+    assert names(tmp_path / "best") == {kept}
+
+
+def test_a_pattern_of_names_removes_the_drafts_of_all(tmp_path):
+    for name in (".step-1-0123abcd.pt", ".step-22-0123abcd.pt", ".step-1-0123abcd.json", "step-1-0123abcd.pt"):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path / "step-*.pt")
+    assert names(tmp_path) == {".step-1-0123abcd.json", "step-1-0123abcd.pt"}
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    full = r"a\.pt could not be.*No space.*takes 1,234 bytes, [\d,]+ bytes are free"
+    with pytest.raises(OSError, match=full) as raised, naming_failures(tmp_path / "new" / "a.pt", 1234):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.errno == errno.ENOSPC
+    forbidden = r"a\.pt could not be written: no; take a folder that can be"
+    with pytest.raises(PermissionError, match=forbidden), naming_failures(tmp_path / "a.pt"):
+        raise PermissionError(errno.EACCES, "no")
 
 
 def test_nothing_else_is_removed(tmp_path):

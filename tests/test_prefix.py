@@ -82,7 +82,7 @@ def test_a_module_used_on_both_sides_is_computed():
             return self.twice(self.norm(self.twice(self.once(x))))
 
     model, x = Shared(), torch.randn(2, 4)
-    prefix = FrozenPrefix(model, ["norm"], lambda: model(x))
+    prefix = FrozenPrefix(model, ["norm"], lambda n: model(torch.randn(n, 4)))
     stored = prefix.record(lambda: model(x))
     assert len(stored.outputs) == 1, "the first layer alone"
     with prefix.replaying(stored):

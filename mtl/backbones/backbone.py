@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,25 +17,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mtl.backbones.adapter import AbstractAdapter, noise
 from mtl.backbones.forwards import Forward, replaced
-from mtl.backbones.prefix import FrozenPrefix, Stored
+from mtl.backbones.prefix import FrozenPrefix, NotByExample
+from mtl.backbones.prepared import Prepared
 from mtl.episode import Inputs
+from mtl.execution import Execution
 from mtl.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
 from mtl.tensors import has_values
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """Inputs whose frozen prefix is computed; made by :meth:`Backbone.prepare`, taken wherever inputs are.
-
-    Args:
-        inputs: as given.
-        stored: outputs of the prefix; None where there is none.
-    """
-
-    inputs: Inputs
-    stored: Stored | None
+LOSS_SCALE = 2.0**10
+"""Where the scale of cotangents through a float16 network starts."""
 
 
 class Backbone(nn.Module):
@@ -52,6 +44,10 @@ class Backbone(nn.Module):
     Attributes:
         checkpoint_blocks: set it to True to keep only the inputs of modulated blocks and recompute their activations on
             the way back: less memory inside an inner step, a third more time, the same numbers.
+        examples_per_chunk: pass so many examples of every task through the network at a time, each chunk recomputed on
+            the way back: memory no longer grows with the number of examples, a third more time, the same numbers. None
+            passes all at once.
+        execution: what meta-gradients have to know; set by ``precision`` and by :mod:`mtl.placement`.
         width: features per example, ``D``.
         modulation_width: channels over all sites, ``P``.
     """
@@ -72,6 +68,9 @@ class Backbone(nn.Module):
         self.name = name
         self.load_args = load_args
         self.checkpoint_blocks = False
+        self.examples_per_chunk: int | None = None
+        self.execution = Execution()
+        self._precision: torch.dtype | None = None
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
@@ -85,23 +84,50 @@ class Backbone(nn.Module):
         del mode
         return super().train(False)
 
-    def prepare(self, inputs: Inputs) -> Prepared:
+    @property
+    def precision(self) -> torch.dtype | None:
+        """``torch.bfloat16`` or ``torch.float16`` runs the network, and nothing else, under autocast; None as stored.
+
+        Scale, shift, features and all gradients stay in float32. A network that is *stored* in bfloat16
+        (``load_backbone(..., dtype="bfloat16")``) needs half the memory and no autocast.
+
+        Raises:
+            ValueError: when set to another dtype.
+        """
+        return self._precision
+
+    @precision.setter
+    def precision(self, dtype: torch.dtype | None) -> None:
+        if dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"precision={dtype}: expected torch.bfloat16, torch.float16, or None to run it as stored")
+        self._precision = dtype
+        self.execution = replace(self.execution, loss_scale=LOSS_SCALE if dtype == torch.float16 else None)
+
+    def prepare(self, inputs: Inputs | Prepared) -> Prepared:
         """Compute once what lies below the first site, for inputs that will be used several times.
 
         Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
         """
-        prefix = self._prefix
-        if not prefix:
-            return Prepared(inputs, None)
-        flat, _ = self._flatten(inputs)
-        return Prepared(inputs, prefix.record(lambda: self.features(flat)))
+        if isinstance(inputs, Prepared) or not (prefix := self._prefix):
+            return _as_prepared(inputs)
+
+        def recorded(piece: Prepared) -> Prepared:
+            flat = _flatten(piece.inputs)
+            return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
+
+        return Prepared.join([recorded(piece) for piece in Prepared(inputs).split(self.examples_per_chunk)])
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
         """Found by watching one forward pass, and checked on another."""
         inputs = self.example_inputs(2)
-        prefix = FrozenPrefix(self.model, [s.name for s in self.sites], lambda: self.features(inputs))
-        random = noise(1, self.modulation_width).to(next(self.model.parameters()).device)
+        sites, unbroken = [s.name for s in self.sites], self.execution.in_step
+        try:
+            prefix = FrozenPrefix(self.model, sites, lambda n: self.features(self.example_inputs(n)), unbroken)
+        except NotByExample:
+            log.warning("%s: its frozen prefix mixes examples; it is computed every time", self.name)
+            return None
+        random = noise(1, self.modulation_width).to(self.device)
         modulation = Modulation(1 + 0.1 * random, 0.1 * random)
         with torch.no_grad(), self.modulator.modulating(modulation):
             plain = self.features(inputs)
@@ -125,16 +151,31 @@ class Backbone(nn.Module):
         Raises:
             ValueError: tasks or widths of inputs and modulation differ.
         """
-        prepared = inputs if isinstance(inputs, Prepared) else Prepared(inputs, None)
-        flat, tasks = self._flatten(prepared.inputs)
+        prepared = _as_prepared(inputs)
+        tasks, _ = prepared.shape
         if modulation is not None and modulation.tasks != tasks:
             raise ValueError(
                 f"inputs hold {tasks} tasks but the modulation {modulation.tasks}; "
                 "expand a shared modulation to one row per task"
             )
+        pieces = prepared.split(self.examples_per_chunk)
+        call = self._pass if len(pieces) == 1 else self._recomputed_pass
+        return torch.cat([call(piece, modulation) for piece in pieces], 1)
+
+    def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
         known = self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
         with self.modulator.modulating(modulation), replaced(self._checkpointed()), known:
-            return self.features(flat).unflatten(0, (tasks, -1))
+            return self.features(_flatten(prepared.inputs)).unflatten(0, (prepared.shape[0], -1))
+
+    def _recomputed_pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
+        """The same, of which only the inputs are remembered for the way back."""
+        if modulation is None or not torch.is_grad_enabled():
+            return self._pass(prepared, modulation)
+
+        def run(scale: Tensor, shift: Tensor) -> Tensor:
+            return self._pass(prepared, Modulation(scale, shift))
+
+        return checkpoint(run, modulation.scale, modulation.shift, use_reentrant=False, preserve_rng_state=False)
 
     def _checkpointed(self) -> dict[nn.Module, Forward]:
         """The modulated blocks, each under activation checkpointing; none unless asked for and of use."""
@@ -157,22 +198,32 @@ class Backbone(nn.Module):
         return {block: checkpointed(block.forward) for block in blocks}
 
     @torch.no_grad()
-    def observe(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+    def observe(self, inputs: Inputs | Prepared) -> tuple[Tensor, list[Tensor]]:
         """What the plain network makes of the examples, without a graph.
 
         Returns:
             Features ``(tasks, n, D)``, and for each site its activation averaged over positions ``(tasks, n, C)`` in
             float32. Padding tokens are left out.
         """
-        flat, tasks = self._flatten(inputs)
+        pieces = [self._observe(piece) for piece in _as_prepared(inputs).split(self.examples_per_chunk)]
+        features, activations = zip(*pieces, strict=True)
+        return torch.cat(features, 1), [torch.cat(of_site, 1) for of_site in zip(*activations, strict=True)]
+
+    def _observe(self, prepared: Prepared) -> tuple[Tensor, list[Tensor]]:
+        flat, tasks = _flatten(prepared.inputs), prepared.shape[0]
         mask = flat.get("attention_mask") if isinstance(flat, dict) else None
         with self.modulator.recording(_count(flat), mask) as means:
-            features = self.features(flat)
+            features = self._pass(prepared, None).flatten(0, 1)
         return features.unflatten(0, (tasks, -1)), [m.unflatten(0, (tasks, -1)) for m in means]
 
     def features(self, inputs: Inputs) -> Tensor:
         """Features ``(n, D)`` of inputs without a task axis, under the modulation in force."""
-        return self.adapter.features(self.model, self._cast(inputs))
+        low = nullcontext()
+        if self.precision is not None:
+            # Without its cache: frozen weights are not in it, and what is (a fast weight) would outlive its step.
+            low = torch.autocast(self.device.type, self.precision, cache_enabled=False)
+        with low:
+            return self.adapter.features(self.model, self._cast(inputs))
 
     def preprocess(self, items: Sequence[Any]) -> Inputs:
         """PIL images to ``(n, C, H, W)``, or strings to token tensors ``(n, L)``; on the CPU."""
@@ -212,19 +263,17 @@ class Backbone(nn.Module):
             "fingerprint": self.fingerprint(),
         }
 
-    def _flatten(self, inputs: Inputs) -> tuple[Inputs, int]:
-        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-        if first.dim() < 3:
-            raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
-        flat = {k: v.flatten(0, 1) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.flatten(0, 1)
-        return flat, first.shape[0]
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return next(self.model.parameters()).device
 
     def _cast(self, inputs: Inputs) -> Inputs:
         """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
-        like = next(self.model.parameters())
         if isinstance(inputs, dict):
-            return {k: v.to(like.device) for k, v in inputs.items()}
-        return inputs.to(like)
+            return {k: v.to(self.device) for k, v in inputs.items()}
+        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return inputs.to(self.device, dtype)
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.dim() != 2:
@@ -232,6 +281,25 @@ class Backbone(nn.Module):
                 f"{self.name} gives features of shape {tuple(features.shape)}: expected (n, D); choose a pooling"
             )
         return features
+
+
+def _as_prepared(inputs: Inputs | Prepared) -> Prepared:
+    """Inputs that are not prepared, in the same clothes.
+
+    Raises:
+        ValueError: when there is no task axis.
+    """
+    if isinstance(inputs, Prepared):
+        return inputs
+    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+    if first.dim() < 3:
+        raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
+    return Prepared(inputs)
+
+
+def _flatten(inputs: Inputs) -> Inputs:
+    """Tasks and examples along one axis."""
+    return {k: v.flatten(0, 1) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.flatten(0, 1)
 
 
 def _count(inputs: Inputs) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from mtl import tensors
 from mtl.backbones.forwards import Forward, replaced
@@ -23,9 +23,31 @@ Wrap = Callable[[int, Forward], Forward]
 
 @dataclass(frozen=True)
 class Stored:
-    """Outputs of the prefix's calls for one batch of inputs; those that nothing after them reads are mere shapes."""
+    """Outputs of the prefix's calls for one batch of inputs; those that nothing after them reads are mere shapes.
+
+    Args:
+        outputs: one tree per call.
+        rows: for every leaf of these trees, how many rows of its first axis belong to one example; 0 for what all
+            examples share (position tables).
+    """
 
     outputs: Sequence[Any]
+    rows: Sequence[int]
+
+    def take(self, examples: Tensor) -> Stored:
+        """Some examples only: ``examples`` are indices into the flat batch that was recorded."""
+        return self._map(lambda leaf, rows: _take(leaf, rows, examples) if rows else leaf)
+
+    @staticmethod
+    def join(pieces: Sequence[Stored], tasks: int) -> Stored:
+        """Recordings of parts of every task's examples, put together in the order of the tasks."""
+        leaves = zip(*(tree_leaves(p.outputs) for p in pieces), strict=True)
+        whole = iter([_join(parts, rows, tasks) for parts, rows in zip(leaves, pieces[0].rows, strict=True)])
+        return pieces[0]._map(lambda leaf, rows: next(whole))
+
+    def _map(self, f: Callable[[Any, int], Any]) -> Stored:
+        leaves, spec = tree_flatten(self.outputs)
+        return Stored(tree_unflatten([f(*pair) for pair in zip(leaves, self.rows, strict=True)], spec), self.rows)
 
 
 class FrozenPrefix:
@@ -38,12 +60,20 @@ class FrozenPrefix:
     Args:
         model: left as it was found.
         sites: names of the modulated layers.
-        forward: runs the model on example inputs and returns features.
+        forward: runs the model on so many example inputs and returns features.
+        unbroken: let a recording run to its end; sharded networks keep count of their layers' calls.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[str], forward: Callable[[], Tensor]) -> None:
-        self._calls = _outermost_frozen(model, set(sites), forward)
-        self._needed = self._read_later(forward) if self._calls else set()
+    def __init__(
+        self, model: nn.Module, sites: Sequence[str], forward: Callable[[int], Tensor], unbroken: bool = False
+    ) -> None:
+        self._unbroken = unbroken
+        self._calls = _outermost_frozen(model, set(sites), lambda: forward(2))
+        self._needed = self._read_later(lambda: forward(2)) if self._calls else set()
+        self._rows: Sequence[int] = ()
+        if self._needed:
+            two, three = (tree_leaves(self.record(lambda n=n: forward(n)).outputs) for n in (2, 3))
+            self._rows = [_rows_of_one(a, b) for a, b in zip(two, three, strict=True)]
 
     def __len__(self) -> int:
         return len(self._needed)
@@ -58,7 +88,7 @@ class FrozenPrefix:
                 found = original(*args, **kwargs)
                 # Cloned: what follows may work in place.
                 outputs[i] = tree_map(_clone if i in self._needed else _shape, found)
-                if i == last:
+                if i == last and not self._unbroken:
                     raise _Done
                 return found
 
@@ -70,7 +100,7 @@ class FrozenPrefix:
                 forward()
         except _Done:
             pass
-        return Stored(outputs)
+        return Stored(outputs, self._rows)
 
     @contextmanager
     def replaying(self, stored: Stored) -> Iterator[None]:
@@ -158,6 +188,44 @@ def _outermost_frozen(model: nn.Module, sites: set[str], forward: Callable[[], A
 
 def _clone(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+def _rows_of_one(two: Any, three: Any) -> int:
+    """How many rows of the first axis belong to one example, from recordings of two examples and of three.
+
+    Raises:
+        NotByExample: the number of examples shows on another axis.
+    """
+    sizes = [_size(x) for x in (two, three)]
+    if sizes[0] == sizes[1]:
+        return 0
+    rows = sizes[0][0] // 2
+    if sizes != [(2 * rows, *sizes[0][1:]), (3 * rows, *sizes[0][1:])]:
+        raise NotByExample
+    return rows
+
+
+def _size(x: Any) -> tuple[int, ...]:
+    return tuple(x.shape if isinstance(x, Tensor) else x.size if isinstance(x, _Shape) else ())
+
+
+class NotByExample(Exception):
+    """Some output of the prefix does not hold the examples along its first axis."""
+
+
+def _take(leaf: Any, rows: int, examples: Tensor) -> Any:
+    if isinstance(leaf, _Shape):
+        return _Shape(torch.Size([len(examples) * rows, *leaf.size[1:]]), leaf.like)
+    return leaf.unflatten(0, (-1, rows))[examples.to(leaf.device)].flatten(0, 1)
+
+
+def _join(parts: Sequence[Any], rows: int, tasks: int) -> Any:
+    first = parts[0]
+    if not rows:
+        return first
+    if isinstance(first, _Shape):
+        return _Shape(torch.Size([sum(p.size[0] for p in parts), *first.size[1:]]), first.like)
+    return torch.cat([p.unflatten(0, (tasks, -1)) for p in parts], 1).flatten(0, 1)
 
 
 @dataclass(frozen=True)

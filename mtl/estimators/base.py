@@ -68,7 +68,7 @@ def outer_adjoint(
         losses = problem.outer_loss(weights, phi)
         loss = losses.mean()
     trajectory.reached["outer"] = tensors.reaches([loss], phi)
-    d_weights, d_meta = tensors.grad(loss, weights, phi)
+    d_weights, d_meta = tensors.grad(loss, weights, phi, magnitude=problem.execution.loss_scale)
     adjoint = Adjoint(d_weights, tensors.zeros_like(trajectory.states[step]), d_meta)
     return losses.detach(), adjoint
 
@@ -109,7 +109,8 @@ def through_init(problem: InnerProblem, meta: Tensors, adjoint: Adjoint) -> Tens
     phi = tensors.leaf(meta)
     with torch.enable_grad():
         weights = problem.init(phi)
-    (grads,) = tensors.grad(weights.values(), phi, cotangents=[adjoint.weights[k] for k in weights])
+    seeds = [adjoint.weights[k] for k in weights]
+    (grads,) = tensors.grad(weights.values(), phi, cotangents=seeds, magnitude=problem.execution.loss_scale)
     return tensors.add(adjoint.meta, grads)
 
 

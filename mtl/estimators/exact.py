@@ -21,10 +21,16 @@ class Exact(AbstractEstimator):
     Equals: the definition. Use it to check the others, or when K is small and memory is plenty.
 
     Raises:
-        RuntimeError: when an operation of the network has no second derivative.
+        RuntimeError: when an operation of the network has no second derivative, or the network runs in float16.
     """
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        problem.execution.require_second_order()
+        if problem.execution.loss_scale is not None:
+            raise RuntimeError(
+                "Exact() cannot keep float16 from underflowing between its steps; Rematerialised(budget=math.inf) is "
+                "the same gradient at the same speed, and can"
+            )
         phi = tensors.leaf(meta)
         with torch.enable_grad(), twice_differentiable():
             # New nodes: where init derives one weight from another, the gradient of one step must not run through both.

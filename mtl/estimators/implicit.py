@@ -141,21 +141,24 @@ class ImplicitMAML(AbstractEstimator):
         warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "inner"})
         products = as_pull(self.pull).at(problem, weights, meta, problem.num_steps - 1)
         decay = getattr(problem.optimizer, "weight_decay", 0.0) / self.strength
-        x, used, residual = self._solve(products, adjoint.weights, 1 + self.damping + decay)
+        x, used, residual = self._solve(problem, products, adjoint.weights, 1 + self.damping + decay)
         _, m = products(tensors.scale(x, torch.full_like(losses, -1 / self.strength)))
         adjoint = Adjoint(x, {}, tensors.add(adjoint.meta, m))
         grads = through_init(problem, meta, adjoint)
         diagnostics = {"residual": residual}
         return MetaGradient(losses, grads, weights, trajectory.evaluations, used + 1, diagnostics)
 
-    def _solve(self, products: Products, v: Tensors, diagonal: float) -> tuple[Tensors, int, Tensor]:
+    def _solve(
+        self, problem: InnerProblem, products: Products, v: Tensors, diagonal: float
+    ) -> tuple[Tensors, int, Tensor]:
         """Conjugate gradients on every task at once; a task that is done keeps its answer."""
         x, r = tensors.zeros_like(v), dict(v)
         p, rr = r, tensors.dot(r, r)
         goal = rr * self.tolerance**2
         tiny, used = torch.finfo(rr.dtype).tiny, 0
         open_ = rr > tiny
-        while used < self.iterations and bool((open_ & (rr > goal)).any()):
+        going = lambda: bool(problem.execution.agree((open_ & (rr > goal)).any().float()))  # noqa: E731
+        while used < self.iterations and going():
             h, _ = products(p)
             ap = {k: diagonal * p[k] + h[k] / self.strength for k in p}
             used += 1

@@ -119,6 +119,7 @@ class _Walk:
         self.rhos: list[Tensor] = []
         self.windows: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
         self._anchor, self._products = -1, _no_products
+        self._agree = problem.execution.agree
         self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
         # Not a closure over self: in a cycle the last anchor's graph would live on until the garbage collector comes.
         self._back: Callable[[int, int, Adjoint], tuple[Adjoint, Tensors]] = lambda start, stop, adjoint: through_updates(
@@ -151,9 +152,11 @@ class _Walk:
             if self.rhos:
                 length = min(length, _steps_within(tau, self.rhos[-1]))
             candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
+            rho = self._agree(rho)
             if length > 1 and float(rho) * length > 2 * tau:
                 length = min(length - 1, _steps_within(tau, rho))
                 candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
+                rho = self._agree(rho)
             self._accept(candidate, rho)
             stop -= length
         self._close(first, whole)

@@ -12,11 +12,12 @@ from typing import Any
 from mtl.diagnostics import Agreement, calibrated, self_check
 from mtl.episode import Episode
 from mtl.estimators import AbstractEstimator, Exact
-from mtl.files import replacing
+from mtl.files import naming_failures, replacing
 from mtl.inner import InnerProblem
 from mtl.learner import MetaLearner
 from mtl.pulls import FiniteDifference
 from mtl.tensors import Tensors
+from mtl.training.processes import of_main
 
 FILE = "estimator.json"
 POOR = 0.5  # cosine below which a gradient group is called out
@@ -26,10 +27,11 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
     """Calibrate and check the learner's estimator on one episode; what is found is written to ``estimator.json``.
 
     An estimator whose pull is ``"finite-difference"``, by name, gets a radius that suits the network. A run that is
-    continued takes the radius that it began with.
+    continued takes the radius that it began with. All processes compute, because a backbone may be spread over them;
+    all take the main one's radius, because they must not differ.
 
     Args:
-        main: whether this process writes and warns.
+        main: whether this process decides, writes and warns.
 
     Returns:
         A line for people, empty when there is nothing to check.
@@ -37,18 +39,18 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
     if learner.inner_steps == 0 or isinstance(learner.estimator, Exact):
         return ""
     path = folder / FILE
-    if path.is_file():
-        found = json.loads(path.read_text())
-        learner.estimator = _with_radius(learner.estimator, found["radius"])
+    known = of_main(json.loads(path.read_text()) if main and path.is_file() else None)
+    if known is not None:
+        learner.estimator = _with_radius(learner.estimator, known["radius"])
         return ""
     meta = {k: v.detach() for k, v in learner.generator(learner.view(episode.support)).items()}
     problem = learner.problem(episode)
-    radius = _radius(learner.estimator, problem, meta)
+    radius = of_main(_radius(learner.estimator, problem, meta))
     learner.estimator = _with_radius(learner.estimator, radius)
     agreement = _agreement(learner.estimator, problem, meta)
     if main:
         record = {"radius": radius, "estimator": repr(learner.estimator)} | _as_json(agreement)
-        with replacing(path) as draft:
+        with naming_failures(path), replacing(path) as draft:
             draft.write_text(json.dumps(record, indent=2))
         _warn(agreement)
     return str(agreement or "")

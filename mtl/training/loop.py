@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mtl.checkpoint import from_pretrained
@@ -25,9 +26,10 @@ def train(
 ) -> MetaLearner:
     """Train the learner's generator and return the best one by validation accuracy.
 
-    The run folder gets ``metrics.jsonl``, ``estimator.json`` (how the estimator compares with the exact
-    gradient), ``best/`` (see :func:`mtl.save_pretrained`) and ``last.pt``. Called again
-    with the same arguments it continues from ``last.pt``; a finished run returns at once.
+    The run folder gets ``metrics.jsonl``, ``estimator.json`` (how the estimator compares with the exact gradient),
+    ``best/`` (see :func:`mtl.save_pretrained`) and the last two of its ``checkpoints/``. Called again with the same
+    arguments, on any number of processes, it continues from the newest one that is whole; a finished run returns at
+    once. Whatever ends a run early carries a note that says where its last good state is.
 
     Args:
         learner: its generator is trained in place.
@@ -37,7 +39,9 @@ def train(
         accelerator: decides device, precision and processes; a plain one by default.
 
     Raises:
-        ValueError: when the folder holds a run with other settings, or the backbone cannot be saved by name.
+        ValueError: when the folder holds a run with other settings, or checkpoints of something else, or only damaged
+            ones, or when the backbone cannot be saved by name.
+        OSError: when the folder cannot be written to (before the first step), or its disk is full.
         NonFiniteLosses: when nothing finite comes any more.
     """
     accelerator = accelerator or Accelerator()
@@ -46,10 +50,23 @@ def train(
     run.resume()
     if (found := run.check(tasks)) and accelerator.is_main_process:
         tqdm.write(found)
-    loader = loader_of(tasks, config, run.step, accelerator)
-    hidden = not accelerator.is_main_process
+    try:
+        _take_steps(run, loader_of(tasks, config, run.step, accelerator), validation)
+    except BaseException as error:  # Ctrl-C too
+        if "DataLoader worker (pid" in str(error):  # torch names the signal, not what helps
+            error.add_note(
+                f"a process that prepares episodes died; if memory was short, use fewer than {config.workers}"
+            )
+        error.add_note(run.last_good_state())
+        raise
+    accelerator.wait_for_everyone()
+    return from_pretrained(run.folder / "best", learner.backbone).to(accelerator.device)
+
+
+def _take_steps(run: Run, batches: DataLoader, validation: TaskSource) -> None:
+    config, hidden = run.config, not run.accelerator.is_main_process
     with tqdm(total=config.steps, initial=run.step, disable=hidden, unit="step", desc=run.folder.name) as progress:
-        for batch in loader:
+        for batch in batches:
             metrics = run.train_step(batch)
             progress.update()
             progress.set_postfix(
@@ -60,5 +77,3 @@ def train(
             run.log(metrics)
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
-    accelerator.wait_for_everyone()
-    return from_pretrained(run.folder / "best", learner.backbone).to(accelerator.device)

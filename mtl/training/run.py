@@ -18,12 +18,15 @@ from torch import Tensor
 
 from mtl.checkpoint import CONFIG, inner_options, save_pretrained
 from mtl.episode import Episode, TaskSource, stacked
-from mtl.files import remove_drafts, replacing
+from mtl.files import check_writable, recover_folder, remove_drafts
 from mtl.learner import MetaLearner
 from mtl.report import mean_interval
-from mtl.training.check import check_estimator
+from mtl.training.check import FILE, check_estimator
+from mtl.training.checkpoints import Checkpoints
 from mtl.training.config import TrainingConfig
 from mtl.training.optimizer import parameter_groups, schedule
+from mtl.training.processes import of_main
+from mtl.training.records import METRICS, append, forget_after
 from mtl.training.sums import Totals, all_finite, backward
 
 NOTHING_KEPT = {"accuracy": -1.0, "step": 0}
@@ -41,7 +44,8 @@ class Run:
         self.config = config
         self.folder = folder
         self.accelerator = accelerator
-        self.step = 0
+        self.checkpoints = Checkpoints(folder)
+        self.step = self.saved = 0
         self.best: dict[str, Any] = dict(NOTHING_KEPT)
         self.barren = 0
         self.told_of_cliff = False
@@ -51,8 +55,6 @@ class Run:
             broadcast(p.data)
         self.optimizer = torch.optim.AdamW(parameter_groups(learner, config))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: schedule(s, config))
-        if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
 
     # --- one outer step ----------------------------------------------------------------------------------------------
 
@@ -60,7 +62,7 @@ class Run:
         """Sum the meta-gradients of this process's episodes, add those of the others, divide, clip, step."""
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        totals = Totals(self.accelerator.device)
+        totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
         for group in batch:
             for first in range(0, group.tasks, self.config.tasks_per_chunk):
                 chunk = group[first : first + self.config.tasks_per_chunk].to(self.accelerator.device)
@@ -86,8 +88,7 @@ class Run:
         if not self.config.self_check:
             return ""
         episode = tasks.sample(0).to(self.accelerator.device)
-        with self.accelerator.autocast():
-            return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
+        return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
 
     def _tell_of_cliff(self, metrics: dict[str, float]) -> None:
         if metrics["past_cliff"] > 0.5 and not self.told_of_cliff and self.accelerator.is_main_process:
@@ -100,20 +101,18 @@ class Run:
             )
 
     def _barren_message(self) -> str:
-        saved = self.step // self.config.save_every * self.config.save_every
         return (
             f"no episode of the last {self.barren} steps had a finite loss and gradient; lower outer_lr "
-            f"({self.config.outer_lr}) or the inner step size, or look at the inputs. "
-            + (f"The last checkpoint is of step {saved}." if saved else "There is no checkpoint yet.")
+            f"({self.config.outer_lr}) or the inner step size, or look at the inputs"
         )
 
     def _accumulate(self, chunk: Episode, totals: Totals) -> None:
         """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
         record: dict[str, Tensor] = {}
-        with self.accelerator.autocast():
-            meta = self.learner.generator(self.learner.view(chunk.support))
-            detached = {k: v.detach() for k, v in meta.items()}
-            result = self.learner.meta_gradient(chunk, detached, record)
+        seen = self.learner.backbone.prepare(chunk.support.inputs)
+        meta = self.learner.generator(self.learner.view(chunk.support, seen))
+        detached = {k: v.detach() for k, v in meta.items()}
+        result = self.learner.meta_gradient(chunk, detached, record, seen)
         if all_finite([result.losses, *result.grads.values()]):
             backward(meta, result.grads, chunk.tasks)
             totals.add(result.losses, record["accuracy"], result.diagnostics, result.pulls)
@@ -154,11 +153,10 @@ class Run:
         correct = torch.zeros(n, device=self.accelerator.device)
         for first in range(0, len(mine), self.config.tasks_per_chunk):
             indices = mine[first : first + self.config.tasks_per_chunk]
-            with self.accelerator.autocast():
-                for places, episode in stacked([tasks.sample(i) for i in indices]):
-                    adapted = self.learner.adapt(episode.support)
-                    hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
-                    correct[[indices[p] for p in places]] = hits.float().mean(1)
+            for places, episode in stacked([tasks.sample(i) for i in indices]):
+                adapted = self.learner.adapt(episode.support)
+                hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
+                correct[[indices[p] for p in places]] = hits.float().mean(1)
         total = self.accelerator.reduce(correct, "sum")
         assert isinstance(total, Tensor)
         mean, half = mean_interval(total.cpu().numpy())
@@ -175,11 +173,10 @@ class Run:
     def log(self, metrics: dict[str, float]) -> None:
         self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.step)
         if self.accelerator.is_main_process:
-            with (self.folder / "metrics.jsonl").open("a") as f:
-                f.write(json.dumps(metrics) + "\n")
+            append(self.folder / METRICS, metrics)
 
     def save(self) -> None:
-        """Write ``last.pt`` as a whole or not at all."""
+        """Write a checkpoint as a whole or not at all."""
         if self.accelerator.is_main_process:
             state = {
                 "settings": self.settings,
@@ -188,29 +185,50 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
             }
-            with replacing(self.folder / "last.pt") as draft:
-                torch.save(state, draft)
+            self.checkpoints.save(state)
         self.accelerator.wait_for_everyone()
+        self.saved = self.step
 
     def resume(self) -> None:
-        """Continue from ``last.pt`` when there is one."""
-        path = self.folder / "last.pt"
-        if path.is_file():
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        """Continue from the newest whole checkpoint when there is one.
+
+        The main process reads it for all: they go on from the same one, also where they do not see the same files.
+
+        Raises:
+            ValueError: the folder holds something else, or nothing that can be read.
+            OSError: the folder cannot be written to.
+        """
+        main = self.accelerator.is_main_process
+        state = of_main(self.checkpoints.newest() if main else None)
+        if state is not None:
             self._check_settings(state["settings"])
-            self.step, self.best = state["step"], self._kept()
+            self.step = self.saved = state["step"]
             self.learner.generator.load_state_dict(state["generator"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.is_main_process:
-            for name in ("last.pt", "best", "metrics.jsonl"):
-                remove_drafts(self.folder / name)
-            _forget_after(self.folder / "metrics.jsonl", self.step)
-        self.accelerator.wait_for_everyone()
+        if main and self.step < self.config.steps:  # a finished run is left as it is
+            self._tidy()
+        self.best = of_main(self._kept() if main and self.step else dict(NOTHING_KEPT))
+
+    def last_good_state(self) -> str:
+        """For whoever reads why the run ended."""
+        if not self.saved:
+            return f"{self.folder} has no checkpoint yet (save_every={self.config.save_every}): the run begins anew"
+        path = self.checkpoints.path(self.saved)
+        return f"{path} is whole (step {self.saved} of {self.config.steps}): the same command goes on from there"
+
+    def _tidy(self) -> None:
+        """Remove what a kill left, and the metrics of steps that will be taken again."""
+        check_writable(self.checkpoints.folder)  # now, not after the steps of the first interval
+        recover_folder(self.folder / "best")
+        remove_drafts(self.folder / METRICS)
+        remove_drafts(self.folder / FILE)
+        self.checkpoints.remove_drafts()
+        forget_after(self.folder / METRICS, self.step)
 
     def _kept(self) -> dict[str, Any]:
         """Accuracy and step of ``best/``. The folder itself is asked: a kill may have come between its writing and
-        that of ``last.pt``, or in the middle of its replacement."""
+        that of the checkpoint."""
         config = self.folder / "best" / CONFIG
         return json.loads(config.read_text())["extra"] if config.is_file() else dict(NOTHING_KEPT)
 
@@ -238,20 +256,3 @@ class Run:
                 f"{self.folder} holds a run with other settings ({'; '.join(changed)}); "
                 "give this run another folder, or remove that one"
             )
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the metrics of steps that will be taken again, and a line that a kill cut short."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["step"] > step:
-            break
-        kept.append(line + "\n")
-    with replacing(path) as draft:
-        draft.write_text("".join(kept))

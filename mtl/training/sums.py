@@ -11,24 +11,32 @@ from mtl.tensors import Tensors
 
 
 class Totals:
-    """Sums over episodes, kept on the device until all processes have added theirs."""
+    """Sums over episodes, kept on the device until all processes have added theirs.
 
-    NAMES = ("count", "left_out", "loss", "accuracy", "pulls", "max_rho", "past_cliff")
+    ``max_rho`` is a maximum: each process has a place of its own for it, so that one sum brings all of them together.
+    """
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(self.NAMES), device=device)
+    NAMES = ("count", "left_out", "loss", "accuracy", "pulls", "past_cliff")
+
+    def __init__(self, device: torch.device, process: int, processes: int) -> None:
+        self.sums = torch.zeros(len(self.NAMES) + processes, device=device)
+        self._worst = self.sums[len(self.NAMES) + process]
 
     def leave_out(self) -> None:
         self.sums[1] += 1
 
     def add(self, losses: Tensor, accuracy: Tensor, diagnostics: dict[str, Tensor], pulls: int) -> None:
         n = len(losses)
-        rho, past = (n * diagnostics.get(k, losses.new_zeros(())) for k in ("max_rho", "past_cliff"))
+        rho, past = (diagnostics.get(k, losses.new_zeros(())) for k in ("max_rho", "past_cliff"))
         count, pulled = losses.new_tensor(n), losses.new_tensor(n * pulls)
-        self.sums += torch.stack([count, 0 * count, losses.sum(), accuracy.sum(), pulled, rho, past]).to(self.sums)
+        added = torch.stack([count, 0 * count, losses.sum(), accuracy.sum(), pulled, n * past])
+        self.sums[: len(added)] += added.to(self.sums)
+        self._worst.copy_(torch.maximum(self._worst, rho.to(self._worst)))
 
     def means(self, count: float) -> dict[str, float]:
-        return {name: value / count for name, value in zip(self.NAMES[2:], self.sums.tolist()[2:], strict=True)}
+        values = self.sums.tolist()
+        means = {name: v / count for name, v in zip(self.NAMES[2:], values[2 : len(self.NAMES)], strict=True)}
+        return means | {"max_rho": max(values[len(self.NAMES) :])}
 
 
 def backward(meta: Tensors, cotangents: Tensors, tasks: int) -> None:

@@ -1,0 +1,47 @@
+"""How the frozen network is run, as far as a meta-gradient through it has to respect that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What an estimator must know about the network under the losses.
+
+    Args:
+        loss_scale: size at which cotangents travel through the network, forth and back; gradients are scaled back, so
+            nothing changes but what a float16 network would lose to underflow. None leaves them as they are.
+        first_order: why second derivatives of the network cannot be had (its weights are sharded, say); empty where
+            they can.
+        agree: turns a number on which control flow depends into the largest over all processes that have to walk in
+            step, because each holds a part of the network.
+    """
+
+    loss_scale: float | None = None
+    first_order: str = ""
+    agree: Callable[[Tensor], Tensor] = _as_it_is
+
+    @property
+    def in_step(self) -> bool:
+        """Whether processes have to pass through the network together."""
+        return self.agree is not _as_it_is
+
+    def require_second_order(self) -> None:
+        """Refuse to differentiate a gradient of the network.
+
+        Raises:
+            RuntimeError: saying why, and what works.
+        """
+        if self.first_order:
+            raise RuntimeError(
+                f"no second derivatives of this network: {self.first_order}; use pull='finite-difference', as in "
+                "Windowed(pull='finite-difference'), or FirstOrder"
+            )
