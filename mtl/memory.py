@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +22,8 @@ class Watching(TorchDispatchMode, abc.ABC):
         """An operation, its arguments and what it returned."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two of three calls; the long way takes a sixth of the time
         found = func(*args, **(kwargs := kwargs or {}))
         self.saw(func, args, kwargs, found)
         return found

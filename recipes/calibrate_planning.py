@@ -18,7 +18,7 @@ import resource
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import tyro
 import mtl
 from mtl.files import replacing
 from mtl.planning import Config as PlanConfig
-from mtl.planning import Plan, Predicted, plan
+from mtl.planning import Plan, plan
 from mtl.planning.choices import UNROLLED, Keeping, estimators, keepings
 from mtl.planning.config import Precision
 from mtl.planning.networks import CPU
@@ -99,8 +99,9 @@ def plan_config(network: str, folder: Path, config: Config) -> PlanConfig:
         (folder / "config.json").write_text(json.dumps({"model_type": network, **TEXT[network]}))
     size = 64 if network in IMAGES else None
     return PlanConfig(
-        name, image_size=size, text_length=48, inner_steps=config.inner_steps, window=2, precision=config.precision
-    )
+        name, image_size=size, text_length=48, inner_steps=config.inner_steps, window=2, precision=config.precision,
+        examples_per_chunk=13,
+    )  # fmt: skip
 
 
 def compare(network: str, found: Plan, every: bool) -> Iterator[Row]:

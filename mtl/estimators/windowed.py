@@ -122,13 +122,15 @@ class _Walk:
         self._agree = problem.execution.agree
         self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
         # Not a closure over self: in a cycle the last anchor's graph would live on until the garbage collector comes.
-        self._back: Callable[[int, int, Adjoint], tuple[Adjoint, Tensors]] = lambda start, stop, adjoint: through_updates(
-            problem,
-            meta,
-            trajectory.weights[start],
-            trajectory.states[start],
-            trajectory.gradients[start:stop],
-            adjoint,
+        self._back: Callable[[int, int, Adjoint], tuple[Adjoint, Tensors]] = lambda start, stop, adjoint: (
+            through_updates(
+                problem,
+                meta,
+                trajectory.weights[start],
+                trajectory.states[start],
+                trajectory.gradients[start:stop],
+                adjoint,
+            )
         )
 
     def in_pieces(self, start: int, stop: int, anchor: int, pieces: int) -> None:

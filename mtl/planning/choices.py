@@ -84,10 +84,7 @@ class Keeping:
 
 
 def keepings(config: Config) -> tuple[Keeping, ...]:
-    """From the fastest to the one that needs least."""
-    size = config.micro_batch
-    return (
-        Keeping("everything"),
-        Keeping("block inputs", checkpoint_blocks=True),
-        Keeping(f"micro-batches of {size}", examples_per_chunk=size),
-    )
+    """What a plan compares; micro-batches, slow to predict, only where their size is given."""
+    size = config.examples_per_chunk
+    few = () if size is None else (Keeping(f"micro-batches of {size}", examples_per_chunk=size),)
+    return (Keeping("everything"), Keeping("block inputs", checkpoint_blocks=True), *few)

@@ -25,7 +25,7 @@ class Config:
     sites: SiteKind = "norm"  # norm: after every normalisation; ssf: after every linear layer too
     last_k: int | None = None  # modulate the last k blocks only
     precision: Precision = "fp32"  # bf16: autocast, weights kept in float32; bf16-stored: weights in bfloat16
-    examples_per_chunk: int | None = None  # examples of a micro-batch; one per class when not given
+    examples_per_chunk: int | None = None  # also plan for micro-batches of so many examples of each task
     budget: float = 24.0  # GiB that there are
     out: str | None = None  # a folder for plan.csv, plan.md and plan.png
 
@@ -37,16 +37,6 @@ class Config:
                 raise ValueError(f"{name}={value}: expected {smallest} or more{_WHY.get(name, '')}")
         if not 0 < self.budget < math.inf:
             raise ValueError(f"budget={self.budget}: expected the GiB of the device, such as 24")
-
-    @property
-    def support_size(self) -> int:
-        """Support examples of a task."""
-        return self.ways * self.shots
-
-    @property
-    def micro_batch(self) -> int:
-        """Examples of a micro-batch."""
-        return self.examples_per_chunk or self.ways * self.tasks_per_chunk
 
 
 _WHY = {

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mtl import tensors
 from mtl.episode import Episode, Inputs
-from mtl.estimators import AbstractEstimator, MetaGradient
+from mtl.estimators import MetaGradient
 from mtl.estimators.base import outer_adjoint
 from mtl.generators import SupportView
 from mtl.inner import InnerProblem, Trajectory, inner_gradient

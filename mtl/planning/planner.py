@@ -54,7 +54,7 @@ class Plan:
         config: of what.
         standing_gib: weights, inputs, the generator and its optimiser: what is there all the time.
         predicted: every choice; for each way of keeping, the reference first.
-        refused: choices that the network does not allow, and why.
+        refused: choices that could not be run without values, and why.
         changes: what was tried because nothing that trains through the inner loop fits.
     """
 
@@ -93,10 +93,8 @@ def plan(config: Config, progress: bool = True) -> Plan:
         warnings.simplefilter("ignore", StructuralZeroWarning)
         costs = [_measure(place, elsewhere, keeping, bar) for keeping in kept]
     predicted = _rows(config, costs)
-    tried = ()
-    if not any(p.fits and p.pull for p in predicted):
-        least = min(range(len(kept)), key=lambda i: costs[i].peaks[repr(LEANEST)][0])
-        tried = changes(config, least, place.blocks, progress)
+    fits = any(p.fits and p.pull for p in predicted)
+    tried = () if fits else changes(config, place.blocks, progress)
     refused = tuple(f"{r} ({c.keeping.name})" for c in costs for r in c.refused)
     return Plan(config, place.standing / GIB, predicted, refused, tried)
 

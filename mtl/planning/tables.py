@@ -16,9 +16,10 @@ HEAD = ("estimator", "pull")
 
 
 def table(plan: Plan, markdown: bool = False) -> str:
-    """A line per estimator and pull; for each way of keeping activations its memory and time."""
+    """A line per estimator and pull, after the reference the fastest first; for each way of keeping memory and time."""
     names = list(dict.fromkeys(p.keeping for p in plan.predicted))
-    pairs = list(dict.fromkeys((p.estimator, p.pull) for p in plan.predicted))
+    reference, *others = plan.predicted
+    pairs = list(dict.fromkeys((p.estimator, p.pull) for p in (reference, *sorted(others, key=_slowness))))
     lines = [[*HEAD, *(word for name in names for word in (f"{name}, GiB", "time"))]]
     for estimator, pull in pairs:
         found = [plan.of(estimator, pull, name) for name in names]
@@ -61,7 +62,7 @@ def _of_what(plan: Plan) -> Iterator[str]:
     yield f"{c.backbone}: {', '.join(setting)}; {plan.standing_gib:.2f} GiB are weights and inputs."
     yield f"GiB: predicted peak, all in all; in brackets what exceeds the budget of {c.budget:g} GiB."
     yield f"time: by arithmetic, {UNROLLED} that keeps everything is 1; a range where it depends on curvature."
-    yield from (f"not possible: {r}" for r in plan.refused)
+    yield from (f"not predicted: {r}" for r in plan.refused)
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
@@ -77,11 +78,15 @@ def _verdict(plan: Plan) -> Iterator[str]:
         yield from (f"fastest exact gradient that fits: {_said(p)}" for p in exact[:1])
         yield f"leanest: {_said(min(swept, key=lambda p: (round(p.gib, 2), p.most)))}"
         return
-    yield f"Nothing that trains through the inner loop fits into {plan.config.budget:g} GiB. Tried:"
+    yield f"Nothing that trains through the inner loop fits into {plan.config.budget:g} GiB. Tried with finite-difference pulls:"
     for change in plan.changes:
-        yield f"    {change.options}: {change.gib:.1f} GiB, {'fits' if change.fits else 'does not fit'}"
+        yield f"    {change.options}, keeping {change.keeping}: {change.gib:.1f} GiB, {'fits' if change.fits else 'does not fit'}"
     if not any(c.fits for c in plan.changes):
         yield "Nothing tried is enough: take a smaller network, shorter inputs or a larger device."
+
+
+def _slowness(p: Predicted) -> tuple[float, float]:
+    return round(p.most, 2), p.gib
 
 
 def _said(p: Predicted) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -93,5 +92,3 @@ class _Counting(AbstractPull):
             return evaluate(cotangent)
 
         return products
-
-

@@ -89,9 +89,7 @@ class Workplace:
             return torch.randn(*shape, *adapter.example(1).shape[1:])
         length = self.config.text_length
         if adapter.max_length is not None and length > adapter.max_length:
-            raise ValueError(
-                f"text_length={length}: {self.config.backbone} reads at most {adapter.max_length} tokens"
-            )
+            raise ValueError(f"text_length={length}: {self.config.backbone} reads at most {adapter.max_length} tokens")
         mask = torch.ones(*shape, length, dtype=torch.long)
         mask[0, 0, -1:] = 0  # a text that is shorter than the others: without one there would be no mask inside
         return {"input_ids": torch.randint(adapter.vocabulary, (*shape, length)), "attention_mask": mask}
