@@ -42,12 +42,12 @@ TEXT: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     | {"intermediate_size": 384, "vocab_size": 500},
 }
-IMAGES = {"vit": "vit_tiny_patch16_224", "convnext": "test_convnext", "resnet": "resnet10t", "vit4": "test_vit4"}
+IMAGES = {"vit": "test_vit", "convnext": "test_convnext", "resnet": "resnet10t", "efficientnet": "test_efficientnet"}
 
 
 @dataclass(frozen=True)
 class Config:
-    networks: tuple[str, ...] = (*IMAGES, *TEXT)  # of vit, convnext, resnet, vit4, bert, gpt2, llama
+    networks: tuple[str, ...] = (*IMAGES, *TEXT)  # of vit, convnext, resnet, efficientnet, bert, gpt2, llama
     inner_steps: int = 4  # K
     precision: Precision = "fp32"  # of the frozen forward
     every: bool = False  # every estimator and pull, not only one of each kind

@@ -42,7 +42,7 @@ def changes(config: Config, blocks: int, progress: bool) -> tuple[Change, ...]:
     tried = [_try(config, [c]) for c in tqdm(single, disable=not progress, unit="run", desc="what to change")]
     if any(c.fits for c in tried):
         return tuple(tried)
-    together: list[dict[str, object]] = []
+    together: list[dict[str, int | str]] = []
     for step in tqdm(single, disable=not progress, unit="run", desc="together"):
         together.append(step)
         if len(together) > 1:
@@ -52,7 +52,7 @@ def changes(config: Config, blocks: int, progress: bool) -> tuple[Change, ...]:
     return tuple(tried)
 
 
-def _singles(config: Config, blocks: int) -> Iterator[dict[str, object]]:
+def _singles(config: Config, blocks: int) -> Iterator[dict[str, int | str]]:
     """From what costs least to what costs most."""
     if config.tasks_per_chunk > 1:
         yield {"tasks_per_chunk": 1}
@@ -64,8 +64,8 @@ def _singles(config: Config, blocks: int) -> Iterator[dict[str, object]]:
     yield from ({"last_k": k} for k in fewer if 0 < k < blocks)
 
 
-def _try(config: Config, steps: list[dict[str, object]]) -> Change:
-    merged: dict[str, object] = {}
+def _try(config: Config, steps: list[dict[str, int | str]]) -> Change:
+    merged: dict[str, int | str] = {}
     for step in steps:
         merged |= step
     changed = replace(config, **merged)  # type: ignore[arg-type]

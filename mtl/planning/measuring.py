@@ -30,7 +30,7 @@ def meta_step(learner: MetaLearner, episode: Episode) -> MetaGradient:
 
 
 def emit(learner: MetaLearner, episode: Episode) -> Tensors:
-    """What the generator makes of the support set; the learner's own view counts the classes by their labels' values."""
+    """What the generator makes of the support set; the learner's own view counts classes by the labels' values."""
     features, activations = learner.backbone.observe(episode.support.inputs)
     view = SupportView(features, activations, episode.support.labels, episode.ways)
     return learner.generator(view)

@@ -20,8 +20,8 @@ from mtl.modulation import SiteKind
 
 Module = TypeVar("Module", bound=nn.Module)
 Mode = FakeTensorMode | torch.device
-"""Where tensors live. Fake ones behave like the CPU's, with its kernels and its autocast, but have no values; forward-mode
-differentiation does not know them, only those on the meta device. On the CPU are real ones, to measure."""
+"""Where tensors live. Fake ones behave like the CPU's, with its kernels and its autocast, but have no values;
+forward-mode differentiation does not know them, only those on the meta device. On the CPU are real ones, to measure."""
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 DECODER = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0}
@@ -81,7 +81,8 @@ def moved(module: Module, mode: Mode) -> Module:
 
     for part in module.modules():
         # Plain attributes too: some networks keep tables of angles outside their buffers.
-        for held in (part._parameters, part._buffers, vars(part)):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))
+        for held in tables:
             held.update({k: empty(v) for k, v in held.items() if isinstance(v, Tensor)})
     return module
 

@@ -91,6 +91,7 @@ def plan(config: Config, progress: bool = True) -> Plan:
     bar = tqdm(total=len(kept) * len(RUN), disable=not progress, unit="run", desc=config.backbone)
     with bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", StructuralZeroWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # of torch's own forward mode
         costs = [_measure(place, elsewhere, keeping, bar) for keeping in kept]
     predicted = _rows(config, costs)
     fits = any(p.fits and p.pull for p in predicted)
@@ -155,5 +156,5 @@ def _of_keeping(config: Config, cost: _Costs) -> Iterator[Predicted]:
             how = pull or "reverse"  # what autograd walks back through is a reverse product as well
             if peak and how in cost.arithmetic.pulls:
                 fits = peak[0] <= config.budget * GIB
-                time = [cost.arithmetic.of(w, how) for w in (least, most)]
-                yield Predicted(name, pull, cost.keeping.name, peak[0] / GIB, peak[1] / GIB, *time, fits)
+                low, high = (cost.arithmetic.of(w, how) for w in (least, most))
+                yield Predicted(name, pull, cost.keeping.name, peak[0] / GIB, peak[1] / GIB, low, high, fits)

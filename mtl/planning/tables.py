@@ -73,14 +73,16 @@ def _verdict(plan: Plan) -> Iterator[str]:
         )
     swept = [p for p in plan.fitting if p.pull]
     if swept:
-        exact = [p for p in swept if p.estimator == "rematerialised"]
+        whole = [p for p in swept if p.estimator == "rematerialised"]
         yield f"fastest that fits: {_said(swept[0])}"
-        yield from (f"fastest exact gradient that fits: {_said(p)}" for p in exact[:1])
+        yield from (f"fastest that fits and walks back through every step: {_said(p)}" for p in whole[:1])
         yield f"leanest: {_said(min(swept, key=lambda p: (round(p.gib, 2), p.most)))}"
         return
-    yield f"Nothing that trains through the inner loop fits into {plan.config.budget:g} GiB. Tried with finite-difference pulls:"
+    budget = f"{plan.config.budget:g} GiB"
+    yield f"Nothing that trains through the inner loop fits into {budget}. With finite-difference pulls, and"
     for change in plan.changes:
-        yield f"    {change.options}, keeping {change.keeping}: {change.gib:.1f} GiB, {'fits' if change.fits else 'does not fit'}"
+        fits = "fits" if change.fits else "does not fit"
+        yield f"    {change.options}, keeping {change.keeping}: {change.gib:.1f} GiB, {fits}"
     if not any(c.fits for c in plan.changes):
         yield "Nothing tried is enough: take a smaller network, shorter inputs or a larger device."
 
