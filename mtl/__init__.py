@@ -6,10 +6,20 @@ short inner loop refines them, and the result is a plain checkpoint. Everything 
 
 from importlib.metadata import version
 
-from mtl.backbones import Backbone, load_backbone
+from mtl.backbones import Backbone, load_backbone, shard
 from mtl.baselines import Method, baselines
 from mtl.checkpoint import from_pretrained, save_pretrained
-from mtl.data import GlyphTasks, ImageTasks, open_images, saved_split
+from mtl.data import (
+    DocstringTasks,
+    GlyphTasks,
+    ImageTasks,
+    TextTasks,
+    TokenCache,
+    docstring_split,
+    open_images,
+    open_texts,
+    saved_split,
+)
 from mtl.diagnostics import Agreement, calibrated, curvature, self_check
 from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
 from mtl.estimators import (
@@ -40,6 +50,7 @@ from mtl.inner import AbstractInnerOptimizer, InnerAdam, InnerProblem, InnerSGD,
 from mtl.learner import Adapted, MetaLearner
 from mtl.merging import Merged, merge
 from mtl.modulation import Modulation, Site, find_sites
+from mtl.peft_baselines import peft_baselines
 from mtl.pulls import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.report import Comparison, Row, mean_interval, paired, verdicts
 from mtl.training import NonFiniteLosses, TrainingConfig, train
@@ -62,6 +73,7 @@ __all__ = [
     "Binomial",
     "Comparison",
     "Cosine",
+    "DocstringTasks",
     "Episode",
     "Exact",
     "Examples",
@@ -97,6 +109,8 @@ __all__ = [
     "SupportView",
     "TaskCode",
     "TaskSource",
+    "TextTasks",
+    "TokenCache",
     "TrainingConfig",
     "Truncated",
     "TruncationMixing",
@@ -107,6 +121,7 @@ __all__ = [
     "controls",
     "curvature",
     "curves_figure",
+    "docstring_split",
     "episode_strip",
     "evaluate",
     "export",
@@ -116,12 +131,15 @@ __all__ = [
     "mean_interval",
     "merge",
     "open_images",
+    "open_texts",
     "ours",
     "paired",
+    "peft_baselines",
     "proximal",
     "save_pretrained",
     "saved_split",
     "self_check",
+    "shard",
     "solve",
     "stacked",
     "static_control",

@@ -139,7 +139,7 @@ def _tuned_head(backbone: Backbone, lr: float, steps: int) -> Predict:
         with torch.no_grad():
             seen, asked = _features(backbone, support.inputs), _features(backbone, episode.query.inputs)
         weights = tensors.leaf(head.init(seen, support.labels, ways))
-        _adam(
+        adam(
             weights,
             lambda w: cross_entropy(head.support_logits(w, (seen, support.labels), ways), support.labels),
             lr,
@@ -164,7 +164,7 @@ def _tuned_modulation(backbone: Backbone, lr: float, steps: int) -> Predict:
             seen = _features(backbone, support.inputs, Modulation(w["scale"], w["shift"]))
             return cross_entropy(head.support_logits(w, (seen, support.labels), ways), support.labels)
 
-        _adam(weights, loss, lr, steps)
+        adam(weights, loss, lr, steps)
         with torch.no_grad():
             asked = _features(backbone, episode.query.inputs, Modulation(weights["scale"], weights["shift"]))
             return head.logits(asked, weights, (asked[:, :0], support.labels), ways).argmax(-1)
@@ -185,7 +185,7 @@ def _tuned_network(backbone: Backbone, lr: float, steps: int) -> Predict:
         weights = model | first
         # Adam moves a copy: functional_call swaps it in for one forward pass, the backbone stays as it is.
         weights = {k: v.clone().detach().requires_grad_() for k, v in weights.items()}
-        _adam(
+        adam(
             weights,
             lambda w: cross_entropy(
                 head.support_logits(w, (network(w, support.inputs), support.labels), ways), support.labels
@@ -200,7 +200,7 @@ def _tuned_network(backbone: Backbone, lr: float, steps: int) -> Predict:
     return lambda episode: torch.cat([one(episode[t : t + 1]) for t in range(episode.tasks)])
 
 
-def _adam(weights: tensors.Tensors, loss: Callable[[tensors.Tensors], Tensor], lr: float, steps: int) -> None:
+def adam(weights: tensors.Tensors, loss: Callable[[tensors.Tensors], Tensor], lr: float, steps: int) -> None:
     """Adam in place. It is element-wise, so a batch of tasks moves as each would alone."""
     optimizer = torch.optim.Adam(weights.values(), lr=lr)
     for _ in range(steps):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Inputs = Tensor | dict[str, Tensor]
-"""Images ``(tasks, examples, channels, height, width)``, or tokens by name, each ``(tasks, examples, length)``."""
+"""Images ``(tasks, examples, channels, height, width)``, or tokens by name, each ``(tasks, examples, length, ...)``."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ class Episode:
 
     @staticmethod
     def stack(episodes: Sequence[Episode]) -> Episode:
-        """Join episodes of equal shape along the task axis.
+        """Join episodes of equal shape along the task axis. Texts are padded to the longest on their side.
 
         Raises:
-            ValueError: when numbers of ways or tensor shapes differ; group the episodes by shape first.
+            ValueError: when numbers of ways or tensor shapes differ, group the episodes by shape first; or when tokens
+                differ in length and no ``attention_mask`` would tell them from padding.
         """
         shapes = {(e.ways, e.support.labels.shape[1], e.query.labels.shape[1]) for e in episodes}
         if len(shapes) != 1:
@@ -115,7 +116,25 @@ def stacked(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
 def _cat(parts: Sequence[Examples]) -> Examples:
     first = parts[0].inputs
     if isinstance(first, dict):
-        inputs = {k: torch.cat([p.inputs[k] for p in parts]) for k in first}  # type: ignore[index]
+        inputs = _padded({k: [p.inputs[k] for p in parts] for k in first})  # type: ignore[index]
     else:
         inputs = torch.cat([p.inputs for p in parts])  # type: ignore[misc]
     return Examples(inputs, torch.cat([p.labels for p in parts]))
+
+
+def _padded(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Join tokens by name along the task axis, with zeros at the right of the shorter ones."""
+    lengths = {t.shape[2] for tensors in parts.values() for t in tensors if t.dim() > 2}
+    if len(lengths) > 1 and "attention_mask" not in parts:
+        raise ValueError(
+            f"cannot stack texts of unequal lengths {sorted(lengths)} without an attention_mask: padding would be read"
+        )
+    return {name: torch.cat([_lengthened(t, max(lengths, default=0)) for t in ts]) for name, ts in parts.items()}
+
+
+def _lengthened(tokens: Tensor, length: int) -> Tensor:
+    """``(tasks, n, l, ...) -> (tasks, n, length, ...)``, padded with zeros."""
+    if tokens.dim() < 3 or tokens.shape[2] == length:
+        return tokens
+    missing = tokens.new_zeros(*tokens.shape[:2], length - tokens.shape[2], *tokens.shape[3:])
+    return torch.cat([tokens, missing], 2)

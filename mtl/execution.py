@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,11 @@ class Execution:
     def in_step(self) -> bool:
         """Whether processes have to pass through the network together."""
         return self.agree is not _as_it_is
+
+    def all_finite(self, values: Iterable[Tensor]) -> bool:
+        """Whether no value holds a NaN or an infinity, in any of the processes that walk in step."""
+        finite = torch.stack([torch.isfinite(v).all() for v in values]).all()
+        return not bool(self.agree((~finite).float()))
 
     def require_second_order(self) -> None:
         """Refuse to differentiate a gradient of the network.

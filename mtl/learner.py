@@ -204,8 +204,16 @@ class MetaLearner:
         emitted = {k: v.detach().clone() for k, v in emitted.items()}
         problem = self.problem(Episode(support, support, ways), seen=seen)
         problem = problem if steps is None else replace(problem, num_steps=steps)
-        self._last = Adapted(self, support, ways, solve(problem, emitted), emitted, names)
+        self._last = Adapted(self, support, ways, self._solve(problem, emitted), emitted, names)
         return self._last
+
+    def _solve(self, problem: InnerProblem, meta: Tensors) -> Tensors:
+        """The adapted weights; in float16, with the largest loss scale that does not overflow."""
+        weights, before = solve(problem, meta), self.backbone.execution
+        while not self.backbone.execution.all_finite(weights.values()) and self.backbone.lower_loss_scale():
+            weights = solve(replace(problem, execution=self.backbone.execution), meta)
+        self.backbone.execution = before
+        return weights
 
     def predict(self, inputs: Inputs | Sequence[Any]) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`."""

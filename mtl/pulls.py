@@ -121,7 +121,8 @@ class ForwardOverReverse(AbstractPull):
         scale = problem.execution.loss_scale
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
-            theta, phi = tensors.leaf(weights), tensors.leaf(meta)
+            # Contiguous: a tangent is written to, and an expanded tensor has one place for several elements.
+            theta, phi = (tensors.leaf({k: v.contiguous() for k, v in group.items()}) for group in (weights, meta))
             length = 1.0 if scale is None else tensors.power_of_two(cotangent.values())
             with torch.enable_grad(), twice_differentiable(), forward_ad.dual_level():
                 dual = {k: forward_ad.make_dual(v, (cotangent[k] * length).to(v.dtype)) for k, v in theta.items()}

@@ -72,7 +72,7 @@ def _prefix(config: Config) -> float:
     run = lambda: gradient(learner, episode, config.inner_steps)  # noqa: E731
 
     def without() -> None:
-        backbone.prepare = lambda inputs: Prepared(inputs, None)
+        backbone.prepare = lambda inputs: inputs if isinstance(inputs, Prepared) else Prepared(inputs)
         try:
             run()
         finally:

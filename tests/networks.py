@@ -22,6 +22,16 @@ SIZES = {
 _DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
 TEXT = {
     "bert": SIZES,
+    "roberta": {**SIZES, "max_position_embeddings": 18, "pad_token_id": 1},
+    "distilbert": {
+        "dim": 16,
+        "hidden_dim": 24,
+        "n_layers": 2,
+        "n_heads": 2,
+        "vocab_size": 50,
+        "max_position_embeddings": 16,
+    },
+    "deberta-v2": {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "modernbert": {
         **SIZES,
         "pad_token_id": 0,
@@ -41,6 +51,7 @@ TEXT = {
     },
     "llama": _DECODER,
     "qwen2": _DECODER,
+    "qwen3": _DECODER,
     "gemma": _DECODER,
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 50},
 }

@@ -96,7 +96,7 @@ def test_the_embedded_backbone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("sites", ["norm", "ssf"])
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "deberta-v2", "vit", "gpt2"])
 def test_transformers_loads_it(name: str, sites: Any, tmp_path: Path):
     backbone = build(name, tmp_path, sites=sites)
     task = adapted(backbone, mtl.Linear())
@@ -142,7 +142,7 @@ def test_half_precision_is_exported_in_full(tmp_path: Path):
     assert {v.dtype for v in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["llama", "modernbert", "t5", "test_vit4"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "modernbert", "t5", "test_vit4"])
 def test_what_no_weight_can_hold_is_refused(name: str, tmp_path: Path):
     with pytest.raises(ValueError, match=r"no plain checkpoint that predicts the same: .*norm"):
         mtl.export(adapted(build(name, tmp_path)), tmp_path / "out")

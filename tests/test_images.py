@@ -328,7 +328,7 @@ REFUSALS = [
     (unlabelled_split, r"24 of 24 labels are missing .*leave out the unlabelled rows or split"),
     (missing_in_table, r"1 of 24 labels are missing"),
     (float_in_table, r"labels are fractions such as 0.5"),
-    (listed_labels, r"labels are lists; expected one class per image"),
+    (listed_labels, r"labels are lists; expected one class per example"),
     (two_label_columns, r"2 columns that may be the label .*label_column="),
 ]
 

@@ -24,6 +24,9 @@ WHOLE = [
     "test_efficientnet",
     "test_byobnet",
     "bert",
+    "roberta",
+    "distilbert",
+    "deberta-v2",
 ]
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import backbone
 
 import mtl
@@ -19,8 +21,11 @@ import compare_accuracy
 import compare_estimators
 import compare_peers
 import compare_speed
+import compare_text
 import draw_cliff
+import few_shot_text
 import few_shot_vision
+import pretrain_docstrings
 
 
 def test_few_shot_vision_on_glyphs(tmp_path):
@@ -63,6 +68,106 @@ def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps):
     assert len(found.families) == 2
     assert (tmp_path / "run" / "split.json").is_file()
     assert found.reference == f"generator, {inner_steps} steps"
+
+
+LITTLE_ENCODER = {"layers": 1, "width": 32, "vocabulary": 400, "length": 16, "steps": 2, "batch": 8}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A text encoder that has seen next to nothing."""
+    config = pretrain_docstrings.Config(
+        out=str(tmp_path_factory.mktemp("encoder") / "e"),
+        layers=1,
+        width=32,
+        vocabulary=400,
+        length=16,
+        steps=2,
+        batch=8,
+    )
+    pretrain_docstrings.main(config)
+    return config.out
+
+
+def text_table(file: Path, classes: int, each: int) -> Path:
+    with file.open("w", newline="") as f:
+        rows = [(f"text {'of a kind ' * c} {i}", f"class {c}") for c in range(classes) for i in range(each)]
+        csv.writer(f).writerows([("note", "kind"), *rows])
+    return file
+
+
+LITTLE_TEXT = {
+    "ways": 2, "shots": (2,), "queries": 2, "inner_steps": 1, "warm_steps": 1, "steps": 1, "tasks_per_step": 2,
+    "validation_tasks": 2, "tuning_episodes": 1, "test_episodes": 2, "max_length": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_few_shot_text(tmp_path, encoder, own):
+    mine = {"text_column": "note", "label_column": "kind"} if own else {}
+    data = str(text_table(tmp_path / "t.csv", 10, 5)) if own else None
+    config = few_shot_text.Config(out=str(tmp_path / "run"), data=data, backbone=encoder, **mine, **LITTLE_TEXT)
+    [found] = few_shot_text.main(config)
+    assert {r.kind for r in found.rows} == {"ours", "control", "baseline"}
+    assert set(found.families) == {"texts" if own else "module"}
+    assert (tmp_path / "run" / "accuracy.png").is_file()
+    pages = (tmp_path / "run" / "episodes.md").read_text()
+    names = mtl.docstring_split(0).test if not own else [f"class {c}" for c in range(10)]
+    assert sum(f"| {name} |" in pages for name in names) >= 2
+
+
+def test_the_small_encoder_is_made_once(encoder):
+    before = (Path(encoder) / "model.safetensors").stat().st_mtime_ns
+    pretrain_docstrings.main(pretrain_docstrings.Config(out=encoder, **LITTLE_ENCODER))
+    assert (Path(encoder) / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match="not made by this recipe"):
+        pretrain_docstrings.main(pretrain_docstrings.Config(out=str(Path(encoder).parent), **LITTLE_ENCODER))
+
+
+@pytest.mark.parametrize("form", ["lines.txt", "table.csv", "folder"])
+def test_adapt_predicts_texts(tmp_path, encoder, form):
+    b = mtl.load_backbone(encoder)
+    mtl.save_pretrained(mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width)), tmp_path / "generator")
+    table = text_table(tmp_path / "t.csv", 3, 3)
+    new = tmp_path / form
+    if form == "lines.txt":
+        new.write_text("the first\nthe second\n")
+    elif form == "table.csv":
+        new.write_text("id,note\n7,the first\n8,the second\n")
+    else:
+        new.mkdir()
+        (new / "a.txt").write_text("the first")
+        (new / "b.txt").write_text("the second")
+    config = adapt.Config(
+        str(tmp_path / "generator"), texts=str(table), text_column="note", label_column="kind", predict=str(new),
+        out=str(tmp_path / "out"), device="cpu",
+    )  # fmt: skip
+    rows = adapt.main(config)
+    assert [(r["number"], r["text"]) for r in rows] == [("0", "the first"), ("1", "the second")]
+    assert list(csv.DictReader((tmp_path / "out" / "predictions.csv").open())) == rows
+    plain = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    head = load_file(tmp_path / "out" / "head.safetensors")
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["the first"], return_tensors="pt")
+    logits = plain(**tokens).last_hidden_state.mean(1) @ head["weight"].T + head["bias"]
+    assert rows[0]["label"] == f"class {int(logits.argmax())}"
+
+
+def test_fixed_label_sets(tmp_path, encoder):
+    data = str(text_table(tmp_path / "t.csv", 3, 6))
+    config = compare_text.Config(
+        backbone=encoder, data=data, text_column="note", label_column="kind", max_length=16, shots=(2, 3), queries=2,
+        draws=3, out=str(tmp_path / "out"),
+    )  # fmt: skip
+    rows = compare_text.main(config)
+    assert [(r["method"], r["classes"], r["shots"]) for r in rows] == [
+        (name, 3, shots) for shots in (2, 3) for name in ("nearest class mean", "logistic regression")
+    ]
+    assert len(list(csv.DictReader((tmp_path / "out" / "text.csv").open()))) == 4
+
+
+def test_adapt_wants_one_kind_of_examples(tmp_path):
+    with pytest.raises(ValueError, match="either --images or --texts"):
+        adapt.main(adapt.Config("g", out=str(tmp_path / "o")))
 
 
 @pytest.fixture

@@ -3,8 +3,19 @@
 from mtl.backbones.adapter import AbstractAdapter
 from mtl.backbones.backbone import Backbone
 from mtl.backbones.loading import load_backbone
+from mtl.backbones.placement import shard
 from mtl.backbones.prepared import Prepared
 from mtl.backbones.timm_networks import EMBEDDED, TimmImages
 from mtl.backbones.transformers_networks import HFImages, HFText
 
-__all__ = ["EMBEDDED", "AbstractAdapter", "Backbone", "HFImages", "HFText", "Prepared", "TimmImages", "load_backbone"]
+__all__ = [
+    "EMBEDDED",
+    "AbstractAdapter",
+    "Backbone",
+    "HFImages",
+    "HFText",
+    "Prepared",
+    "TimmImages",
+    "load_backbone",
+    "shard",
+]

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from mtl.episode import Inputs
 
+PREFIX = "prefix"
+"""Among tokens by name: what the frozen layers below the first site make of them, see Backbone.with_prefix."""
+
 
 class AbstractAdapter(abc.ABC):
     """What differs between kinds of networks: how to call them, how to pool, how raw items become tensors."""

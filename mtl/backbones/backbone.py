@@ -6,16 +6,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtl.backbones.adapter import AbstractAdapter, noise
+from mtl.backbones.adapter import PREFIX, AbstractAdapter, noise
 from mtl.backbones.forwards import Forward, replaced
 from mtl.backbones.prefix import FrozenPrefix, NotByExample
 from mtl.backbones.prepared import Prepared
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
         sites: which layers are modulated, see :func:`mtl.modulation.find_sites`.
         last_k: only the last ``k`` blocks.
         load_args: what :func:`load_backbone` was called with.
+        placed: where inputs go when the weights are spread over several places; None when they are in one.
 
     Attributes:
         checkpoint_blocks: set it to True to keep only the inputs of modulated blocks and recompute their activations on
@@ -47,7 +49,7 @@ class Backbone(nn.Module):
         examples_per_chunk: pass so many examples of every task through the network at a time, each chunk recomputed on
             the way back: memory no longer grows with the number of examples, a third more time, the same numbers. None
             passes all at once.
-        execution: what meta-gradients have to know; set by ``precision`` and by :mod:`mtl.placement`.
+        execution: what meta-gradients have to know; set by ``precision``, :func:`mtl.shard` and ``device_map``.
         width: features per example, ``D``.
         modulation_width: channels over all sites, ``P``.
     """
@@ -61,6 +63,7 @@ class Backbone(nn.Module):
         sites: SiteKind = "norm",
         last_k: int | None = None,
         load_args: dict[str, Any] | None = None,
+        placed: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.model = uncompiled(model).requires_grad_(False).eval()
@@ -70,7 +73,9 @@ class Backbone(nn.Module):
         self.checkpoint_blocks = False
         self.examples_per_chunk: int | None = None
         self.execution = Execution()
+        self.placed = placed
         self._precision: torch.dtype | None = None
+        self._fingerprint: str | None = None
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
@@ -108,14 +113,44 @@ class Backbone(nn.Module):
 
         Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
         """
-        if isinstance(inputs, Prepared) or not (prefix := self._prefix):
-            return _as_prepared(inputs)
+        prefix, taken = self._prefix, self._taken(inputs)
+        if not prefix or taken.stored:
+            return taken
 
         def recorded(piece: Prepared) -> Prepared:
             flat = _flatten(piece.inputs)
             return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
 
-        return Prepared.join([recorded(piece) for piece in Prepared(inputs).split(self.examples_per_chunk)])
+        return Prepared.join([recorded(piece) for piece in taken.split(self.examples_per_chunk)])
+
+    def with_prefix(self, inputs: Inputs) -> Inputs:
+        """Tokens ``(n, length)`` by name, and with them, as ``"prefix"``, what the frozen prefix makes of each token.
+
+        To be cached with the tokens: whatever takes inputs then skips the prefix. It is on the CPU, ``(n, length,
+        width)``. Where the prefix is not one tensor of that shape (rotary networks, images), inputs are as they were.
+        """
+        if not (isinstance(inputs, dict) and self._prefix and self._prefix.by_token):
+            return inputs
+        flat = self._cast(inputs)
+        stored = self._prefix.record(lambda: self.features(flat))
+        return inputs | {PREFIX: self._prefix.per_token(stored).cpu()}
+
+    def _taken(self, inputs: Inputs | Prepared) -> Prepared:
+        """Inputs, and apart from them a prefix that came with them.
+
+        Raises:
+            ValueError: when there is no task axis.
+        """
+        if isinstance(inputs, Prepared):
+            return inputs
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+        if first.dim() < 3:
+            raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
+        if not (isinstance(inputs, dict) and PREFIX in inputs and self._prefix):
+            return Prepared(inputs)
+        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
+        rows = inputs[PREFIX].flatten(0, 1).to(self.device)
+        return Prepared(tokens, self._prefix.restored(rows))
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
@@ -151,7 +186,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: tasks or widths of inputs and modulation differ.
         """
-        prepared = _as_prepared(inputs)
+        prepared = self._taken(inputs)
         tasks, _ = prepared.shape
         if modulation is not None and modulation.tasks != tasks:
             raise ValueError(
@@ -163,8 +198,7 @@ class Backbone(nn.Module):
         return torch.cat([call(piece, modulation) for piece in pieces], 1)
 
     def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
-        known = self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
-        with self.modulator.modulating(modulation), replaced(self._checkpointed()), known:
+        with self.modulator.modulating(modulation), replaced(self._checkpointed()), self._replaying(prepared):
             return self.features(_flatten(prepared.inputs)).unflatten(0, (prepared.shape[0], -1))
 
     def _recomputed_pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
@@ -176,6 +210,9 @@ class Backbone(nn.Module):
             return self._pass(prepared, Modulation(scale, shift))
 
         return checkpoint(run, modulation.scale, modulation.shift, use_reentrant=False, preserve_rng_state=False)
+
+    def _replaying(self, prepared: Prepared) -> AbstractContextManager[None]:
+        return self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
 
     def _checkpointed(self) -> dict[nn.Module, Forward]:
         """The modulated blocks, each under activation checkpointing; none unless asked for and of use."""
@@ -205,7 +242,7 @@ class Backbone(nn.Module):
             Features ``(tasks, n, D)``, and for each site its activation averaged over positions ``(tasks, n, C)`` in
             float32. Padding tokens are left out.
         """
-        pieces = [self._observe(piece) for piece in _as_prepared(inputs).split(self.examples_per_chunk)]
+        pieces = [self._observe(piece) for piece in self._taken(inputs).split(self.examples_per_chunk)]
         features, activations = zip(*pieces, strict=True)
         return torch.cat(features, 1), [torch.cat(of_site, 1) for of_site in zip(*activations, strict=True)]
 
@@ -235,14 +272,45 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> str:
         """A short hash of parameter names, shapes and some values; the same on every device and in bfloat16."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256()
         named = sorted(self.model.named_parameters())
         for i, (name, value) in enumerate(named):
             digest.update(f"{name}{tuple(value.shape)}".encode())
             if i % max(1, len(named) // 8) == 0:
-                part = value.detach().flatten()[:1024].to("cpu", torch.bfloat16)
+                part = self._value(name).flatten()[:1024].to("cpu", torch.bfloat16)
                 digest.update(part.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def _value(self, name: str) -> Tensor:
+        """A parameter's value, brought in from the disk if it was put there."""
+        value = self.model.get_parameter(name).detach()
+        if not value.is_meta:
+            return value
+        with align_module_device(self.model.get_submodule(name.rpartition(".")[0]), torch.device("cpu")):
+            return self.model.get_parameter(name).detach().clone()
+
+    def freeze_fingerprint(self) -> None:
+        """Remember the fingerprint; before weights go where their values cannot be read."""
+        self._fingerprint = self.fingerprint()
+
+    def place(self, device: torch.device, execution: Execution) -> None:
+        """Note that the weights have been spread: inputs go to ``device``, and nothing moves the weights any more."""
+        self.placed, self.execution = device, execution
+        self.__dict__.pop("_prefix", None)  # found again, as the network runs now
+
+    def to(self, *args: Any, **kwargs: Any) -> Backbone:
+        """Move it, unless its weights have places of their own."""
+        return self if self.placed else super().to(*args, **kwargs)
+
+    def lower_loss_scale(self) -> bool:
+        """After an overflow of float16: sixteen times less, if that leaves one or more. Whether it did."""
+        scale = self.execution.loss_scale
+        if scale is None or scale < 16:
+            return False
+        self.execution = replace(self.execution, loss_scale=scale / 16)
+        return True
 
     def spec(self) -> dict[str, Any]:
         """JSON-able: ``load_backbone(**spec["load"])`` builds this backbone again, ``fingerprint`` says whether it did.
@@ -266,7 +334,7 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return next(self.model.parameters()).device
+        return self.placed or next(self.model.parameters()).device
 
     def _cast(self, inputs: Inputs) -> Inputs:
         """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
@@ -281,20 +349,6 @@ class Backbone(nn.Module):
                 f"{self.name} gives features of shape {tuple(features.shape)}: expected (n, D); choose a pooling"
             )
         return features
-
-
-def _as_prepared(inputs: Inputs | Prepared) -> Prepared:
-    """Inputs that are not prepared, in the same clothes.
-
-    Raises:
-        ValueError: when there is no task axis.
-    """
-    if isinstance(inputs, Prepared):
-        return inputs
-    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-    if first.dim() < 3:
-        raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
-    return Prepared(inputs)
 
 
 def _flatten(inputs: Inputs) -> Inputs:

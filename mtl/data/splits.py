@@ -196,7 +196,7 @@ def class_labels(values: Sequence[object], where: str, names: Sequence[str] | No
     ['tulip', 'rose']
     """
     if any(isinstance(v, list | tuple | dict) for v in values):
-        raise ValueError(f"{where}: labels are lists; expected one class per image")
+        raise ValueError(f"{where}: labels are lists; expected one class per example")
     texts = ["" if v is None else str(v).strip() for v in values]
     # v != v: NaN, which a blank becomes in a column of numbers; -1: the hub's mark for an unlabelled row
     rows = enumerate(zip(values, texts, strict=True))
@@ -245,7 +245,7 @@ def disjoint_parts(parts: Sequence[str | None], labels: Sequence[str], where: st
             f"{_quoted(shared[:5])}; "
             "parts that share classes say nothing of unseen ones, so they are pooled, "
             "and the classes are to be divided anew",
-            stacklevel=4,
+            stacklevel=5,
         )
         return {}
     return {part: tuple(sorted(names)) for part, names in found.items()} if len(found) > 1 else {}

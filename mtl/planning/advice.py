@@ -61,7 +61,8 @@ def _singles(config: Config, blocks: int) -> Iterator[dict[str, int | str]]:
     if config.precision != "bf16-stored":
         yield {"precision": "bf16-stored"}
     fewer = dict.fromkeys((blocks // 2, blocks // 4, 1))
-    yield from ({"last_k": k} for k in fewer if 0 < k < blocks)
+    for last in (k for k in fewer if 0 < k < blocks):
+        yield {"last_k": last}
 
 
 def _try(config: Config, steps: list[dict[str, int | str]]) -> Change:

@@ -31,9 +31,8 @@ def memory_figure(plan: Plan, path: str | Path) -> Figure:
     with saved_figure(path, 11, 6.5) as figure:
         panel = figure.subplots()
         for p in (p for p in plan.predicted if (p.estimator, p.pull) in LOOKS):
-            look: dict[str, Any] = LOOKS[p.estimator, p.pull] | {
-                "linestyle": STYLES[keepings.index(p.keeping) % len(STYLES)]
-            }
+            style = STYLES[keepings.index(p.keeping) % len(STYLES)]
+            look: dict[str, Any] = LOOKS[p.estimator, p.pull] | {"linestyle": style}
             label = f"{NAMES.get(p.pull, UNROLLED)}, keeping {p.keeping}"
             every = max(1, len(steps) // 8)
             panel.plot(steps, [_at(plan, p, k) for k in steps], label=label, markevery=every, **look)

@@ -81,7 +81,7 @@ def moved(module: Module, mode: Mode) -> Module:
 
     for part in module.modules():
         # Plain attributes too: some networks keep tables of angles outside their buffers.
-        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))
+        tables: tuple[Any, ...] = (part._parameters, part._buffers, vars(part))
         for held in tables:
             held.update({k: empty(v) for k, v in held.items() if isinstance(v, Tensor)})
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtl.backbones import HFText
@@ -85,8 +86,10 @@ class Workplace:
         return Examples(self._inputs(*shape), torch.arange(self.config.ways).repeat(shape[0], per_class))
 
     def _inputs(self, *shape: int) -> Inputs:
-        if not isinstance(adapter := self.backbone.adapter, HFText):
-            return torch.randn(*shape, *adapter.example(1).shape[1:])
+        adapter = self.backbone.adapter
+        if isinstance(example := adapter.example(1), Tensor):
+            return torch.randn(*shape, *example.shape[1:])
+        assert isinstance(adapter, HFText)
         length = self.config.text_length
         if adapter.max_length is not None and length > adapter.max_length:
             raise ValueError(f"text_length={length}: {self.config.backbone} reads at most {adapter.max_length} tokens")

@@ -25,9 +25,9 @@ from mtl.training.check import FILE, check_estimator
 from mtl.training.checkpoints import Checkpoints
 from mtl.training.config import TrainingConfig
 from mtl.training.optimizer import parameter_groups, schedule
-from mtl.training.processes import of_main
+from mtl.training.processes import chunk_size, of_main, precision_of
 from mtl.training.records import METRICS, append, forget_after
-from mtl.training.sums import Totals, all_finite, backward
+from mtl.training.sums import Totals, backward
 
 NOTHING_KEPT = {"accuracy": -1.0, "step": 0}
 
@@ -44,6 +44,8 @@ class Run:
         self.config = config
         self.folder = folder
         self.accelerator = accelerator
+        learner.backbone.precision = precision_of(accelerator, learner.backbone.precision)
+        self.tasks_per_chunk = chunk_size(config, learner.backbone.execution, accelerator)
         self.checkpoints = Checkpoints(folder)
         self.step = self.saved = 0
         self.best: dict[str, Any] = dict(NOTHING_KEPT)
@@ -64,8 +66,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
         for group in batch:
-            for first in range(0, group.tasks, self.config.tasks_per_chunk):
-                chunk = group[first : first + self.config.tasks_per_chunk].to(self.accelerator.device)
+            for first in range(0, group.tasks, self.tasks_per_chunk):
+                chunk = group[first : first + self.tasks_per_chunk].to(self.accelerator.device)
                 self._accumulate(chunk, totals)
         counted, left_out = self._reduce(totals)
         metrics = {"step": self.step + 1, "left_out": left_out}
@@ -109,14 +111,21 @@ class Run:
     def _accumulate(self, chunk: Episode, totals: Totals) -> None:
         """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
         record: dict[str, Tensor] = {}
-        seen = self.learner.backbone.prepare(chunk.support.inputs)
+        backbone = self.learner.backbone
+        seen = backbone.prepare(chunk.support.inputs)
         meta = self.learner.generator(self.learner.view(chunk.support, seen))
-        detached = {k: v.detach() for k, v in meta.items()}
-        result = self.learner.meta_gradient(chunk, detached, record, seen)
-        if all_finite([result.losses, *result.grads.values()]):
+        detached, before = {k: v.detach() for k, v in meta.items()}, backbone.execution
+        while True:
+            result = self.learner.meta_gradient(chunk, detached, record, seen)
+            finite = before.all_finite([result.losses, *result.grads.values()])
+            if finite or not backbone.lower_loss_scale():
+                break
+        if finite:
             backward(meta, result.grads, chunk.tasks)
             totals.add(result.losses, record["accuracy"], result.diagnostics, result.pulls)
-        elif chunk.tasks > 1:
+            return
+        backbone.execution = before  # it was not the scale
+        if chunk.tasks > 1:
             for t in range(chunk.tasks):
                 self._accumulate(chunk[t : t + 1], totals)
         else:
@@ -151,8 +160,8 @@ class Run:
         n = self.config.validation_tasks
         mine = list(range(self.accelerator.process_index, n, self.accelerator.num_processes))
         correct = torch.zeros(n, device=self.accelerator.device)
-        for first in range(0, len(mine), self.config.tasks_per_chunk):
-            indices = mine[first : first + self.config.tasks_per_chunk]
+        for first in range(0, len(mine), self.tasks_per_chunk):
+            indices = mine[first : first + self.tasks_per_chunk]
             for places, episode in stacked([tasks.sample(i) for i in indices]):
                 adapted = self.learner.adapt(episode.support)
                 hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)

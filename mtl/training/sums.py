@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -43,8 +41,3 @@ def backward(meta: Tensors, cotangents: Tensors, tasks: int) -> None:
     """One pass back through the generator, with the sum over tasks, not their mean: chunks of any size add up."""
     pairs = [(v, cotangents[k] * tasks) for k, v in meta.items() if v.requires_grad]
     torch.autograd.backward([v for v, _ in pairs], [c.to(v.dtype) for v, c in pairs])
-
-
-def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether no value holds a NaN or an infinity."""
-    return bool(torch.stack([torch.isfinite(v).all() for v in values]).all())

@@ -4,7 +4,7 @@ Whatever can be wrong with the data is said when it is opened, not in the middle
 """
 
 from mtl.data.images.collection import ImageCollection, Mode, Reader
-from mtl.data.images.folders import SUFFIXES
+from mtl.data.images.files import SUFFIXES
 from mtl.data.images.opening import open_images
 
 __all__ = ["SUFFIXES", "ImageCollection", "Mode", "Reader", "open_images"]

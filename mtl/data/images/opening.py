@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mtl.data.images.arrow_tables import by_split, from_disk, from_hub, from_tables
+from mtl.data.images.arrow_tables import from_tables
 from mtl.data.images.checking import checked_collection
-from mtl.data.images.collection import ImageCollection, Mode
-from mtl.data.images.csv_tables import csv_files, from_csv, tables_in
-from mtl.data.images.folders import from_folders
-from mtl.data.images.listing import Listing, Options, folders_in
+from mtl.data.images.collection import ImageCollection, Mode, Reader
+from mtl.data.images.files import from_csv, from_folders
+from mtl.data.sources.arrow_tables import open_tables
+from mtl.data.sources.listing import Listing, Options, check_choices, refuse
+from mtl.data.sources.paths import CSV, kind_of, table_files
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -57,63 +57,37 @@ def open_images(
             labels are missing, fractional or several per image, columns cannot be told, or images are unreadable
             and ``on_unreadable="raise"``.
     """
-    for name, value, known in (
-        ("mode", mode, ("RGB", "L")),
-        ("verify", verify, ("header", "decode", "off")),
-        ("on_unreadable", on_unreadable, ("skip", "raise")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: expected one of {known}")
+    check_choices(
+        mode=(mode, ("RGB", "L")),
+        verify=(verify, ("header", "decode", "off")),
+        on_unreadable=(on_unreadable, ("skip", "raise")),
+    )
     folder = None if image_folder is None else Path(image_folder).expanduser()
-    listing = _listed(path, Options(image_column, label_column, folder, split, config))
+    listing = _listed(path, Options(image_column, label_column, split, config, folder))
     return checked_collection(listing, mode, verify, on_unreadable)
 
 
-def _listed(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing:
+def _listed(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[Reader]:
     if not isinstance(source, str | Path):
-        return from_tables(by_split(source, options.split, "the data set"), options, Path(), "the data set")
+        return from_tables(open_tables(source, None, options), options, Path(), "the data set")
     root = Path(source).expanduser()
     if not root.exists():
-        tables = by_split(from_hub(str(source), options), options.split, str(source))
-        return from_tables(tables, options, Path(), str(source))
-    kind = _kind(root)
+        return from_tables(open_tables(source, "hub", options), options, Path(), str(source))
+    kind = kind_of(root, "image")
     if kind == "classes":
-        _refuse(vars(options), f"{root} has class folders")
+        refuse(
+            {
+                "image_column": options.column,
+                "label_column": options.label_column,
+                "image_folder": options.image_folder,
+                "split": options.split,
+                "config": options.config,
+            },
+            f"{root} has class folders",
+        )
         return from_folders(root)
     if kind == "csv":
-        _refuse({"split": options.split, "config": options.config}, f"{root} is read as csv")
-        return from_csv(csv_files(root), options)
-    return from_tables(by_split(from_disk(kind, root), options.split, str(source)), options, root, str(source))
-
-
-def _refuse(options: Mapping[str, object], because: str) -> None:
-    if given := [f"{name}={value!r}" for name, value in options.items() if value is not None]:
-        raise ValueError(
-            f"{because}, where {', '.join(given)} has no meaning; leave it out, or pass the path of a table"
-        )
-
-
-def _kind(root: Path) -> Literal["classes", "csv", "parquet", "disk"]:
-    """What lies at an existing path, from names alone."""
-    if root.is_file():
-        if root.suffix.lower() in (".csv", ".tsv"):
-            return "csv"
-        if root.suffix.lower() == ".parquet":
-            return "parquet"
-        raise ValueError(
-            f"{root} is a {root.suffix or 'nameless'} file; expected a folder, .csv, .tsv or .parquet (unpack archives)"
-        )
-    if not any(root.iterdir()):
-        raise ValueError(f"{root} is empty; expected one sub-folder of images per class")
-    if any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
-        return "disk"
-    subfolders = folders_in(root)
-    if len(subfolders) < 2 and tables_in(root):
-        return "csv"
-    if any(next(root.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")):
-        return "parquet"
-    if not subfolders:
-        raise ValueError(
-            f"{root} has no sub-folders; expected one sub-folder of images per class, or a csv of file names and labels"
-        )
-    return "classes"
+        refuse({"split": options.split, "config": options.config}, f"{root} is read as csv")
+        return from_csv(table_files(root, CSV), options)
+    assert kind != "jsonl"
+    return from_tables(open_tables(source, kind, options), options, root, str(source))

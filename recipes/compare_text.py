@@ -1,0 +1,110 @@
+"""Fixed label sets, as text classification is usually reported: n examples per class, ten draws, mean and deviation.
+
+    python recipes/compare_text.py --backbone mtl/minilm
+    python recipes/compare_text.py --backbone mtl/minilm --last-k 1 --generator runs/few_shot_text/.../final
+    python recipes/compare_text.py --data reviews.csv --backbone mtl/minilm --shots 8 16 64 --setfit --peft
+
+Without --data the classes are the test modules of the embedded docstrings that have enough texts. SetFit (arXiv
+2209.11055) tunes the whole encoder by contrast and needs minutes per draw; it, LoRA and IA3 need
+`pip install -e ".[text]"`.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+import mtl
+from mtl.data.docstring_tasks import docstring_collection
+
+Result = dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Config:
+    backbone: str = "mtl/minilm"  # mtl/minilm, hf/<id> or a folder
+    generator: str | None = None  # folder of a trained generator for this backbone
+    data: str | None = None  # csv, jsonl, parquet, folder of .txt or hub id
+    text_column: str | None = None  # of a table, when it goes by no usual name
+    label_column: str | None = None  # of a table, when it goes by no usual name
+    last_k: int | None = None  # modulate the last k blocks only; as the generator was trained
+    max_length: int = 32  # tokens that are read of a text
+    shots: tuple[int, ...] = (8, 16)  # examples per class
+    queries: int = 10  # other examples per class, to judge by
+    draws: int = 10  # of examples
+    setfit: bool = False  # add SetFit
+    peft: bool = False  # add LoRA and IA3
+    out: str = "runs/compare_text"  # text.csv goes here
+
+
+def main(config: Config) -> list[Result]:
+    """One row per method and number of shots."""
+    backbone = mtl.load_backbone(config.backbone, last_k=config.last_k, max_length=config.max_length)
+    tokens = mtl.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    methods = [m for m in mtl.baselines(backbone, c=10.0) if m.name.split(",")[0] in ("nearest class mean", LOGISTIC)]
+    if config.generator is not None:
+        methods.append(mtl.ours(mtl.from_pretrained(config.generator, backbone)))
+    if config.peft:
+        methods += mtl.peft_baselines(backbone)
+    rows: list[Result] = []
+    for shots in config.shots:
+        tasks = fixed_label_set(config, tokens, shots)
+        found = {m.name: [accuracy(m, tasks.sample(i)) for i in range(config.draws)] for m in methods}
+        if config.setfit:
+            found["SetFit"] = [setfit_accuracy(backbone, tasks, i) for i in range(config.draws)]
+        for name, values in found.items():
+            row: Result = {"method": name, "classes": len(tasks.classes), "shots": shots}
+            rows.append(row | {"mean": round(float(np.mean(values)), 2), "std": round(float(np.std(values)), 2)})
+            print("{method:28s} {classes:3d} classes, {shots:3d} each: {mean:5.1f} +- {std:.1f}".format(**rows[-1]))
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "text.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+LOGISTIC = "logistic regression"
+
+
+def fixed_label_set(config: Config, tokens: mtl.TokenCache, shots: int) -> mtl.TextTasks:
+    """Tasks of all classes; they differ in their examples alone."""
+    if config.data is None:
+        texts = docstring_collection("module", mtl.docstring_split().test, shots + config.queries)
+    else:
+        texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
+    names = texts.class_names
+    return mtl.TextTasks(texts, names, preprocess=tokens, ways=len(names), shots=shots, queries=config.queries)
+
+
+def accuracy(method: mtl.Method, episode: mtl.Episode) -> float:
+    """In %."""
+    return 100 * float((method(episode).cpu() == episode.query.labels).float().mean())
+
+
+def setfit_accuracy(backbone: mtl.Backbone, tasks: mtl.TextTasks, index: int) -> float:
+    """SetFit's own trainer, on the network as the backbone loaded it; in %."""
+    import datasets
+    from setfit import SetFitModel, Trainer, TrainingArguments  # pyright: ignore[reportMissingImports]
+
+    _, support, query = tasks.read(index)
+    labels = [tasks.sample(index).support.labels[0], tasks.sample(index).query.labels[0]]
+    table = datasets.Dataset.from_dict({"text": support, "label": labels[0].tolist()})
+    with tempfile.TemporaryDirectory() as folder:
+        backbone.model.save_pretrained(folder)  # type: ignore[operator]
+        backbone.adapter.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+        model = SetFitModel.from_pretrained(folder)
+        arguments = TrainingArguments(output_dir=folder, num_epochs=1, max_steps=200, report_to="none", seed=index)
+        Trainer(model=model, args=arguments, train_dataset=table).train()
+        return 100 * float((torch.as_tensor(model.predict(query)) == labels[1]).float().mean())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

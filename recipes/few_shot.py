@@ -1,0 +1,183 @@
+"""What the few-shot recipes share: settings, two-stage meta-training, the comparison, and what is written to disk."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+import mtl
+
+Estimator = mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.HorizonMixing | mtl.FirstOrder
+Make = Callable[[str, int, int], mtl.TaskSource]
+"""Part, shots and queries per class, to tasks."""
+Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
+"""Learner, test tasks and folder, to pictures of some episodes."""
+MoreBaselines = Callable[[mtl.TaskSource], tuple[list[mtl.Method], dict[str, Any]]]
+"""Validation tasks to more methods for the table, and the settings that were chosen for them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be said of any few-shot run; each recipe adds its data and has defaults of its own."""
+
+    out: str = "runs/few_shot"  # everything of this run goes here
+    data: str | None = None  # your own data; the embedded tasks when not given
+    backbone: str = ""  # name of the frozen network
+    sites: Literal["norm", "ssf"] = "norm"  # norm: after every normalisation; ssf: after every linear layer too
+    last_k: int | None = None  # modulate the last k blocks only
+    ways: int = 5  # classes per task
+    shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
+    queries: int = 10  # query examples per class at test
+    inner_steps: int = 5  # gradient steps per task
+    step_size: float = 0.01  # where the learned inner step sizes start
+    gate: float = 0.1  # how far from the identity the generator starts
+    warm_steps: int = 300  # outer steps without inner loop (cheap), before
+    steps: int = 40  # outer steps through the inner loop
+    tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
+    tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
+    outer_lr: float = 3e-3  # of the generator; a quarter of it through the inner loop
+    validation_tasks: int = 48  # episodes that choose the best generator
+    tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
+    test_episodes: int = 80  # per number of shots; 600 is the field's habit
+    full_fine_tuning: bool = False  # add the slowest baseline
+    mixed_precision: str = "no"  # no, bf16
+    seed: int = 0  # of the generator, the split and the episodes
+    estimator: Estimator = field(default_factory=mtl.Windowed)  # of the meta-gradient
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Training and validation tasks of all numbers of shots in turn; validation and test tasks of each number."""
+
+    train: mtl.TaskSource
+    val: mtl.TaskSource
+    by_shots: Mapping[int, tuple[mtl.TaskSource, mtl.TaskSource]]
+
+    @staticmethod
+    def of(make: Make, config: Settings) -> Sources:
+        fewer = max(1, config.queries // 2)
+        train = mtl.Alternating([make("train", s, fewer) for s in config.shots], max(1, config.tasks_per_step // 2))
+        val = mtl.Alternating([make("val", s, config.queries) for s in config.shots], 4)
+        by_shots = {s: (make("val", s, config.queries), make("test", s, config.queries)) for s in config.shots}
+        return Sources(train, val, by_shots)
+
+
+def accelerator_of(config: Settings) -> Accelerator:
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=config.out)
+    accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def run(
+    config: Settings,
+    backbone: mtl.Backbone,
+    sources: Sources,
+    accelerator: Accelerator,
+    draw: Draw,
+    more_baselines: MoreBaselines | None = None,
+) -> list[mtl.Comparison]:
+    """Train the generator and its static control, compare all methods on the test tasks, write tables and pictures."""
+    if accelerator.is_main_process:
+        write_facts(config)
+    generator = meta_train(mtl.SupportConditioned, config, backbone, sources, accelerator)
+    static = meta_train(mtl.Static, config, backbone, sources, accelerator)
+    if not accelerator.is_main_process:
+        return []
+    found = compare(config, generator, static, sources, more_baselines)
+    mtl.accuracy_figure(found, Path(config.out) / "accuracy.png")
+    draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
+    accelerator.end_training()
+    return found
+
+
+def compare(
+    config: Settings,
+    generator: mtl.MetaLearner,
+    static: mtl.MetaLearner,
+    sources: Sources,
+    more_baselines: MoreBaselines | None = None,
+) -> list[mtl.Comparison]:
+    """One table per number of shots; baselines have the settings that are best on validation tasks."""
+    out = Path(config.out)
+    without_loop = [mtl.ours(generator, steps=0)] if config.inner_steps else []
+    ours = [mtl.ours(generator), *without_loop, mtl.static_control(static), *mtl.controls(generator)]
+    comparisons, chosen = [], {}
+    for shots, (held_out, test) in sources.by_shots.items():
+        methods, chosen[shots] = mtl.tuned_baselines(
+            generator.backbone, held_out, episodes=config.tuning_episodes, full=config.full_fine_tuning
+        )
+        if more_baselines is not None:
+            more, settings = more_baselines(held_out)
+            methods, chosen[shots] = [*methods, *more], chosen[shots] | settings
+        found = mtl.evaluate(
+            [*ours, *methods],
+            test,
+            episodes=config.test_episodes,
+            setting=f"{config.ways}-way {shots}-shot",
+            tasks_per_chunk=8,
+        )
+        found.to_csv(out / f"{shots}-shot.csv")
+        found.to_json(out / f"{shots}-shot.json")
+        print(f"\n{found.table()}")
+        comparisons.append(found)
+    (out / "baselines.json").write_text(json.dumps(chosen, indent=2))
+    return comparisons
+
+
+def meta_train(
+    kind: type[mtl.AbstractGenerator],
+    config: Settings,
+    backbone: mtl.Backbone,
+    sources: Sources,
+    accelerator: Accelerator,
+) -> mtl.MetaLearner:
+    """First without the inner loop, then through it: most of what the generator learns does not need the loop."""
+    set_seed(config.seed)
+    options: dict[str, Any] = {"gate": config.gate} if kind is mtl.SupportConditioned else {}
+    generator = kind(backbone.sites, backbone.width, step_size=config.step_size, **options)
+    # A static start is so few numbers that it takes, and needs, a larger rate.
+    lr = config.outer_lr * (3 if kind is mtl.Static else 1)
+    stages = [
+        (0, config.warm_steps, config.tasks_per_step, lr),
+        (config.inner_steps, config.steps, max(1, config.tasks_per_step // 2), lr / 4),
+    ]
+    for inner_steps, steps, tasks, rate in stages:
+        if steps == 0 or (inner_steps == 0 and config.inner_steps == 0 and rate != lr):
+            continue
+        learner = mtl.MetaLearner(backbone, generator, inner_steps=inner_steps, estimator=config.estimator)
+        settings = mtl.TrainingConfig(
+            steps=steps, tasks_per_step=tasks, tasks_per_chunk=config.tasks_per_chunk, outer_lr=rate, step_size_lr=3e-2,
+            validate_every=max(20, steps // 4), validation_tasks=config.validation_tasks,
+        )  # fmt: skip
+        folder = Path(config.out) / kind.__name__ / f"{inner_steps}-inner-steps"
+        generator = mtl.train(learner, sources.train, sources.val, settings, folder, accelerator).generator
+        if accelerator.is_main_process:
+            draw_curves(folder)
+    best = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=config.estimator)
+    if accelerator.is_main_process:
+        mtl.save_pretrained(best, Path(config.out) / kind.__name__ / "final")
+    return best
+
+
+def draw_curves(folder: Path) -> None:
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    mtl.curves_figure(metrics, folder / "curves.png")
+
+
+def write_facts(config: Settings) -> None:
+    versions = {m.__name__: m.__version__ for m in (mtl, torch, timm, transformers)} | {
+        "python": platform.python_version()
+    }
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps({"config": asdict(config), "versions": versions}, indent=2))

@@ -1,0 +1,240 @@
+"""Low precision of the frozen network: what the meta-gradient loses, and what float16 needs that it loses no more."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from networks import batch
+from problems import regression
+from test_estimators import ALL
+from tiny import Blobs, backbone
+
+import mtl
+from mtl.execution import Execution
+
+WIDE = {
+    "vit": {
+        "name": "vit_tiny_patch16_224",
+        "img_size": 32,
+        "patch_size": 8,
+        "depth": 2,
+        "embed_dim": 192,
+        "num_heads": 3,
+    },
+    "bert": {
+        "model_type": "bert",
+        "hidden_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 384,
+        "vocab_size": 200,
+    },
+}
+FD = mtl.FiniteDifference(0.1)
+ESTIMATORS = {
+    "default": mtl.Windowed(),
+    "exact": mtl.Exact(),
+    "rematerialised": mtl.Rematerialised(),
+    "rematerialised, kept": mtl.Rematerialised(budget=math.inf),
+    "rematerialised, forward": mtl.Rematerialised("forward-over-reverse"),
+    "rematerialised, differences": mtl.Rematerialised(FD),
+    "windowed, differences": mtl.Windowed(pull=FD),
+    "lazy": mtl.Windowed(mode="lazy"),
+    "truncated": mtl.Truncated(2),
+    "binomial": mtl.Binomial(1),
+    "horizon mixing": mtl.HorizonMixing(),
+    "truncation mixing": mtl.TruncationMixing(),
+    "first-order": mtl.FirstOrder(),
+    "neumann": mtl.Neumann(3),
+    "imaml": mtl.ImplicitMAML(iterations=3),
+    "one-step": mtl.OneStep(),
+    "sama": mtl.SAMA(pull=FD),
+    "reptile": mtl.Reptile(),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+
+
+@pytest.fixture(scope="module", params=WIDE)
+def wide(request, tmp_path_factory) -> mtl.Backbone:
+    options: dict[str, Any] = dict(WIDE[request.param])
+    if request.param == "vit":
+        return mtl.load_backbone(pretrained=False, **options)
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "config.json").write_text(json.dumps(options))
+    return mtl.load_backbone(folder, pretrained=False)
+
+
+def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dict[str, torch.Tensor]]:
+    """One task, whose inner loss also has a weight of its own per example: a meta-parameter that acts nowhere else."""
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    inputs: Any = batch(network, 1, 6)
+    learner = mtl.MetaLearner(network, mtl.Static(network.sites, network.width, 0.02), inner_steps=k)
+    support = mtl.Examples(inputs, labels)
+    episode = mtl.Episode(support, support.map(lambda v: v.flip(1)), 3)
+    problem = learner.problem(episode)
+    meta = {n: v.detach() for n, v in learner.generator(learner.view(support)).items()} | {"example": torch.zeros(6)}
+
+    def inner_loss(weights, meta, step):
+        features = learner.features(inputs, weights, meta)
+        logits = learner.head.support_logits(weights, (features, labels), 3)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return (losses * meta["example"].exp()).mean().unsqueeze(0)
+
+    return replace(problem, inner_loss=inner_loss), meta
+
+
+def flat(result: mtl.MetaGradient) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in result.grads.values()])
+
+
+def agreement(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    return float(torch.cosine_similarity(found, expected, 0)), float(found.norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_low_precision_keeps_the_meta_gradient(wide: mtl.Backbone, name: str, dtype: torch.dtype):
+    estimator = ESTIMATORS[name]
+    expected = estimator(*problem_of(wide))
+    wide.precision = dtype
+    try:
+        problem, meta = problem_of(wide)
+        if name == "exact" and dtype == torch.float16:
+            with pytest.raises(RuntimeError, match=r"float16.*Rematerialised\(budget=math.inf\)"):
+                estimator(problem, meta)
+            return
+        found = estimator(problem, meta)
+    finally:
+        wide.precision = None
+    everything = [*found.grads.values(), *found.weights.values(), found.losses]
+    assert all(v.dtype == torch.float32 for v in everything), "what is adapted and what comes back stays in float32"
+    cosine, norm = agreement(flat(found), flat(expected))
+    assert cosine > 0.99
+    assert norm == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "exact"])
+def test_a_loss_scale_changes_no_digit_where_nothing_is_lost(name: str):
+    problem, meta = regression(momentum=0.5)
+    expected = ALL[name](problem, meta).grads
+    scaled = replace(problem, execution=Execution(loss_scale=2.0**10))
+    for key, value in ALL[name](scaled, meta).grads.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_scale_saves_what_float16_would_lose(wide: mtl.Backbone):
+    def shrunk(execution: Execution) -> torch.Tensor:
+        problem, meta = problem_of(wide, 2)
+        small = replace(
+            problem,
+            inner_loss=lambda *args: 1e-5 * problem.inner_loss(*args),
+            outer_loss=lambda *args: 1e-5 * problem.outer_loss(*args),
+            execution=execution,
+        )
+        return flat(mtl.Rematerialised()(small, meta))
+
+    expected = shrunk(Execution())
+    wide.precision = torch.float16
+    try:
+        lost, saved = shrunk(Execution()), shrunk(Execution(loss_scale=2.0**14))
+    finally:
+        wide.precision = None
+    assert agreement(saved, expected)[0] > 0.99
+    assert agreement(lost, expected)[0] < 0.95
+
+
+def test_a_loss_scale_that_overflows_is_lowered(tmp_path: Path):
+    [(_, episode)] = mtl.stacked([Blobs().sample(i) for i in range(2)])
+    learner = mtl.MetaLearner(b := backbone(), mtl.Static(b.sites, b.width, 0.05), inner_steps=2)
+    b.precision = torch.float16
+    expected = learner.adapt(episode.support).weights
+    b.execution = replace(b.execution, loss_scale=2.0**30)
+    found = learner.adapt(episode.support).weights
+    assert b.execution.loss_scale == 2.0**30, "adapting changes nothing for those who come after"
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("no", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_training_runs_the_network_in_the_precision_that_accelerate_was_asked_for(asked, dtype, tmp_path: Path):
+    torch.manual_seed(0)
+    b = backbone()
+    learner = mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width, hidden=16), inner_steps=2)
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision = asked  # the state is shared by all accelerators of a process
+    try:
+        config = mtl.TrainingConfig(
+            steps=2, tasks_per_step=2, validate_every=2, validation_tasks=2, save_every=2, self_check=False
+        )
+        seen: set[Any] = set()
+        b.model.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+        learner.generator.register_forward_hook(lambda *_: seen.add(f"generator {torch.is_autocast_enabled('cpu')}"))
+        mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run", accelerator)
+    finally:
+        accelerator.state._mixed_precision = "no"
+    assert b.precision == dtype
+    assert seen == {dtype is not None, "generator False"}
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert all(json.loads(line)["left_out"] == 0 for line in log.splitlines())
+
+
+def test_an_overflow_in_training_lowers_the_scale_and_loses_no_episode(tmp_path: Path):
+    torch.manual_seed(0)
+    b = backbone()
+    learner = mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width, hidden=16), inner_steps=2)
+    b.precision = torch.float16
+    b.execution = replace(b.execution, loss_scale=2.0**30)
+    config = mtl.TrainingConfig(steps=1, tasks_per_step=2, validate_every=1, validation_tasks=2, self_check=False)
+    mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run", Accelerator(cpu=True))
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["left_out"] == 0
+    assert b.execution.loss_scale is not None
+    assert 1 <= b.execution.loss_scale < 2.0**30
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_an_episode_that_is_not_finite_does_not_cost_the_scale(tmp_path: Path):
+    learner = mtl.MetaLearner(b := backbone(), mtl.Static(b.sites, b.width), inner_steps=2)
+    b.precision = torch.float16
+    before = b.execution.loss_scale
+    config = mtl.TrainingConfig(steps=1, tasks_per_step=2, validate_every=1, validation_tasks=2, self_check=False)
+    mtl.train(learner, Blobs(poisoned=(1,)), Blobs(), config, tmp_path / "run", Accelerator(cpu=True))
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["left_out"] == 1
+    assert b.execution.loss_scale == before
+
+
+def test_other_precisions_are_refused(tmp_path: Path):
+    b = backbone()
+    with pytest.raises(ValueError, match=r"precision=torch.float64.*bfloat16"):
+        b.precision = torch.float64
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision = "fp8"
+    try:
+        with pytest.raises(ValueError, match=r"mixed_precision='fp8'.*quantization"):
+            mtl.train(
+                mtl.MetaLearner(b, mtl.Static(b.sites, b.width)),
+                Blobs(),
+                Blobs(),
+                mtl.TrainingConfig(),
+                tmp_path,
+                accelerator,
+            )
+    finally:
+        accelerator.state._mixed_precision = "no"
+
+
+@pytest.mark.parametrize("estimator", [mtl.Windowed(), mtl.Windowed(pull=FD)], ids=["reverse", "differences"])
+def test_weights_stored_in_bfloat16_need_no_autocast(wide: mtl.Backbone, estimator: mtl.Windowed):
+    assert wide.load_args is not None
+    stored = mtl.load_backbone(**(wide.load_args | {"dtype": "bfloat16"}))
+    stored.model.load_state_dict(wide.model.state_dict())
+    expected, found = mtl.Windowed()(*problem_of(wide)), estimator(*problem_of(stored))
+    assert all(v.dtype == torch.float32 for v in found.grads.values())
+    assert agreement(flat(found), flat(expected))[0] > 0.99
