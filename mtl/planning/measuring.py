@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from mtl import tensors
 from mtl.episode import Episode, Inputs
 from mtl.estimators import MetaGradient
-from mtl.estimators.base import outer_adjoint
+from mtl.estimators.base import outer_adjoint, through_init
 from mtl.generators import SupportView
 from mtl.inner import InnerProblem, Trajectory, inner_gradient
 from mtl.learner import MetaLearner
@@ -50,8 +50,7 @@ class Memory:
 
 
 def memory(learner: MetaLearner, episode: Episode) -> Memory:
-    """Counted while the estimator runs."""
-    learner.problem(episode)  # finds the frozen prefix, which is done once per backbone and would count
+    """Counted while the estimator runs. The backbone has to know its frozen prefix: finding it would count too."""
     with LiveBytes(known=standing(learner, episode)) as counter:
         found = meta_step(learner, episode)
     return Memory(counter.peak, 2 * stored_bytes(found.weights.values()))
@@ -74,7 +73,7 @@ class Arithmetic:
     """Floating-point operations of the parts that every estimator is made of, see :class:`mtl.planning.work.Work`.
 
     Args:
-        start: a meta-step without an inner step; one outer gradient is in it.
+        start: what happens once: the generator's view, the initial weights and the way back through them.
         gradient: of the inner loss.
         outer: gradient of the outer loss.
         pulls: for each pull, of linearising at a new anchor, and of one product there.
@@ -89,36 +88,51 @@ class Arithmetic:
         """Floating-point operations of a meta-step."""
         anchor, product = self.pulls[pull]
         pulled = work.anchors * anchor + (work.anchors + work.products) * product
-        return self.start + work.gradients * self.gradient + (work.outer - 1) * self.outer + pulled
+        return self.start + work.gradients * self.gradient + work.outer * self.outer + pulled
 
 
-def arithmetic(learner: MetaLearner, episode: Episode) -> Arithmetic:
-    """Counted part by part with the real code, but for the pulls; ``learner`` takes no inner step."""
-    with Flops() as start:
-        meta_step(learner, episode)
-    problem, meta, weights = _beginning(learner, episode)
+@dataclass(frozen=True)
+class Beginning:
+    """Where an inner loop starts.
+
+    Args:
+        problem: of the learner and the episode.
+        meta: what the generator emits.
+        weights: the initial fast weights.
+    """
+
+    problem: InnerProblem
+    meta: Tensors
+    weights: Tensors
+
+
+def beginning(learner: MetaLearner, episode: Episode) -> Beginning:
+    """The first things that a meta-step computes."""
+    meta, problem = tensors.detach(emit(learner, episode)), learner.problem(episode)
+    with torch.no_grad():
+        return Beginning(problem, meta, problem.init(meta))
+
+
+def arithmetic(learner: MetaLearner, episode: Episode, begun: Beginning) -> Arithmetic:
+    """Counted part by part with the real code, but for the pulls."""
+    problem, meta, weights = begun.problem, begun.meta, begun.weights
     with Flops() as gradient:
         inner_gradient(problem, weights, meta, 0)
-    started = Trajectory([weights], [learner.optimizer.init(weights)], [], 0)
     with Flops() as outer:
-        outer_adjoint(problem, meta, started)
+        _, adjoint = outer_adjoint(problem, meta, Trajectory([weights], [learner.optimizer.init(weights)], [], 0))
+    with Flops() as start:
+        beginning(learner, episode)
+        through_init(problem, meta, adjoint)
     return Arithmetic(start.total, gradient.total, outer.total, {})
 
 
-def pull_arithmetic(learner: MetaLearner, episode: Episode, pull: AbstractPull) -> tuple[int, int]:
+def pull_arithmetic(begun: Beginning, pull: AbstractPull) -> tuple[int, int]:
     """Operations of linearising at an anchor, and of one product there."""
-    problem, meta, weights = _beginning(learner, episode)
     with Flops() as anchor:
-        products = pull.at(problem, weights, meta, 0)
+        products = pull.at(begun.problem, begun.weights, begun.meta, 0)
     with Flops() as product:
-        products(weights)
+        products(begun.weights)
     return anchor.total, product.total
-
-
-def _beginning(learner: MetaLearner, episode: Episode) -> tuple[InnerProblem, Tensors, Tensors]:
-    meta, problem = tensors.detach(emit(learner, episode)), learner.problem(episode)
-    with torch.no_grad():
-        return problem, meta, problem.init(meta)
 
 
 class Flops(Watching):

@@ -13,7 +13,7 @@ from mtl.generators import Static
 from mtl.learner import MetaLearner
 from mtl.planning.choices import Keeping
 from mtl.planning.config import Config
-from mtl.planning.measuring import Arithmetic, arithmetic, memory, pull_arithmetic, standing_bytes
+from mtl.planning.measuring import Arithmetic, arithmetic, beginning, memory, pull_arithmetic, standing_bytes
 from mtl.planning.networks import Mode, backbone_in, moved
 from mtl.pulls import as_pull
 
@@ -40,6 +40,7 @@ class Workplace:
         self.generator = moved(Static(self.backbone.sites, self.backbone.width), self.mode)
         with self.mode:
             self.episode = Episode(self._examples(config.shots), self._examples(config.queries), config.ways)
+            self._begun = beginning(self.learner(0, Exact()), self.episode)
         self.standing = standing_bytes(self.learner(0, Exact()), self.episode)
 
     @property
@@ -73,13 +74,13 @@ class Workplace:
         """Operations of an estimator's parts, but for pulls."""
         keeping.apply(self.backbone)
         with self.mode:
-            return arithmetic(self.learner(0, Exact()), self.episode)
+            return arithmetic(self.learner(0, Exact()), self.episode, self._begun)
 
     def pull_arithmetic(self, keeping: Keeping, pull: str) -> tuple[int, int]:
         """Operations of linearising at an anchor, and of one product there."""
         keeping.apply(self.backbone)
         with self.mode:
-            return pull_arithmetic(self.learner(0, Exact()), self.episode, as_pull(pull))
+            return pull_arithmetic(self._begun, as_pull(pull))
 
     def _examples(self, per_class: int) -> Examples:
         shape = (self.config.tasks_per_chunk, self.config.ways * per_class)
