@@ -37,7 +37,8 @@ def memory_figure(plan: Plan, path: str | Path) -> Figure:
             every = max(1, len(steps) // 8)
             panel.plot(steps, [_at(plan, p, k) for k in steps], label=label, markevery=every, **look)
         panel.axhline(plan.config.budget, **REFERENCE)
-        panel.annotate(f"{plan.config.budget:g} GiB", (steps[-1], plan.config.budget), ha="right", va="bottom")
+        beside: Any = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+        panel.annotate(f"{plan.config.budget:g} GiB", (1, plan.config.budget), va="center", **beside)
         panel.set_yscale("log")
         panel.set(title=plan.config.backbone, xlabel="inner steps", ylabel="predicted peak memory in GiB")
         panel.grid(axis="y", which="both")

@@ -59,7 +59,7 @@ def _of_what(plan: Plan) -> Iterator[str]:
     size = [f"{c.image_size} px"] if c.image_size else []
     setting = [f"{c.ways}-way {c.shots}-shot", f"{c.queries} queries per class", f"{c.inner_steps} inner steps"]
     setting += [f"{c.tasks_per_chunk} task(s) per chunk", c.precision, f"sites {c.sites}", *size, *options]
-    yield f"{c.backbone}: {', '.join(setting)}; {plan.standing_gib:.2f} GiB are weights and inputs."
+    yield f"{c.backbone}: {', '.join(setting)}; {_size(plan.standing_gib)} GiB are weights and inputs."
     yield f"GiB: predicted peak, all in all; in brackets what exceeds the budget of {c.budget:g} GiB."
     yield f"time: by arithmetic, {UNROLLED} that keeps everything is 1; a range where it depends on curvature."
     yield from (f"not predicted: {r}" for r in plan.refused)
@@ -68,8 +68,9 @@ def _of_what(plan: Plan) -> Iterator[str]:
 def _verdict(plan: Plan) -> Iterator[str]:
     unrolled = [p for p in plan.predicted if p.estimator == UNROLLED]
     for p in unrolled:
-        yield f"{UNROLLED}, keeping {p.keeping}: {p.gib:.1f} GiB, {p.gib_per_step:.2f} more for each inner step; " + (
-            f"{most} inner steps are the most that fit" if (most := steps_within(plan, p)) else "not one step fits"
+        yield (
+            f"{UNROLLED}, keeping {p.keeping}: {_size(p.gib)} GiB, {_size(p.gib_per_step)} more for each inner step; "
+            + (f"{most} inner steps are the most that fit" if (most := steps_within(plan, p)) else "not one step fits")
         )
     swept = [p for p in plan.fitting if p.pull]
     if swept:
@@ -82,9 +83,14 @@ def _verdict(plan: Plan) -> Iterator[str]:
     yield f"Nothing that trains through the inner loop fits into {budget}. With finite-difference pulls, and"
     for change in plan.changes:
         fits = "fits" if change.fits else "does not fit"
-        yield f"    {change.options}, keeping {change.keeping}: {change.gib:.1f} GiB, {fits}"
+        yield f"    {change.options}, keeping {change.keeping}: {_size(change.gib)} GiB, {fits}"
     if not any(c.fits for c in plan.changes):
         yield "Nothing tried is enough: take a smaller network, shorter inputs or a larger device."
+
+
+def _size(gib: float) -> str:
+    """Three digits."""
+    return f"{gib:.0f}" if gib >= 100 else f"{gib:.3g}"
 
 
 def _slowness(p: Predicted) -> tuple[float, float]:
@@ -92,13 +98,14 @@ def _slowness(p: Predicted) -> tuple[float, float]:
 
 
 def _said(p: Predicted) -> str:
-    return f"{p.estimator}, {p.pull}, keeping {p.keeping}: {p.gib:.1f} GiB, time {_range(p)}"
+    return f"{p.estimator}, {p.pull}, keeping {p.keeping}: {_size(p.gib)} GiB, time {_range(p)}"
 
 
 def _words(p: Predicted | None) -> tuple[str, str]:
     if p is None:
         return "-", "-"
-    return f"{p.gib:.2f}" if p.fits else f"({p.gib:.2f})", _range(p)
+    size = _size(p.gib)
+    return size if p.fits else f"({size})", _range(p)
 
 
 def _range(p: Predicted) -> str:
