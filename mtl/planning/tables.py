@@ -66,12 +66,11 @@ def _of_what(plan: Plan) -> Iterator[str]:
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
-    unrolled = [p for p in plan.predicted if p.estimator == UNROLLED]
-    for p in unrolled:
-        yield (
-            f"{UNROLLED}, keeping {p.keeping}: {_size(p.gib)} GiB, {_size(p.gib_per_step)} more for each inner step; "
-            + (f"{most} inner steps are the most that fit" if (most := steps_within(plan, p)) else "not one step fits")
-        )
+    for p in (p for p in plan.predicted if p.estimator == UNROLLED):
+        most = steps_within(plan, p)
+        fits = f"at most {most} inner steps fit" if most else "not one step fits"
+        more = f"{_size(p.gib_per_step)} more for each inner step"
+        yield f"{UNROLLED}, keeping {p.keeping}: {_size(p.gib)} GiB, {more}; {fits}"
     swept = [p for p in plan.fitting if p.pull]
     if swept:
         whole = [p for p in swept if p.estimator == "rematerialised"]
