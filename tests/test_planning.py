@@ -7,6 +7,7 @@ import json
 import resource
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,21 +29,22 @@ SMALL = Config("", shots=1, queries=1, inner_steps=3, window=2, text_length=16)
 
 @pytest.fixture
 def bert(tmp_path) -> Config:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 100, **sizes}))
-    return replace(SMALL, backbone=str(tmp_path))
+    return bert_of(tmp_path, layers=1)
+
+
+def bert_of(folder: Path, layers: int) -> Config:
+    sizes = {"hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 256}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 100, **sizes}))
+    return replace(SMALL, backbone=str(folder))
 
 
 @pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
 @pytest.mark.parametrize("name", ["bert", "resnet10t"])
 def test_predicted_is_what_a_real_run_holds(name, bert):
-    config = bert if name == "bert" else replace(SMALL, backbone=name, image_size=32)
+    config = bert if name == "bert" else replace(SMALL, backbone=name, image_size=32, last_k=1)
     fake, real = Workplace(config), Workplace(config, CPU)
-    for keeping in keepings(replace(config, examples_per_chunk=3)):
-        for estimator in (
-            mtl.Exact(), mtl.Rematerialised(), mtl.Windowed(2), mtl.Windowed(2, "lazy", pull="finite-difference"),
-            mtl.Neumann(3), mtl.FirstOrder(),
-        ):  # fmt: skip
+    for keeping in keepings(replace(config, examples_per_chunk=3 if name == "bert" else None)):
+        for estimator in (mtl.Exact(), mtl.Windowed(2), mtl.Windowed(2, "lazy", pull="finite-difference")):
             pull = str(estimator.pull) if takes_pull(estimator) else ""
             predicted, _ = fake.peak(representative(estimator, pull), keeping, 3)
             measured = real.measured(estimator, keeping, 3)
@@ -63,9 +65,9 @@ def test_unrolled_memory_is_linear_in_the_steps_and_the_others_is_flat(bert):
     one, two, four = (place.measured(mtl.Exact(), EVERYTHING, k) for k in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
     assert place.peak(mtl.Exact(), EVERYTHING, 4)[0] == pytest.approx(four, rel=1e-3)
-    for estimator in (mtl.Rematerialised(), mtl.Rematerialised("finite-difference"), mtl.FirstOrder()):
-        two, six = (place.measured(estimator, EVERYTHING, k) - place.standing for k in (2, 6))
-        assert six < 1.1 * two < 1.1 * (one - place.standing)
+    for estimator in (mtl.Rematerialised(), mtl.Rematerialised("finite-difference")):
+        least, most = (place.measured(estimator, EVERYTHING, k) - place.standing for k in (1, 4))
+        assert least <= most < 1.05 * least < 1.05 * (one - place.standing)
 
 
 def test_plan_says_what_fits_and_writes_it(bert, tmp_path, capsys):
@@ -94,8 +96,8 @@ def test_plan_says_what_fits_and_writes_it(bert, tmp_path, capsys):
     assert steps_within(tight, unrolled) == bert.inner_steps
 
 
-def test_changes_are_tried_and_those_that_fit_do(bert):
-    tasks = replace(bert, tasks_per_chunk=4, text_length=64)
+def test_changes_are_tried_and_those_that_fit_do(tmp_path):
+    tasks = replace(bert_of(tmp_path, layers=2), tasks_per_chunk=4, text_length=64)
     swept = mtl.Rematerialised("finite-difference")
     need = Workplace(tasks).peak(swept, BLOCK_INPUTS, tasks.inner_steps)[0]
     found = changes(replace(tasks, budget=0.8 * need / GIB), blocks=2, progress=False)
@@ -108,8 +110,8 @@ def test_changes_are_tried_and_those_that_fit_do(bert):
     }  # fmt: skip
 
 
-def test_changes_are_put_together_where_none_is_enough(bert):
-    hopeless = changes(replace(bert, budget=1e-6), blocks=2, progress=False)
+def test_changes_are_put_together_where_none_is_enough(tmp_path):
+    hopeless = changes(replace(bert_of(tmp_path, layers=2), budget=1e-6), blocks=2, progress=False)
     assert not any(c.fits for c in hopeless)
     assert hopeless[-1].options == "--examples-per-chunk 2 --precision bf16-stored --last-k 1"
     single = [c.gib for c in hopeless if c.options.count("--") == 1]
@@ -122,7 +124,7 @@ def test_nothing_is_downloaded_or_allocated(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    place = Workplace(Config("llama-1b", text_length=16, last_k=1))
+    place = Workplace(Config("llama-1b", text_length=16, shots=1, queries=1, last_k=1))
     assert place.standing > 4 * GIB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19, "half a GiB"
     assert place.blocks == 1
@@ -137,7 +139,7 @@ def test_nothing_is_downloaded_or_allocated(monkeypatch):
         ({"budget": 0.0}, "budget=0.0: expected the GiB of the device"),
         ({"backbone": "vit_tiny_patch16_225"}, "nearest names: vit_tiny_patch16_224"),
         ({"backbone": "hf/nobody/nothing"}, "no configuration of that name"),
-        ({"image_size": 32}, "reads text; leave it out"),
+        ({"image_size": 32}, "has none to set; leave it out"),
         ({"text_length": 1000}, "reads at most 512 tokens"),
         ({"last_k": 3}, "last_k=3"),
     ],

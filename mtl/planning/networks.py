@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
-from mtl.backbones import AbstractAdapter, Backbone, HFText, TimmImages
+from mtl.backbones import AbstractAdapter, Backbone, TimmImages
 from mtl.backbones.loading import loader
 from mtl.backbones.transformers_networks import load_transformers
 from mtl.modulation import SiteKind
@@ -58,8 +58,6 @@ def backbone_in(
     """
     with mode if mode == CPU else META:
         model, adapter = _load(name, image_size, model_args)
-    if isinstance(adapter, HFText) and image_size is not None:
-        raise ValueError(f"image_size={image_size}: {name} reads text; leave it out")
     with mode:
         return Backbone(moved(model, mode), adapter, name=name, sites=sites, last_k=last_k)
 
@@ -95,9 +93,7 @@ def _load(name: str, image_size: int | None, args: dict[str, Any]) -> tuple[nn.M
     make = loader(name)
     try:
         if make is load_transformers:
-            size = {} if image_size is None else {"image_size": image_size}
-            # How it pools makes no difference here, and to find out what suits the network would take its values.
-            return make(name, False, None, "mean", args | size)
+            return _load_configured(make, name, image_size, args)
         if image_size is None:
             return make(name, False, None, None, args)
         return _load_images(make, name, image_size, args)
@@ -106,6 +102,19 @@ def _load(name: str, image_size: int | None, args: dict[str, Any]) -> tuple[nn.M
             f"backbone={name!r}: no configuration of that name is here or within reach; name a timm model, a local "
             f"folder with a config.json, or one of {', '.join(KNOWN)}"
         ) from e
+
+
+def _load_configured(
+    make: Callable[..., tuple[nn.Module, AbstractAdapter]], name: str, size: int | None, args: dict[str, Any]
+) -> tuple[nn.Module, AbstractAdapter]:
+    sized = {} if size is None else {"image_size": size}
+    try:
+        # How it pools makes no difference here, and to find out what suits the network would take its values.
+        return make(name, False, None, "mean", args | sized)
+    except ValueError as e:
+        if "'image_size'" not in str(e):
+            raise
+        raise ValueError(f"image_size={size}: {name} has none to set; leave it out") from e
 
 
 def _load_images(
