@@ -44,7 +44,7 @@ PerEpisode = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 
 @contextmanager
-def _figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of ``width`` by ``height`` inches that is saved when the block ends well."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in ("png", "svg", "pdf"):
@@ -73,7 +73,7 @@ def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figu
     smalls = [c.by_family() if len(c.parts()) > 1 else {} for c in comparisons]
     widths = [max(len(small), 1) for small in smalls]
     heights = [0.34 * len(places)] + [0.27 * len(places)] * any(smalls)
-    with _figure(path, 4 + max(1.5 * sum(widths), 6 * len(widths)), 1.7 + sum(heights)) as figure:
+    with saved_figure(path, 4 + max(1.5 * sum(widths), 6 * len(widths)), 1.7 + sum(heights)) as figure:
         grid = figure.add_gridspec(len(heights), sum(widths), height_ratios=heights)
         for i, (comparison, small) in enumerate(zip(comparisons, smalls, strict=True)):
             start, stop = sum(widths[:i]), sum(widths[: i + 1])
@@ -166,7 +166,7 @@ def episode_strip(
     columns = (inputs_support, labels_support, inputs_query, labels_query, predictions)
     if len({len(c) for c in columns}) != 1 or not len(predictions):
         raise ValueError(f"expected one entry per episode in each argument, got {[len(c) for c in columns]}")
-    with _figure(path, 1, 1) as figure:  # its size follows from what is drawn
+    with saved_figure(path, 1, 1) as figure:  # its size follows from what is drawn
         panel = figure.add_subplot()
         ends = [_strip(panel, i, [_array(c[i]) for c in columns], shots, queries) for i in range(len(predictions))]
         right, bottom = max(ends), ROW * len(ends)
@@ -250,7 +250,7 @@ def curves_figure(metrics: Sequence[Mapping[str, float]], path: str | Path) -> F
     names = [name for name in ("loss", "accuracy") if {name, f"validation_{name}"} & logged]
     if not names:
         raise ValueError(f"no loss or accuracy to draw among the metrics {sorted(logged)}")
-    with _figure(path, 6.5 * len(names), 4.5) as figure:
+    with saved_figure(path, 6.5 * len(names), 4.5) as figure:
         for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             _curve(panel, metrics, name, unit=100 if name == "accuracy" else 1)
             panel.set(title="accuracy, %" if name == "accuracy" else name, xlabel="step")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Watching(TorchDispatchMode, abc.ABC):
-    """Sees every operation carried out inside, whichever code asks for it: forwards, backwards, recomputations."""
+    """Sees every operation that is carried out inside: of forwards, of backwards, of recomputations."""
 
     @abc.abstractmethod
     def saw(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:

@@ -11,8 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Tensors = dict[str, Tensor]
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers behind the tensor: a fake one, or one on the meta device, has a shape and none."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def leaf(tensors: Mapping[str, Tensor], requires_grad: bool = True) -> Tensors:

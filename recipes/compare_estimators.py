@@ -22,7 +22,6 @@ import subprocess
 import sys
 import timeit
 import warnings
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,10 +33,9 @@ import torch.nn.functional as F
 import tyro
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import mtl
+from mtl.memory import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -82,29 +80,6 @@ ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
     "Reptile": mtl.Reptile(),
 }
 CONTROL = "MAML, K / 5 steps, each 5 times as large"
-
-
-class LiveBytes(TorchDispatchMode):
-    """Peak bytes of storages made inside, whoever holds them. A process's peak would show what ran before, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self.now = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for storage in (v.untyped_storage() for v in tree_leaves(found) if isinstance(v, torch.Tensor)):
-            if storage._cdata not in self.alive:
-                self.alive.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return found
-
-    def _gone(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from mtl.backbones.prepared import Prepared
 from mtl.episode import Inputs
 from mtl.execution import Execution
 from mtl.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
+from mtl.tensors import has_values
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class Backbone(nn.Module):
             plain = self.features(inputs)
             with prefix.replaying(prefix.record(lambda: self.features(inputs))):
                 replayed = self.features(inputs)
-        if torch.allclose(plain, replayed, rtol=1e-3, atol=1e-3 * float(plain.abs().max())):
+        if not has_values(plain) or torch.allclose(plain, replayed, rtol=1e-3, atol=1e-3 * float(plain.abs().max())):
             return prefix
         log.warning("%s: replaying its frozen prefix changes the features; it is computed every time", self.name)
         return None

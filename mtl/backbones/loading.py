@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from mtl.backbones.adapter import AbstractAdapter
 from mtl.backbones.backbone import Backbone
 from mtl.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
 from mtl.backbones.timm_networks import EMBEDDED, load_embedded, load_timm
@@ -57,7 +60,7 @@ def load_backbone(
         ValueError: a name, an argument or a checkpoint that does not fit.
         OSError: the weights are neither here nor reachable.
     """
-    load = load_embedded if str(name) == EMBEDDED else load_timm if _is_timm(name) else load_transformers
+    load = loader(name)
     if "dtype" in model_args:
         model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and load is load_transformers)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
@@ -85,6 +88,11 @@ def load_backbone(
     if main is not None:
         backbone.execution = replace(backbone.execution, first_order=SPREAD)
     return backbone
+
+
+def loader(name: str | Path) -> Callable[..., tuple[nn.Module, AbstractAdapter]]:
+    """What makes a network of this name, and its adapter; called with (name, pretrained, checkpoint, pooling, args)."""
+    return load_embedded if str(name) == EMBEDDED else load_timm if _is_timm(name) else load_transformers
 
 
 def _is_timm(name: str | Path) -> bool:

@@ -37,7 +37,7 @@ class Prepared:
         inputs = {k: pick(v) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else pick(self.inputs)
         if self.stored is None:
             return Prepared(inputs)
-        rows = n * torch.arange(tasks).unsqueeze(1) + examples.cpu()
+        rows = n * torch.arange(tasks, device="cpu").unsqueeze(1) + examples.cpu()
         return Prepared(inputs, self.stored.take(rows.flatten()))
 
     def split(self, size: int | None) -> list[Prepared]:
@@ -45,7 +45,8 @@ class Prepared:
         n = self.shape[1]
         if size is None or n <= size:
             return [self]
-        return [self.take(examples) for examples in torch.arange(n).split(size)]
+        # On the CPU whatever the default device is: the meta device has no indices to give.
+        return [self.take(examples) for examples in torch.arange(n, device="cpu").split(size)]
 
     @staticmethod
     def join(pieces: Sequence[Prepared]) -> Prepared:

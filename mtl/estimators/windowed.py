@@ -121,13 +121,16 @@ class _Walk:
         self._anchor, self._products = -1, _no_products
         self._agree = problem.execution.agree
         self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
-        self._back: Callable[[int, int], tuple[Adjoint, Tensors]] = lambda start, stop: through_updates(
-            problem,
-            meta,
-            trajectory.weights[start],
-            trajectory.states[start],
-            trajectory.gradients[start:stop],
-            self.adjoint,
+        # Not a closure over self: in a cycle the last anchor's graph would live on until the garbage collector comes.
+        self._back: Callable[[int, int, Adjoint], tuple[Adjoint, Tensors]] = lambda start, stop, adjoint: (
+            through_updates(
+                problem,
+                meta,
+                trajectory.weights[start],
+                trajectory.states[start],
+                trajectory.gradients[start:stop],
+                adjoint,
+            )
         )
 
     def in_pieces(self, start: int, stop: int, anchor: int, pieces: int) -> None:
@@ -170,7 +173,7 @@ class _Walk:
         if anchor != self._anchor:
             self._products = _no_products  # or two graphs are alive while the next is built
             self._anchor, self._products = anchor, self._at(anchor)
-        direct, cotangent = self._back(start, stop)
+        direct, cotangent = self._back(start, stop, self.adjoint)
         h, m = self._products(cotangent)
         self.pulls += 1
         before = tensors.norm(self.adjoint.weights)

@@ -1,0 +1,94 @@
+"""How much an estimator has to do for K inner steps: counted by running it on a problem of eight numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.estimators import AbstractEstimator
+from mtl.inner import InnerProblem, InnerSGD
+from mtl.pulls import AbstractPull, Products, as_pull
+from mtl.tensors import Tensors
+
+FLAT = (1e-3,) * 8
+"""Curvatures so low that adaptive windows are walked back in one piece, and conjugate gradients are done at once."""
+STEEP = tuple(2.0**i for i in range(-3, 5))
+"""Curvatures past every cliff, and so different that conjugate gradients do not end early."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is evaluated for K inner steps.
+
+    Args:
+        gradients: of the inner loss, whose graph is let go at once.
+        anchors: linearisations of the inner gradient, each with its first product.
+        products: further products at an anchor that is there already.
+        outer: gradients of the outer loss.
+    """
+
+    gradients: int
+    anchors: int
+    products: int
+    outer: int
+
+
+def work(estimator: AbstractEstimator, steps: int) -> tuple[Work, Work]:
+    """The least and the most that K steps can ask for; they differ where an estimator looks at curvature."""
+    return _count(estimator, steps, FLAT), _count(estimator, steps, STEEP)
+
+
+def with_pull(estimator: AbstractEstimator, pull: str | AbstractPull) -> AbstractEstimator:
+    """The estimator with another pull; one that takes none is returned as it is."""
+    changed: Any = estimator
+    return replace(changed, pull=pull) if takes_pull(estimator) else estimator
+
+
+def takes_pull(estimator: AbstractEstimator) -> bool:
+    """Whether the estimator evaluates products of second derivatives, and can be told how."""
+    described: Any = estimator
+    return "pull" in {f.name for f in fields(described)}
+
+
+def _count(estimator: AbstractEstimator, steps: int, curvatures: tuple[float, ...]) -> Work:
+    counting, outer = _Counting(), [0]
+    found = with_pull(estimator, counting)(_problem(steps, curvatures, outer), {})
+    # What is not pulled is walked back by autograd through graphs that the gradients had to keep.
+    kept = found.pulls - counting.products
+    return Work(found.gradients - kept, counting.anchors + kept, counting.products - counting.anchors, outer[0])
+
+
+def _problem(steps: int, curvatures: tuple[float, ...], outer: list[int]) -> InnerProblem:
+    h = torch.tensor(curvatures, dtype=torch.float64)
+
+    def outer_loss(weights: Tensors, meta: Tensors) -> Tensor:
+        outer[0] += 1
+        return (weights["w"] - 1).square().sum(1)
+
+    return InnerProblem(
+        init=lambda meta: {"w": torch.zeros(1, len(h), dtype=torch.float64)},
+        inner_loss=lambda weights, meta, step: 0.5 * (h * weights["w"].square()).sum(1),
+        outer_loss=outer_loss,
+        num_steps=steps,
+        optimizer=InnerSGD(lr=0.25),
+    )
+
+
+class _Counting(AbstractPull):
+    """Reverse pulls that are counted."""
+
+    def __init__(self) -> None:
+        self.anchors = self.products = 0
+
+    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+        self.anchors += 1
+        evaluate = as_pull("reverse").at(problem, weights, meta, step)
+
+        def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+            self.products += 1
+            return evaluate(cotangent)
+
+        return products
