@@ -17,7 +17,7 @@ from mtl.episode import Examples
 
 
 def gradient_carriers(support: Examples, count: int | None) -> Callable[[int], Tensor | None]:
-    """``step -> `` sorted indices of the support examples that carry gradients in that step; None where all do.
+    """A function from the step to the sorted indices of the support examples that carry its gradients; None: all do.
 
     A function of the examples and the step alone: whoever evaluates a step again, in another process or run, draws the
     same ones.
