@@ -47,6 +47,7 @@ from mtl.figures import accuracy_figure, curves_figure, episode_strip
 from mtl.generators import GENERATORS, AbstractGenerator, Static, SupportConditioned, SupportView, TaskCode
 from mtl.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
 from mtl.inner import AbstractInnerOptimizer, InnerAdam, InnerProblem, InnerSGD, solve
+from mtl.keeping import AbstractKeeper, OnDevice, OnHost
 from mtl.learner import Adapted, MetaLearner
 from mtl.merging import Merged, merge
 from mtl.modulation import Modulation, Site, find_sites
@@ -65,6 +66,7 @@ __all__ = [
     "AbstractGenerator",
     "AbstractHead",
     "AbstractInnerOptimizer",
+    "AbstractKeeper",
     "AbstractPull",
     "Adapted",
     "Agreement",
@@ -96,6 +98,8 @@ __all__ = [
     "NearestClassMean",
     "Neumann",
     "NonFiniteLosses",
+    "OnDevice",
+    "OnHost",
     "OneStep",
     "Rematerialised",
     "Reptile",

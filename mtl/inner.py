@@ -11,7 +11,7 @@ or learned step sizes need no code in any estimator.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mtl import tensors
 from mtl.execution import Execution
+from mtl.keeping import AbstractKeeper, Kept, OnDevice
 from mtl.tensors import Tensors
 
 StepSize = float | Tensor | Mapping[str, Tensor]
@@ -159,6 +160,7 @@ class InnerProblem:
         num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
         optimizer: how a step is taken.
         execution: how the network under the losses runs.
+        keeper: where the states of the inner loop wait for the way back: :class:`mtl.OnHost` for large fast weights.
 
     Raises:
         ValueError: when ``num_steps`` is negative.
@@ -170,6 +172,7 @@ class InnerProblem:
     num_steps: int
     optimizer: AbstractInnerOptimizer = field(default_factory=InnerSGD)
     execution: Execution = field(default_factory=Execution)
+    keeper: AbstractKeeper = field(default_factory=OnDevice)
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
@@ -187,13 +190,13 @@ class Trajectory:
         states: optimiser states, the same length.
         gradients: the gradient applied at each of the K steps.
         evaluations: how many gradients were really evaluated.
-        reached: names of the meta-parameters on which the initial weights (``"init"``) and the first inner loss
-            (``"inner"``) depend.
+        reached: names of the meta-parameters on which the initial weights (``"init"``), the first inner loss
+            (``"inner"``) and the last (``"last"``) depend.
     """
 
-    weights: list[Tensors]
-    states: list[Tensors]
-    gradients: list[Tensors]
+    weights: Sequence[Tensors]
+    states: Sequence[Tensors]
+    gradients: Sequence[Tensors]
     evaluations: int
     reached: dict[str, set[str]] = field(default_factory=dict)
 
@@ -233,23 +236,27 @@ def run(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gradi
     phi = tensors.leaf(meta)
     with torch.enable_grad():
         initial = problem.init(phi)
-    reached = {"init": tensors.reaches(initial.values(), phi), "inner": set()}
+    reached = {"init": tensors.reaches(initial.values(), phi), "inner": (first := set[str]())}
+    reached["last"] = first if problem.num_steps == 1 else set()
+    watched = {0: first, problem.num_steps - 1: reached["last"]}
     meta, weights = tensors.detach(meta), tensors.detach(initial)
     del initial, phi  # their graph is of the size of an inner step's
     state = problem.optimizer.init(weights)
-    trajectory = Trajectory([weights], [state], [], -(-problem.num_steps // reuse), reached)
+    weights_at, states, gradients = Kept(problem.keeper, [weights]), Kept(problem.keeper, [state]), Kept(problem.keeper)
+    gradient: Tensors = {}
     for step in range(problem.num_steps):
         if step % reuse:
-            gradient = trajectory.gradients[-1]
-        elif gradient_at is None:
-            gradient = inner_gradient(problem, weights, meta, step, None if step else reached["inner"])
+            gradients.repeat()
         else:
-            gradient = gradient_at(weights, step)
+            if gradient_at is None:
+                gradient = inner_gradient(problem, weights, meta, step, watched.get(step))
+            else:
+                gradient = gradient_at(weights, step)
+            gradients.append(gradient)
         weights, state = problem.optimizer.update(weights, state, gradient, meta)
-        trajectory.weights.append(weights)
-        trajectory.states.append(state)
-        trajectory.gradients.append(gradient)
-    return trajectory
+        weights_at.append(weights)
+        states.append(state)
+    return Trajectory(weights_at, states, gradients, -(-problem.num_steps // reuse), reached)
 
 
 @torch.no_grad()

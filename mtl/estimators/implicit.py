@@ -63,7 +63,7 @@ class Neumann(AbstractEstimator):
         losses, adjoint = outer_adjoint(problem, meta, trajectory)
         if problem.num_steps == 0:
             return without_steps(problem, meta, trajectory, losses, adjoint)
-        warn_of_zeros(self, problem, meta, trajectory, follows={"outer", "inner"})
+        warn_of_zeros(self, problem, meta, trajectory, follows={"outer", "last"})
         last = problem.num_steps - 1
         weights, state, gradient = trajectory.weights[-1], trajectory.states[-1], trajectory.gradients[-1]
         products = as_pull(self.pull).at(problem, weights, meta, last)
@@ -138,7 +138,7 @@ class ImplicitMAML(AbstractEstimator):
         weights = trajectory.weights[-1]
         if problem.num_steps == 0:
             return without_steps(problem, meta, trajectory, losses, adjoint)
-        warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "inner"})
+        warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "last"})
         products = as_pull(self.pull).at(problem, weights, meta, problem.num_steps - 1)
         decay = getattr(problem.optimizer, "weight_decay", 0.0) / self.strength
         x, used, residual = self._solve(problem, products, adjoint.weights, 1 + self.damping + decay)

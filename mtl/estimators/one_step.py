@@ -19,7 +19,7 @@ class OneStep(AbstractEstimator):
 
     Cost: K gradients and one pull.
     Equals: :class:`mtl.Exact` for K = 1 and a start that does not depend on the meta-parameters. Zero on the initial
-    weights; of learned step sizes it sees the last use.
+    weights, and on what acts inside the loss of earlier steps only; of learned step sizes it sees the last use.
 
     Args:
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
@@ -75,7 +75,7 @@ def _last_step(
     losses, adjoint = outer_adjoint(problem, meta, trajectory)
     if problem.num_steps == 0:
         return without_steps(problem, meta, trajectory, losses, adjoint)
-    warn_of_zeros(estimator, problem, meta, trajectory, follows={"outer", "inner", "update"})
+    warn_of_zeros(estimator, problem, meta, trajectory, follows={"outer", "last", "update"})
     last = problem.num_steps - 1
     weights, state, gradients = trajectory.weights[last], trajectory.states[last], trajectory.gradients[last:]
     adjoint, cotangent = through_updates(problem, meta, weights, state, gradients, adjoint)
