@@ -60,12 +60,12 @@ FLAT = [mtl.Rematerialised(), mtl.Windowed(4), mtl.Windowed(4, "lazy"), mtl.Trun
 @pytest.mark.parametrize("estimator", FLAT)
 def test_states_elsewhere_make_memory_flat_in_the_number_of_steps(estimator):
     one = 50_000 * 4
-    few, many = (peak(estimator, *wide(k, Elsewhere())) for k in (4, 16))
-    assert many - few < 2 * one, "a window's own states come back together"
-    here = peak(estimator, *wide(16, mtl.OnDevice()))
+    few, many = (peak(estimator, *wide(k, Elsewhere())) for k in (8, 24))
+    assert many - few < one
+    here = peak(estimator, *wide(24, mtl.OnDevice()))
     lazy = isinstance(estimator, mtl.Windowed) and estimator.mode == "lazy"
-    # weights, momentum and gradient of each of the twelve more steps; lazy windows share their gradient
-    assert here - many > 12 * (2 if lazy else 3) * one - 4 * one
+    # weights, momentum and gradient of each of the steps that go elsewhere; lazy windows share their gradient
+    assert here - many > 20 * (2 if lazy else 3) * one
 
 
 def test_a_repeated_item_is_put_away_once():
@@ -81,9 +81,10 @@ def test_a_repeated_item_is_put_away_once():
     kept.repeat()
     assert Counting.puts == 2
     assert len(kept) == 3
-    assert [tensors.norm({"a": k["a"][None]}).item() for k in kept[1:]] == [2**0.5] * 2
+    assert [k["a"].tolist() for k in kept[1:]] == [[1.0, 1.0]] * 2
 
 
+@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
 def test_one_step_and_implicit_estimators_warn_by_the_last_loss():
     """They linearise the last step: what acts in earlier losses only gets zero from them."""
     base, meta = regression(3)
@@ -99,6 +100,7 @@ def test_one_step_and_implicit_estimators_warn_by_the_last_loss():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_host_leaves_the_device():
     problem, meta = wide(8, mtl.OnHost())
     problem = replace(problem, init=lambda meta: {"w": torch.ones(1, 50_000, device="cuda")})
