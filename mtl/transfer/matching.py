@@ -1,0 +1,120 @@
+"""A target network with adapters to its source's stages, and losses that pull its maps towards the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtl.transfer.choosing import Choice
+from mtl.transfer.taps import Taps
+
+Size = tuple[int, int]
+Pairs = list[list[Tensor]]
+"""A map for each source stage and, in it, each target stage."""
+
+
+class Student(nn.Module):
+    """A target network that also shows its stages, and the 1 x 1 convolutions that make them comparable to a source's.
+
+    One module, so that an inner loop adapts the adapters with the target, as ordinary training does: only adapters that
+    move along can match a target that has moved.
+
+    Args:
+        network: the target; takes images, returns logits.
+        taps: of its stages.
+        channels: of the source's stages.
+    """
+
+    def __init__(self, network: nn.Module, taps: Taps, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.taps = taps
+        self.adapters = nn.ModuleList(Adapters(taps.channels, c) for c in channels)
+
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> tuple[Tensor, list[Tensor], Pairs]:
+        """Logits, the maps of its stages, and each of them as each source stage would show it.
+
+        Args:
+            images: ``(n, channels, height, width)``.
+            sizes: of the source's maps; None leaves the adapters alone.
+
+        Returns:
+            ``(n, classes)``; ``(n, C, H, W)`` per stage; per source stage ``m`` and target stage ``(n, C_m, H_m, W_m)``.
+        """
+        logits, maps = self.taps(lambda: self.network(images))
+        if sizes is None:
+            return logits, maps, []
+        return logits, maps, [adapters(maps, size) for adapters, size in zip(self.adapters, sizes, strict=True)]
+
+
+class Adapters(nn.ModuleList):
+    """From each target stage to the channels and the size of one source stage."""
+
+    def __init__(self, own: Sequence[int], channels: int) -> None:
+        super().__init__(nn.Conv2d(c, channels, 1) for c in own)
+
+    def forward(self, maps: Sequence[Tensor], size: Size) -> list[Tensor]:
+        return [_adapted(conv, x, size) for conv, x in zip(self, maps, strict=True)]
+
+
+def _adapted(conv: nn.Module, x: Tensor, size: Size) -> Tensor:
+    """Where there are fewer places the convolution costs least, and the order makes no difference to the result."""
+    if x[0, 0].numel() > size[0] * size[1]:
+        return conv(resized(x, size))
+    return resized(conv(x), size)
+
+
+def resized(x: Tensor, size: Size) -> Tensor:
+    """A map at another size: averaged down to fewer places, interpolated up to more."""
+    if x.shape[2:] == size:
+        return x
+    if x.shape[2] >= size[0] and x.shape[3] >= size[1]:
+        return F.adaptive_avg_pool2d(x, size)
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def matching_loss(choice: Choice, source: Sequence[Tensor], adapted: Pairs) -> Tensor:
+    r"""How far a target's adapted maps are from a source's, weighed by what and where (arXiv 1905.05901).
+
+    .. math:: \sum_{m,n} \lambda^{m,n} \sum_c w_c^{m,n} \frac{1}{HW} \sum_{i,j} \big(S^m_{cij} - r(T^n)_{cij}\big)^2
+
+    Args:
+        choice: of the same examples.
+        source: maps of each source stage, ``(n, C_m, H_m, W_m)``.
+        adapted: from :class:`Student`.
+
+    Returns:
+        ``(n,)``, a loss per example.
+    """
+    rows = [torch.stack([_distance(s, r, w) for r, w in zip(row, what, strict=True)], 1)
+            for s, row, what in zip(source, adapted, choice.what, strict=True)]  # fmt: skip
+    return (choice.where * torch.stack(rows, 1)).sum((1, 2))
+
+
+def _distance(source: Tensor, adapted: Tensor, what: Tensor) -> Tensor:
+    return ((source - adapted).square().mean((2, 3)) * what).sum(1)
+
+
+def attention_loss(source: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+    r"""Attention transfer (arXiv 1612.03928): where a stage is active, whatever its channels say.
+
+    The mean over channels of a map's squares, at unit length, is compared stage by stage, counted from the last.
+
+    Args:
+        source: maps of each source stage, ``(n, C, H, W)``.
+        maps: of the target's own stages; no adapters are needed.
+
+    Returns:
+        ``(n,)``, a loss per example.
+    """
+    pairs = list(zip(reversed(source), reversed(maps), strict=False))
+    size = lambda s, t: min(s.shape[2:], t.shape[2:])  # noqa: E731
+    return torch.stack([_attention_distance(s, t, tuple(size(s, t))) for s, t in pairs]).sum(0)
+
+
+def _attention_distance(source: Tensor, target: Tensor, size: Size) -> Tensor:
+    attention = [F.normalize(resized(x.square().mean(1, keepdim=True), size).flatten(1), dim=1) for x in (source, target)]
+    return (attention[0] - attention[1]).square().sum(1)
