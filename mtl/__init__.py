@@ -44,6 +44,7 @@ from mtl.estimators import (
 from mtl.evaluation import controls, evaluate, ours, static_control, tune, tuned_baselines
 from mtl.exporting import export
 from mtl.figures import accuracy_figure, curves_figure, episode_strip
+from mtl.functional import Functional
 from mtl.generators import GENERATORS, AbstractGenerator, Static, SupportConditioned, SupportView, TaskCode
 from mtl.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
 from mtl.inner import AbstractInnerOptimizer, InnerAdam, InnerProblem, InnerSGD, solve
@@ -82,6 +83,7 @@ __all__ = [
     "FiniteDifference",
     "FirstOrder",
     "ForwardOverReverse",
+    "Functional",
     "GlyphTasks",
     "HorizonMixing",
     "ImageTasks",
