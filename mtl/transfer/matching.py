@@ -42,7 +42,8 @@ class Student(nn.Module):
             sizes: of the source's maps; None leaves the adapters alone.
 
         Returns:
-            ``(n, classes)``; ``(n, C, H, W)`` per stage; per source stage ``m`` and target stage ``(n, C_m, H_m, W_m)``.
+            ``(n, classes)``; ``(n, C, H, W)`` per stage; a map ``(n, C_m, H_m, W_m)`` per source
+            stage ``m`` and target stage.
         """
         logits, maps = self.taps(lambda: self.network(images))
         if sizes is None:
@@ -110,11 +111,15 @@ def attention_loss(source: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(n,)``, a loss per example.
     """
-    pairs = list(zip(reversed(source), reversed(maps), strict=False))
-    size = lambda s, t: min(s.shape[2:], t.shape[2:])  # noqa: E731
-    return torch.stack([_attention_distance(s, t, tuple(size(s, t))) for s, t in pairs]).sum(0)
+    pairs = zip(reversed(source), reversed(maps), strict=False)
+    return torch.stack([_attention_distance(s, t) for s, t in pairs]).sum(0)
 
 
-def _attention_distance(source: Tensor, target: Tensor, size: Size) -> Tensor:
-    attention = [F.normalize(resized(x.square().mean(1, keepdim=True), size).flatten(1), dim=1) for x in (source, target)]
-    return (attention[0] - attention[1]).square().sum(1)
+def _attention_distance(source: Tensor, target: Tensor) -> Tensor:
+    height, width = (min(a, b) for a, b in zip(source.shape[2:], target.shape[2:], strict=True))
+    theirs, own = (_attention(x, (height, width)) for x in (source, target))
+    return (theirs - own).square().sum(1)
+
+
+def _attention(x: Tensor, size: Size) -> Tensor:
+    return F.normalize(resized(x.square().mean(1, keepdim=True), size).flatten(1), dim=1)

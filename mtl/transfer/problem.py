@@ -15,14 +15,12 @@ An estimator that drops second derivatives gives it zero, and so does one that l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mtl import tensors
 from mtl.functional import Functional
 from mtl.inner import AbstractInnerOptimizer, InnerProblem
 from mtl.keeping import AbstractKeeper, OnDevice
@@ -59,7 +57,7 @@ class Transfer:
     optimizer: AbstractInnerOptimizer
     matching_steps: int = 2
     window: int = 1
-    keeper: AbstractKeeper = OnDevice()
+    keeper: AbstractKeeper = field(default_factory=OnDevice)
 
     def __post_init__(self) -> None:
         if self.matching_steps < 1 or self.window < 1 or self.matching_steps % self.window:
@@ -69,8 +67,8 @@ class Transfer:
             )
         if random := [n for n, m in self.student.named_modules() if _is_random(m)]:
             raise ValueError(
-                f"{random[:3]} of the target draw random numbers, but an inner loss is evaluated more than once and has "
-                "to repeat itself; build the target without dropout and stochastic depth"
+                f"{random[:3]} of the target draw random numbers, but an inner loss is evaluated more than once and "
+                "has to repeat itself; build the target without dropout and stochastic depth"
             )
 
     @property
@@ -87,7 +85,7 @@ class Transfer:
         """
         network = Functional(self.student)
         start = network.weights()
-        last = self.matching_steps // self.window
+        last = self.matching_steps // self.window  # the step on the target's own loss
 
         def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
             images, labels = batch(step * self.window)
@@ -117,25 +115,12 @@ class Transfer:
 
 
 def _is_random(module: nn.Module) -> bool:
-    rate = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-    return bool(rate or getattr(module, "drop_prob", None))  # timm's and transformers' stochastic depth
+    """Dropout layers, networks of timm that drop in their head, and the stochastic depth of both libraries."""
+    rates = [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+    return any([*rates, getattr(module, "drop_rate", None), getattr(module, "drop_prob", None)])
 
 
 def add_gradients(module: nn.Module, gradients: Tensors) -> None:
     """Put gradients where an optimiser of the module finds them."""
     for name, parameter in module.named_parameters():
         parameter.grad = gradients[name].to(parameter.dtype)
-
-
-def frozen_source(taps: Callable[[Callable[[], object]], tuple[object, list[Tensor]]], forward: Callable[[Tensor], object]) -> Callable[[Tensor], list[Tensor]]:
-    """Images to the maps of a frozen network's stages, without a graph."""
-
-    @torch.no_grad()
-    def maps(images: Tensor) -> list[Tensor]:
-        return tensors_of(taps(lambda: forward(images))[1])
-
-    return maps
-
-
-def tensors_of(maps: Sequence[Tensor]) -> list[Tensor]:
-    return [m.detach() for m in maps]

@@ -1,0 +1,22 @@
+"""Learning what and where to transfer from a frozen source to a target whose weights all move."""
+
+from mtl.transfer.choosing import Choice, WhatAndWhere
+from mtl.transfer.matching import Student, attention_loss, matching_loss
+from mtl.transfer.problem import Batch, Transfer, add_gradients
+from mtl.transfer.source import Source
+from mtl.transfer.taps import Tap, Taps, stage_names
+
+__all__ = [
+    "Batch",
+    "Choice",
+    "Source",
+    "Student",
+    "Tap",
+    "Taps",
+    "Transfer",
+    "WhatAndWhere",
+    "add_gradients",
+    "attention_loss",
+    "matching_loss",
+    "stage_names",
+]

@@ -1,0 +1,38 @@
+"""A frozen network as the source of a transfer: images in, the maps of its stages out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtl.backbones import Backbone
+from mtl.transfer.taps import Taps
+
+
+class Source:
+    """Stages of a frozen backbone.
+
+    Args:
+        backbone: of images, from :func:`mtl.load_backbone`.
+        names: modules to tap in place of its stages, see :class:`~mtl.transfer.taps.Taps`.
+        most: stages at most, where none are named.
+
+    Raises:
+        ValueError: the backbone takes no images, or has no stages.
+    """
+
+    def __init__(self, backbone: Backbone, names: Sequence[str] | None = None, most: int = 4) -> None:
+        example = backbone.example_inputs(1)
+        if not isinstance(example, Tensor):
+            raise ValueError(f"{backbone.name} takes texts; a source of feature maps takes images")
+        self.backbone = backbone
+        height, width = example.shape[2:]
+        self.taps = Taps(backbone.model, lambda: backbone.features(example), (height, width), names, most)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Images ``(n, channels, height, width)`` to a map ``(n, C, H, W)`` per stage, in float32, without a graph."""
+        _, maps = self.taps(lambda: self.backbone.features(images))
+        return [m.float() for m in maps]
