@@ -82,7 +82,7 @@ def loops(t: Transfer, student, theta, phi, images) -> Tensor:
         pooled = s.mean((2, 3))
         for n, own in enumerate(maps):
             name = f"adapters.{m}.{n}."
-            r = F.conv2d(own, theta[name + "weight"], theta[name + "bias"])
+            r = F.conv2d(own, theta[name + "weight"][:, :, None, None], theta[name + "bias"])
             r = resized(r, s.shape[2:])
             where = (pooled @ phi[f"where.{m}.weight"][n] + phi[f"where.{m}.bias"][n]).clamp(0, 6)
             rows = slice(n * s.shape[1], (n + 1) * s.shape[1])
@@ -173,11 +173,10 @@ def test_untrained_meta_networks_match_every_pair_and_channel_alike():
     choice = WhatAndWhere([3, 5], 2)(source)
     assert choice.where.shape == (2, 2, 2)
     assert torch.equal(choice.where, torch.ones(2, 2, 2))
-    adapted = [[torch.randn_like(s), torch.randn_like(s)] for s in source]
-    expected = sum(
-        F.mse_loss(s, r, reduction="none").mean((1, 2, 3)) for s, row in zip(source, adapted, strict=True) for r in row
-    )
-    torch.testing.assert_close(matching_loss(choice, source, adapted), expected)
+    adapted = [torch.randn(2, 2, 16, 3), torch.randn(2, 2, 4, 5)]
+    maps = [[r[:, n].mT.unflatten(2, s.shape[2:]) for n in (0, 1)] for s, r in zip(source, adapted, strict=True)]
+    expected = torch.stack([(s - r).square().mean((1, 2, 3)) for s, row in zip(source, maps, strict=True) for r in row])
+    torch.testing.assert_close(matching_loss(choice, source, adapted), expected.sum(0))
 
 
 def test_attention_loss_looks_at_places_not_at_channels():

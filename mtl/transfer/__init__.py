@@ -1,6 +1,7 @@
 """Learning what and where to transfer from a frozen source to a target whose weights all move."""
 
 from mtl.transfer.choosing import Choice, WhatAndWhere
+from mtl.transfer.drawing import pairs_figure
 from mtl.transfer.matching import Student, attention_loss, matching_loss
 from mtl.transfer.problem import Batch, Transfer, add_gradients
 from mtl.transfer.source import Source
@@ -18,5 +19,6 @@ __all__ = [
     "add_gradients",
     "attention_loss",
     "matching_loss",
+    "pairs_figure",
     "stage_names",
 ]

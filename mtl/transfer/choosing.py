@@ -28,11 +28,11 @@ class Choice:
 
     Args:
         where: ``(n, sources, targets)``, the weight of each pair of stages, 0 .. 6.
-        what: for each source and target stage, ``(n, C)`` weights of the source's channels that add up to one.
+        what: for each source stage ``(n, targets, C)``, weights of its channels that add up to one.
     """
 
     where: Tensor
-    what: list[list[Tensor]]
+    what: list[Tensor]
 
 
 class WhatAndWhere(nn.Module):
@@ -59,7 +59,7 @@ class WhatAndWhere(nn.Module):
         pooled = [m.mean((2, 3)) for m in maps]
         where = torch.stack([F.relu6(layer(p)) for layer, p in zip(self.where, pooled, strict=True)], 1)
         logits = [layer(p).unflatten(1, (self.targets, -1)) for layer, p in zip(self.what, pooled, strict=True)]
-        return Choice(where, [list(per_stage.softmax(2).unbind(1)) for per_stage in logits])
+        return Choice(where, [per_stage.softmax(2) for per_stage in logits])
 
 
 def _constant(inputs: int, outputs: int, bias: float) -> nn.Linear:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,8 @@ from mtl.transfer.choosing import Choice
 from mtl.transfer.taps import Taps
 
 Size = tuple[int, int]
-Pairs = list[list[Tensor]]
-"""A map for each source stage and, in it, each target stage."""
+Pairs = list[Tensor]
+"""For each source stage ``(n, targets, places, C)``: every target stage with its channels, at its places."""
 
 
 class Student(nn.Module):
@@ -26,12 +27,21 @@ class Student(nn.Module):
         network: the target; takes images, returns logits.
         taps: of its stages.
         channels: of the source's stages.
+        precision: ``torch.bfloat16`` runs the network, and nothing else, under autocast; None as stored.
+
+    Raises:
+        ValueError: for float16, whose gradients of gradients would underflow.
     """
 
-    def __init__(self, network: nn.Module, taps: Taps, channels: Sequence[int]) -> None:
+    def __init__(
+        self, network: nn.Module, taps: Taps, channels: Sequence[int], precision: torch.dtype | None = None
+    ) -> None:
         super().__init__()
+        if precision not in (None, torch.bfloat16):
+            raise ValueError(f"precision={precision}: expected torch.bfloat16, or None to run the target as stored")
         self.network = network
         self.taps = taps
+        self.precision = precision
         self.adapters = nn.ModuleList(Adapters(taps.channels, c) for c in channels)
 
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> tuple[Tensor, list[Tensor], Pairs]:
@@ -42,30 +52,49 @@ class Student(nn.Module):
             sizes: of the source's maps; None leaves the adapters alone.
 
         Returns:
-            ``(n, classes)``; ``(n, C, H, W)`` per stage; a map ``(n, C_m, H_m, W_m)`` per source
-            stage ``m`` and target stage.
+            ``(n, classes)``; ``(n, C, H, W)`` per stage; ``(n, targets, H_m W_m, C_m)`` per source stage ``m``.
         """
-        logits, maps = self.taps(lambda: self.network(images))
+        with self._autocast(images.device.type):
+            logits, maps = self.taps(lambda: self.network(images))
+        if self.precision is not None:
+            logits, maps = logits.float(), [m.float() for m in maps]
         if sizes is None:
             return logits, maps, []
         return logits, maps, [adapters(maps, size) for adapters, size in zip(self.adapters, sizes, strict=True)]
 
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
+        if self.precision is None:
+            return nullcontext()
+        # Without its cache: a fast weight in it would outlive its inner step.
+        return torch.autocast(device, self.precision, cache_enabled=False)
+
 
 class Adapters(nn.ModuleList):
-    """From each target stage to the channels and the size of one source stage."""
+    """From each target stage to the channels and the places of one source stage.
+
+    1 x 1 convolutions, written as matrix products over places: their second derivatives are again products, many times
+    as fast as those of a convolution of a small map.
+    """
 
     def __init__(self, own: Sequence[int], channels: int) -> None:
-        super().__init__(nn.Conv2d(c, channels, 1) for c in own)
+        super().__init__(nn.Linear(c, channels) for c in own)
 
-    def forward(self, maps: Sequence[Tensor], size: Size) -> list[Tensor]:
-        return [_adapted(conv, x, size) for conv, x in zip(self, maps, strict=True)]
+    def forward(self, maps: Sequence[Tensor], size: Size) -> Tensor:
+        """``(n, targets, places, channels)``."""
+        return torch.stack([_adapted(layer, x, size) for layer, x in zip(self, maps, strict=True)], 1)
 
 
-def _adapted(conv: nn.Module, x: Tensor, size: Size) -> Tensor:
-    """Where there are fewer places the convolution costs least, and the order makes no difference to the result."""
-    if x[0, 0].numel() > size[0] * size[1]:
-        return conv(resized(x, size))
-    return resized(conv(x), size)
+def _adapted(layer: nn.Module, x: Tensor, size: Size) -> Tensor:
+    """Where there are fewer places the product costs least, and the order makes no difference to the result."""
+    if x[0, 0].numel() >= size[0] * size[1]:
+        return layer(by_place(resized(x, size)))
+    few = layer(by_place(x)).mT.unflatten(2, x.shape[2:])
+    return by_place(resized(few, size))
+
+
+def by_place(x: Tensor) -> Tensor:
+    """A map ``(n, C, H, W)`` as ``(n, places, C)``."""
+    return x.flatten(2).mT
 
 
 def resized(x: Tensor, size: Size) -> Tensor:
@@ -90,13 +119,11 @@ def matching_loss(choice: Choice, source: Sequence[Tensor], adapted: Pairs) -> T
     Returns:
         ``(n,)``, a loss per example.
     """
-    rows = [torch.stack([_distance(s, r, w) for r, w in zip(row, what, strict=True)], 1)
-            for s, row, what in zip(source, adapted, choice.what, strict=True)]  # fmt: skip
+    rows = [
+        ((by_place(s)[:, None] - r).square().mean(2) * what).sum(2)
+        for s, r, what in zip(source, adapted, choice.what, strict=True)
+    ]
     return (choice.where * torch.stack(rows, 1)).sum((1, 2))
-
-
-def _distance(source: Tensor, adapted: Tensor, what: Tensor) -> Tensor:
-    return ((source - adapted).square().mean((2, 3)) * what).sum(1)
 
 
 def attention_loss(source: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:

@@ -93,7 +93,7 @@ class Transfer:
                 return own_loss(weights, images, labels)
             source = self.source(images)
             _, _, adapted = network(weights, images[None], sizes=[m.shape[2:] for m in source])
-            adapted = [[r.squeeze(0) for r in row] for row in adapted]
+            adapted = [r.squeeze(0) for r in adapted]
             return self.window * matching_loss(self.choose(meta, source), source, adapted).mean(0, keepdim=True)
 
         def own_loss(weights: Tensors, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+"""Learn what and where to transfer from a frozen network to a small one, by every estimator of the meta-gradient.
+
+    python recipes/meta_transfer.py                                          # embedded letters, offline
+    python recipes/meta_transfer.py --data photos/ --source resnet34.a1_in1k --target resnet18 --target-args '{}'
+    python recipes/meta_transfer.py --training.same-batch --out runs/as_published
+    accelerate launch recipes/meta_transfer.py --mixed-precision bf16       # processes share out the runs
+
+The meta-networks act inside the matching loss only, so first-order methods cannot train them at all. Every finished run
+is a file in the folder of runs, with its target beside it (a state dict of timm's), and is not done again when the same
+command is given; docs/meta-transfer.md reads the tables. Settings are chosen on validation images with a seed of their
+own. MINUTES
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_data
+import transfer_report
+import tyro
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transfer_runs import Run, Training, Workplace, methods, source_head, target_maker, train
+
+import mtl
+from mtl.files import replacing
+from mtl.transfer import Source
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+TUNING_SEED = 1000
+HEAD = "source, new head"
+MAIN = ("rematerialised", "windowed, adaptive", "windowed, exact forward", "windowed, lazy", "fewer, larger steps")
+# What may change without making a finished run another one.
+LOOSE = {"out", "only", "inner_steps", "main", "seeds", "betas", "inner_lrs", "meta_lrs", "mixed_precision", "threads"}
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = "runs/meta_transfer"  # everything of this experiment goes here
+    data: str | None = None  # class folders, csv, parquet or hub id; the embedded letters when not given
+    source: str = "mtl/glyphs"  # frozen: mtl/glyphs, any timm name, or hf/<id>
+    target: str = "resnet10t"  # any timm name; its weights are new
+    target_args: str = '{"channels": [16, 24, 32, 48], "stem_width": 8}'  # what timm is told to build it, as JSON
+    only: tuple[str, ...] = ()  # methods by name; all when empty
+    inner_steps: tuple[int, ...] = (10, 2, 5, 20)  # K; every method with the first, the main ones with the others
+    main: tuple[str, ...] = (
+        "rematerialised",
+        "windowed, adaptive",
+        "windowed, lazy",
+        "fewer, larger steps",
+    )  # see above
+    seeds: tuple[int, ...] = (0, 1, 2)  # of weights and minibatches
+    betas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)  # weights of the matching loss to choose from
+    inner_lrs: tuple[float, ...] = (0.001, 0.005)  # step sizes of virtual steps to choose from
+    meta_lrs: tuple[float, ...] = (0.01, 0.1)  # Adam's, for the meta-networks, to choose from
+    sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class
+    training: Training = field(default_factory=Training)  # the same for every method
+    mixed_precision: str | None = None  # no or bf16; by default what accelerate launch was told
+    threads: int = 1  # processor threads
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """All rows, one per run; the tables and pictures are in the folder."""
+    torch.set_num_threads(config.threads)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise ValueError(f"mixed_precision={accelerator.mixed_precision!r}: expected no or bf16")
+    backbone = mtl.load_backbone(config.source).to(accelerator.device)
+    backbone.precision = PRECISIONS[accelerator.mixed_precision]
+    data = transfer_data.load(config.data, config.sizes, backbone)
+    make = target_maker(config.target, config.target_args, data.classes, data.parts["train"][0].shape[1])
+    place = Workplace(config.training, data, Source(backbone), make, backbone.precision)
+    bench = Bench(config, place, accelerator)
+    runs = bench.tuned()
+    rows = bench.rows(runs)
+    if accelerator.is_main_process:
+        transfer_report.write(rows, Path(config.out), place.source.taps.names, config.inner_steps[0])
+    accelerator.end_training()
+    return rows
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are done, each once, whoever asks and however often."""
+
+    config: Config
+    place: Workplace
+    accelerator: Accelerator
+
+    def rows(self, runs: list[Run]) -> list[dict[str, Any]]:
+        """Do what is not done yet, this process its share, and read them all."""
+        mine = runs[self.accelerator.process_index :: self.accelerator.num_processes]
+        todo = [r for r in mine if not self._file(r).is_file()]
+        for run in tqdm(todo, desc="runs", disable=not todo):
+            self._do(run)
+        self.accelerator.wait_for_everyone()
+        return [json.loads(self._file(r).read_text()) for r in runs]
+
+    def tuned(self) -> list[Run]:
+        """The runs of the experiment, with the settings that are best on validation images."""
+        c, table = self.config, methods(self.config.training.window)
+        wanted = [n for n in (HEAD, *table) if not c.only or n in c.only]
+        if unknown := set(c.only) - {HEAD, *table}:
+            raise ValueError(f"only={sorted(unknown)}: expected some of {[HEAD, *table]}")
+        plain = Run("", 0, TUNING_SEED)
+        asked = {table[n].regulariser for n in wanted if n != HEAD}
+        asked |= {"all"} if "learned" in asked else set()  # untrained meta-networks are all pairs alike
+        betas = {"none": plain}
+        for regulariser, name in {"last": "last stage", "all": "all pairs", "attention": "attention transfer"}.items():
+            if regulariser in asked:
+                betas[regulariser] = self._best([replace(plain, method=name, beta=b) for b in c.betas])
+        if "learned" in asked:
+            start = replace(betas["all"], method="rematerialised", inner_steps=c.inner_steps[0])
+            grid = [replace(start, inner_lr=i, meta_lr=m) for i in c.inner_lrs for m in c.meta_lrs]
+            betas["learned"] = self._best(grid)
+        runs = []  # seed by seed, so that whatever else the machine does falls on all methods alike
+        for i, (k, seed) in enumerate(product(c.inner_steps, c.seeds)):
+            for name in wanted:
+                learned = name != HEAD and table[name].regulariser == "learned"
+                if i >= len(c.seeds) and not (learned and name in c.main):
+                    continue
+                best = betas["none" if name == HEAD else table[name].regulariser]
+                runs.append(replace(best, method=name, inner_steps=k if learned else 0, seed=seed))
+        return runs
+
+    def _best(self, runs: list[Run]) -> Run:
+        rows = self.rows(runs) if len(runs) > 1 else [{"validation": 0.0}]
+        return max(zip(runs, rows, strict=True), key=lambda pair: pair[1]["validation"])[0]
+
+    def _do(self, run: Run) -> None:
+        file = self._file(run)
+        if run.method == HEAD:
+            row = source_head(self.place, run.seed)
+        else:
+            row, network = train(run, self.place)
+            weights = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
+            with replacing(file.with_suffix(".safetensors")) as draft:
+                save_file(weights, draft)
+        with replacing(file) as draft:
+            draft.write_text(json.dumps(row))
+
+    def _file(self, run: Run) -> Path:
+        """A run with other settings is another file."""
+        facts = asdict(self.config) | {"run": asdict(run), "precision": self.accelerator.mixed_precision}
+        facts = {k: v for k, v in facts.items() if k not in LOOSE}
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+        words = "".join(c if c.isalnum() else "-" for c in run.method)
+        return Path(self.config.out) / "runs" / f"{words}-K{run.inner_steps}-seed{run.seed}-{key}.json"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,70 @@
+"""The data of the meta-transfer recipes: a few labelled images per class, in four parts that share no image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mtl
+from mtl.data.glyph_images import letter_images
+
+Part = Literal["train", "held_out", "validation", "test"]
+SCRIPTS = ("georgian", "armenian")  # of the embedded data: 60 letters that the shipped backbone has not seen
+
+
+@dataclass(frozen=True)
+class PartSizes:
+    """Images per class of each part."""
+
+    train: int = 10  # the target is trained on
+    held_out: int = 5  # outer losses are taken on
+    validation: int = 5  # settings are chosen on
+    test: int = 20  # everything is judged on, at most
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images ``(n, C, H, W)`` and labels ``(n,)`` of each part, on the device."""
+
+    parts: dict[str, tuple[Tensor, Tensor]]
+    classes: int
+
+    def minibatch(self, parts: tuple[Part, ...], size: int, *key: int) -> tuple[Tensor, Tensor]:
+        """``size`` different images, as many as there are at most; the same for the same key."""
+        images, labels = (torch.cat(x) for x in zip(*(self.parts[p] for p in parts), strict=True))
+        seed = int(np.random.default_rng(key).integers(2**62))  # neighbouring keys share no minibatch
+        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:size].to(labels.device)
+        return images[chosen], labels[chosen]
+
+
+def load(source: str | None, sizes: PartSizes, backbone: mtl.Backbone) -> Data:
+    """The embedded letters, or the images of a folder, table or hub id, seen as the backbone wants them."""
+    parts = embedded(sizes) if source is None else own(source, sizes, backbone)
+    on_device = {k: (images.to(backbone.device), labels.to(backbone.device)) for k, (images, labels) in parts.items()}
+    return Data(on_device, int(parts["train"][1].max()) + 1)
+
+
+def embedded(sizes: PartSizes) -> dict[str, tuple[Tensor, Tensor]]:
+    return {k: letter_images(SCRIPTS, n, seed) for seed, (k, n) in enumerate(vars(sizes).items())}
+
+
+def own(source: str, sizes: PartSizes, backbone: mtl.Backbone) -> dict[str, tuple[Tensor, Tensor]]:
+    images = mtl.open_images(source)
+    few = sizes.train + sizes.held_out + sizes.validation
+    if short := [c for c, items in images.items.items() if len(items) <= few]:
+        raise ValueError(f"{short[:3]} have at most {few} images, all of which are for training; lower --sizes.train")
+    rng = np.random.default_rng(0)
+    shuffled = [rng.permutation(images.items[c])[: few + sizes.test] for c in images.class_names]
+    bounds = np.cumsum([0, *vars(sizes).values()])
+    parts = {}
+    for name, start, stop in zip(vars(sizes), bounds, bounds[1:], strict=False):
+        chosen = [(int(i), label) for label, items in enumerate(shuffled) for i in items[start:stop]]
+        batches = [
+            backbone.preprocess([images.image(i) for i, _ in chosen[j : j + 64]]) for j in range(0, len(chosen), 64)
+        ]
+        parts[name] = torch.cat([torch.as_tensor(b) for b in batches]), torch.tensor([label for _, label in chosen])
+    return parts

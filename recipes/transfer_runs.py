@@ -1,0 +1,252 @@
+"""One run of meta_transfer.py: a target trained from its first step to its accuracy on test images, by one method."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transfer_data import Data, Part
+
+import mtl
+from mtl.transfer import (
+    Choice,
+    Source,
+    Student,
+    Taps,
+    Transfer,
+    WhatAndWhere,
+    add_gradients,
+    attention_loss,
+    matching_loss,
+)
+
+Regulariser = Literal["none", "last", "all", "attention", "learned"]
+Make = Callable[[int], mtl.AbstractEstimator]
+"""K to an estimator."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What pulls the target towards its source, and who trains that.
+
+    ``parts`` are the images that the target is trained on. ``coarse`` takes K / w matching steps of w times the loss.
+    """
+
+    regulariser: Regulariser
+    estimator: Make | None = None
+    parts: tuple[Part, ...] = ("train",)
+    coarse: bool = False
+
+
+def methods(window: int) -> dict[str, Method]:
+    """By name; those with an estimator differ in nothing else."""
+    size = lambda k: min(window, k)  # noqa: E731
+    learned: dict[str, Make] = {
+        "rematerialised": lambda k: mtl.Rematerialised(),
+        "windowed, adaptive": lambda k: mtl.Windowed(size(k)),
+        "windowed, exact forward": lambda k: mtl.Windowed(size(k), "exact-forward"),
+        "windowed, lazy": lambda k: mtl.Windowed(size(k), "lazy"),
+        "truncated, half": lambda k: mtl.Truncated(math.ceil(k / 2) + 1),
+        "truncated, 1": lambda k: mtl.Truncated(2),
+        "one-step": lambda k: mtl.OneStep(),
+        "first-order": lambda k: mtl.FirstOrder(),
+    }
+    both: tuple[Part, ...] = ("train", "held_out")
+    by_hand = {
+        "from scratch": Method("none"),
+        "from scratch, held-out too": Method("none", parts=both),
+        "last stage": Method("last"),
+        "all pairs": Method("all"),
+        "all pairs, held-out too": Method("all", parts=both),
+        "attention transfer": Method("attention"),
+    }
+    coarse = {"fewer, larger steps": Method("learned", learned["rematerialised"], coarse=True)}
+    return by_hand | {k: Method("learned", make) for k, make in learned.items()} | coarse
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tells one run from another in one experiment."""
+
+    method: str
+    inner_steps: int  # K; 0 where nothing is learned
+    seed: int
+    beta: float = 0.0  # weight of the matching loss
+    inner_lr: float = 0.0  # step size of virtual steps; 0 where nothing is learned
+    meta_lr: float = 0.0  # of the meta-networks; 0 where nothing is learned
+
+
+@dataclass(frozen=True)
+class Training:
+    """How any target is trained."""
+
+    steps: int = 480  # ordinary steps
+    batch: int = 32  # images of a minibatch
+    lr: float = 0.1  # peak of the target's step size, cosine to zero
+    momentum: float = 0.9  # of the target
+    weight_decay: float = 1e-4  # of the target
+    inner_momentum: float = 0.9  # of virtual steps
+    every: int = 16  # ordinary steps per outer step
+    window: int = 5  # inner steps that share a linearisation; at most K, which it has to divide
+    same_batch: bool = False  # the original: the outer loss and all virtual steps on the ordinary step's minibatch
+    states_on_host: bool = False  # of virtual steps, where the target is large
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all runs share."""
+
+    training: Training
+    data: Data
+    source: Source
+    make_target: Callable[[], nn.Module]
+    precision: torch.dtype | None = None
+
+
+def train(run: Run, place: Workplace) -> tuple[dict[str, Any], nn.Module]:
+    """The trained target, and what is to be said of it."""
+    t, method = place.training, methods(place.training.window)[run.method]
+    torch.manual_seed(run.seed)
+    student = student_of(place)
+    scheme = scheme_of(run, place, student)
+    optimizer = torch.optim.SGD(student.parameters(), t.lr, t.momentum, weight_decay=t.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t.steps)
+    meta_optimizer = torch.optim.Adam(scheme.choosing.parameters(), run.meta_lr or 1.0)
+    estimator = method.estimator(run.inner_steps) if method.estimator else None
+    start, spent, judged, losses = time.perf_counter(), 0.0, [], []
+    for step in tqdm(range(t.steps), desc=f"{run.method}, K={run.inner_steps}, seed {run.seed}", leave=False):
+        batch = place.data.minibatch(method.parts, t.batch, run.seed, step, 0)
+        loss = objective(method.regulariser, run.beta, scheme, *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if estimator is not None and step % t.every == 0:
+            begun = time.perf_counter()
+            found = outer_step(estimator, scheme, run, place, step, batch)
+            add_gradients(scheme.choosing, found.grads)
+            meta_optimizer.step()
+            spent += time.perf_counter() - begun
+            judged.append(found.diagnostics.get("max_rho", torch.zeros(())))
+            losses.append(found.loss)
+    row: dict[str, Any] = vars(run) | {"seconds": time.perf_counter() - start}
+    row |= {"validation": float(correct(student, place.data, "validation").float().mean())}
+    right = correct(student, place.data, "test")
+    row |= {"accuracy": float(right.float().mean()), "right": "".join(map(str, right.int().tolist()))}
+    if estimator is not None:
+        row |= {"seconds_per_outer_step": spent / len(losses), "where": where(scheme, place.data)}
+        row |= {"max_rho": float(torch.stack(judged).max()), "outer_loss": float(torch.stack(losses[-10:]).mean())}
+    return row, student.network
+
+
+def outer_step(
+    estimator: mtl.AbstractEstimator, scheme: Transfer, run: Run, place: Workplace, step: int, ordinary: Any
+) -> mtl.MetaGradient:
+    """K virtual steps and one on the target's own loss; the student's weights are where they were afterwards."""
+    t, draw = place.training, place.data.minibatch
+    if t.same_batch:
+        return estimator(scheme.problem(lambda k: ordinary, ordinary), scheme.meta)
+    virtual = lambda k: draw(("train",), t.batch, run.seed, step, 2 + k)  # noqa: E731
+    outer = draw(("held_out",), t.batch, run.seed, step, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mtl.StructuralZeroWarning)  # such methods are there to show it
+        return estimator(scheme.problem(virtual, outer), scheme.meta)
+
+
+def objective(regulariser: Regulariser, beta: float, scheme: Transfer, images: Tensor, labels: Tensor) -> Tensor:
+    """The target's own loss and, weighed, what its source says."""
+    if regulariser == "none":
+        return F.cross_entropy(scheme.student(images)[0], labels)
+    source = scheme.source(images)
+    if regulariser == "attention":
+        logits, maps, _ = scheme.student(images)
+        return F.cross_entropy(logits, labels) + beta * attention_loss(source, maps).mean()
+    logits, _, adapted = scheme.student(images, [m.shape[2:] for m in source])
+    with torch.no_grad():
+        choice = scheme.choosing(source)
+    if regulariser == "last":
+        only = torch.zeros_like(choice.where)
+        only[:, -1, -1] = 1
+        choice = Choice(only, choice.what)
+    return F.cross_entropy(logits, labels) + beta * matching_loss(choice, source, adapted).mean()
+
+
+def student_of(place: Workplace) -> Student:
+    network = place.make_target().to(place.source.backbone.device)
+    example = place.data.parts["train"][0][:1]
+    height, width = example.shape[2:]
+    taps = Taps(network.eval(), lambda: network(example), (height, width))
+    student = Student(network, taps, place.source.taps.channels, place.precision)
+    return student.to(example.device).train()
+
+
+def scheme_of(run: Run, place: Workplace, student: Student) -> Transfer:
+    t = place.training
+    choosing = WhatAndWhere(place.source.taps.channels, len(student.taps.names)).to(place.source.backbone.device)
+    optimizer = mtl.InnerSGD(run.inner_lr or 1.0, t.inner_momentum)
+    coarse = min(t.window, run.inner_steps) if methods(t.window)[run.method].coarse else 1
+    keeper = mtl.OnHost() if t.states_on_host else mtl.OnDevice()
+    return Transfer(place.source, student, choosing, optimizer, max(1, run.inner_steps), coarse, keeper)
+
+
+@torch.no_grad()
+def correct(student: Student, data: Data, part: Part) -> Tensor:
+    """Which images of a part the target gets right, ``(n,)``."""
+    images, labels = data.parts[part]
+    student.eval()
+    logits = torch.cat([student(x)[0] for x in images.split(256)])
+    return logits.argmax(1) == labels
+
+
+@torch.no_grad()
+def where(scheme: Transfer, data: Data) -> list[list[float]]:
+    """The mean weight of every pair over the images trained on."""
+    images = data.parts["train"][0]
+    return scheme.choosing(scheme.source(images[:256])).where.mean(0).tolist()
+
+
+def target_maker(name: str, args: str, classes: int, channels: int) -> Callable[[], nn.Module]:
+    """Targets of timm with new random weights, by name and JSON of what timm is to be told."""
+    options = {"in_chans": channels, **json.loads(args)}
+    return lambda: timm.create_model(name, pretrained=False, num_classes=classes, **options)
+
+
+def source_head(place: Workplace, seed: int) -> dict[str, Any]:
+    """The source as it is, with a linear classifier on its standardised features; weight decay chosen on validation."""
+    torch.manual_seed(seed)
+    start, backbone = time.perf_counter(), place.source.backbone
+    with torch.no_grad():
+        seen = {k: torch.cat([backbone.features(x).float() for x in images.split(256)])
+                for k, (images, _) in place.data.parts.items()}  # fmt: skip
+    mean, std = seen["train"].mean(0), seen["train"].std(0) + 1e-3
+    seen = {k: (v - mean) / std for k, v in seen.items()}
+    fits = [
+        fitted(seen["train"], place.data.parts["train"][1], place.data.classes, decay)
+        for decay in (1e-3, 1e-2, 1e-1, 1.0)
+    ]
+    right = lambda head, part: head(seen[part]).argmax(1) == place.data.parts[part][1]  # noqa: E731
+    head = max(fits, key=lambda h: float(right(h, "validation").float().mean()))
+    row = vars(Run("source, new head", 0, seed)) | {"seconds": time.perf_counter() - start}
+    row |= {"validation": float(right(head, "validation").float().mean())}
+    test = right(head, "test")
+    return row | {"accuracy": float(test.float().mean()), "right": "".join(map(str, test.int().tolist()))}
+
+
+def fitted(features: Tensor, labels: Tensor, classes: int, decay: float) -> nn.Linear:
+    head = nn.Linear(features.shape[1], classes).to(features.device)
+    optimizer = torch.optim.AdamW(head.parameters(), 1e-2, weight_decay=decay)
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+    return head
