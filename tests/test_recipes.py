@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import transformers
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import backbone
@@ -24,11 +26,14 @@ import compare_peers
 import compare_precision
 import compare_speed
 import compare_text
+import compare_transfer_costs
 import draw_cliff
 import few_shot_text
 import few_shot_vision
 import large_backbone
+import meta_transfer
 import pretrain_docstrings
+import transfer_data
 
 
 def test_few_shot_vision_on_glyphs(tmp_path):
@@ -308,3 +313,68 @@ def test_the_cliff_is_drawn(tmp_path):
     assert all(c.cosine["scale"] > 0.99 for c in (found["exact forward"][0], *found["adaptive"]))
     assert found["exact forward"][1].cosine["example"] < 0.9, "past the cliff"
     assert (tmp_path / "cliff.png").stat().st_size > 10_000
+
+
+LITTLE_TRANSFER = [
+    "--training.steps", "2", "--training.every", "2", "--training.batch", "8", "--inner-steps", "2", "--seeds", "0",
+    "--betas", "1", "--inner-lrs", "0.01", "--meta-lrs", "0.1", "--sizes.train", "2", "--sizes.held-out", "1",
+    "--sizes.validation", "1", "--sizes.test", "2",
+]  # fmt: skip
+
+
+def little_transfer(out: Path, *more: str) -> list[dict]:
+    return meta_transfer.main(tyro.cli(meta_transfer.Config, args=["--out", str(out), *LITTLE_TRANSFER, *more]))
+
+
+def test_meta_transfer_compares_methods_and_goes_on(tmp_path):
+    names = ("all pairs", "attention transfer", "first-order", "windowed, lazy", "rematerialised", "source, new head")
+    rows = little_transfer(tmp_path, "--only", *names)
+    by = {(r["method"], r["seed"]): r for r in rows}
+    assert {m for m, _ in by} == set(names)
+    assert by["first-order", 0]["right"] == by["all pairs", 0]["right"], "zero gradients leave every pair alike"
+    assert all(w == 1 for stage in by["first-order", 0]["where"] for w in stage)
+    assert any(w != 1 for stage in by["rematerialised", 0]["where"] for w in stage)
+    assert "| 2 | rematerialised |" in (tmp_path / "table.md").read_text()
+    assert {"accuracy.png", "pairs.png", "runs.csv"} <= {p.name for p in tmp_path.iterdir()}
+    files = sorted((tmp_path / "runs").glob("*.json"))
+    before = [f.stat().st_mtime_ns for f in files]
+    files[0].unlink()
+    little_transfer(tmp_path, "--only", *names)
+    assert [f.stat().st_mtime_ns for f in files][1:] == before[1:], "what is done is not done again"
+    assert files[0].is_file()
+
+
+def test_a_trained_target_is_a_plain_network(tmp_path):
+    [row] = little_transfer(tmp_path, "--only", "last stage")
+    [file] = (tmp_path / "runs").glob("*seed0*.safetensors")
+    config = meta_transfer.Config()
+    network = timm.create_model(config.target, in_chans=1, num_classes=60, **json.loads(config.target_args))
+    network.load_state_dict(load_file(file))
+    data = transfer_data.embedded(transfer_data.PartSizes(2, 1, 1, 2))
+    images, labels = data["test"]
+    right = (network.eval()(images).argmax(1) == labels).int().tolist()
+    assert "".join(map(str, right)) == row["right"]
+
+
+def test_meta_transfer_on_a_folder_of_images(tmp_path):
+    config = ["--data", str(pictures(tmp_path / "data", 3, 7)), "--only", "windowed, adaptive"]
+    [row] = little_transfer(tmp_path / "run", *config, "--training.same-batch", "--training.states-on-host")
+    assert len(row["right"]) == 6
+    with pytest.raises(ValueError, match=r"lower --sizes\.train"):
+        little_transfer(tmp_path / "run", *config, "--sizes.train", "5")
+    with pytest.raises(ValueError, match="expected some of"):
+        little_transfer(tmp_path / "run", "--only", "nothing")
+
+
+def test_compare_transfer_costs(tmp_path):
+    settings = compare_transfer_costs.Config(
+        inner_steps=(2, 4), window=2, batch=4, repeats=1, warm_steps=1, out=str(tmp_path)
+    )
+    rows = {(r["K"], r["estimator"]): r for r in compare_transfer_costs.main(settings)}
+    elsewhere = "MiB, states elsewhere"
+    for name in ("rematerialised", "windowed, adaptive", "windowed, lazy"):
+        assert rows[4, name][elsewhere] < 1.1 * rows[2, name][elsewhere]
+        assert rows[4, name][elsewhere] < rows[4, name]["MiB"]
+    assert rows[4, "exact, unrolled"]["MiB"] > 1.3 * rows[2, "exact, unrolled"]["MiB"]
+    assert rows[4, "rematerialised"]["cosine"] > 0.999
+    assert rows[4, "one-step"]["norm"] == rows[4, "first-order"]["norm"] == 0

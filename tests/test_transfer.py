@@ -281,3 +281,15 @@ def test_errors_name_the_way_out():
     taps = Taps(noisy.eval(), lambda: noisy(torch.zeros(1, 1, 32, 32)), (32, 32))
     with pytest.raises(ValueError, match="random numbers"):
         Transfer(lambda x: [x], Student(noisy, taps, [1]), WhatAndWhere([1], 4), mtl.InnerSGD())
+
+
+def test_a_student_in_low_precision_stays_near_and_gives_gradients_in_full():
+    t, batch = transfer(dtype=torch.float32, act_layer="silu", lr=0.005), batches(torch.float32)
+    exact = mtl.Rematerialised()(t.problem(batch, batch(99)), t.meta)
+    t.student.precision = torch.bfloat16
+    found = mtl.Rematerialised()(t.problem(batch, batch(99)), t.meta)
+    flat = lambda g: torch.cat([v.flatten() for v in g.values()])  # noqa: E731
+    assert {v.dtype for v in (*found.grads.values(), *found.weights.values())} == {torch.float32}
+    assert 0.9 < torch.cosine_similarity(flat(found.grads), flat(exact.grads), dim=0) < 1 - 1e-6
+    with pytest.raises(ValueError, match="expected torch.bfloat16"):
+        Student(target(), t.student.taps, [4], torch.float16)

@@ -1,0 +1,154 @@
+"""One outer step of meta-transfer by every estimator: time, peak memory, agreement with the exact gradient.
+
+    python recipes/compare_transfer_costs.py                                        # the target of meta_transfer.py
+    python recipes/compare_transfer_costs.py --target resnet18 --target-args '{}' --inner-steps 2 10
+
+MINUTES The meta-networks are moved away from their start, where all pairs count alike. Times are ratios within one
+run. Peaks are of tensors alive, without the networks. All weights of the target are adapted, so what is remembered of K
+steps grows with K unless it waits elsewhere; here it is serialised, which stands in for the host of an accelerator.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import timeit
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_data
+import tyro
+from torch import Tensor
+from transfer_runs import Run, Training, Workplace, scheme_of, student_of, target_maker
+
+import mtl
+from mtl.files import replacing
+from mtl.memory import LiveBytes
+from mtl.tensors import Tensors
+from mtl.transfer import Source
+
+
+@dataclass(frozen=True)
+class Config:
+    target: str = "resnet10t"  # any timm name
+    target_args: str = '{"channels": [16, 24, 32, 48], "stem_width": 8}'  # what timm is told to build it, as JSON
+    inner_steps: tuple[int, ...] = (2, 5, 10, 20)  # K
+    window: int = 5  # of the windows, at most K
+    inner_lr: float = 0.001  # of virtual steps
+    momentum: float = 0.9  # of virtual steps
+    batch: int = 32  # images of a minibatch
+    same_batch: bool = False  # all steps on one minibatch
+    warm_steps: int = 100  # ordinary steps before
+    repeats: int = 3  # the fastest counts
+    threads: int = 1  # processor threads
+    out: str = "runs/transfer_costs"  # costs.csv goes here
+
+
+@dataclass(frozen=True)
+class Serialised(mtl.AbstractKeeper):
+    """Bytes that are no tensors."""
+
+    def put(self, tensors: Tensors) -> Any:
+        torch.save(tensors, buffer := io.BytesIO())
+        return buffer.getbuffer()
+
+    def fetch(self, kept: Any) -> Tensors:
+        return torch.load(io.BytesIO(kept))
+
+
+def estimators(window: int, k: int) -> dict[str, mtl.AbstractEstimator]:
+    size = min(window, k)
+    return {
+        "exact, unrolled": mtl.Exact(),
+        "rematerialised": mtl.Rematerialised(),
+        "windowed, adaptive": mtl.Windowed(size),
+        "windowed, exact forward": mtl.Windowed(size, "exact-forward"),
+        "windowed, lazy": mtl.Windowed(size, "lazy"),
+        "truncated, half": mtl.Truncated(-(-k // 2) + 1),
+        "truncated, 1": mtl.Truncated(2),
+        "one-step": mtl.OneStep(),
+        "first-order": mtl.FirstOrder(),
+    }
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    torch.set_num_threads(config.threads)
+    warnings.simplefilter("ignore", mtl.StructuralZeroWarning)  # the table says it
+    rows: list[dict[str, Any]] = []
+    print(f"{'K':>3} {'estimator':24} {'time':>5} {'MiB':>7} {'states elsewhere':>16} {'cosine':>7} {'norm':>6}  pulls")
+    make_problem = prepared(config)
+    for k in config.inner_steps:
+        problem, meta = make_problem(k)
+        exact, unit = torch.zeros(0), 0.0
+        for name, estimator in estimators(config.window, k).items():
+            found = estimator(problem, meta)
+            flat = torch.cat([g.flatten() for g in found.grads.values()])
+            seconds = min(timeit.repeat(partial(estimator, problem, meta), number=1, repeat=config.repeats))
+            exact, unit = (exact, unit) if unit else (flat, seconds)
+            row = {"K": k, "estimator": name, "seconds": seconds, "time": seconds / unit}
+            row |= {"MiB": peak(estimator, problem, meta)}
+            row |= {"MiB, states elsewhere": peak(estimator, replace(problem, keeper=Serialised()), meta)}
+            row |= {"cosine": cosine(flat, exact), "norm": float(flat.norm() / exact.norm())}
+            row |= {"gradients": found.gradients, "pulls": found.pulls}
+            row |= {"max_rho": float(found.diagnostics.get("max_rho", torch.zeros(())))}
+            rows.append(row)
+            print(
+                f"{k:3} {name:24} {row['time']:5.2f} {row['MiB']:7.1f} {row['MiB, states elsewhere']:16.1f} "
+                f"{row['cosine']:7.3f} {row['norm']:6.2f}  {found.pulls}",
+                flush=True,
+            )
+    with replacing(Path(config.out) / "costs.csv") as draft, draft.open("w", newline="") as f:
+        (writer := csv.DictWriter(f, list(rows[0]))).writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def prepared(config: Config) -> Callable[[int], tuple[mtl.InnerProblem, Tensors]]:
+    """A target after some ordinary steps; K to its inner problem."""
+    torch.manual_seed(0)
+    backbone = mtl.load_backbone("mtl/glyphs")
+    data = transfer_data.load(None, transfer_data.PartSizes(), backbone)
+    training = Training(inner_momentum=config.momentum, window=config.window)
+    make_target = target_maker(config.target, config.target_args, data.classes, 1)
+    place = Workplace(training, data, Source(backbone), make_target)
+    student = student_of(place)
+    choosing = scheme_of(Run("rematerialised", 1, 0, inner_lr=config.inner_lr), place, student).choosing
+    for parameter in choosing.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    warm(student, data, config)
+
+    def problem(k: int) -> tuple[mtl.InnerProblem, Tensors]:
+        scheme = scheme_of(Run("rematerialised", k, 0, inner_lr=config.inner_lr), place, student)
+        scheme = replace(scheme, choosing=choosing)
+        batch = lambda step: data.minibatch(("train",), config.batch, 0 if config.same_batch else step)  # noqa: E731
+        return scheme.problem(batch, data.minibatch(("held_out",), config.batch, 99)), scheme.meta
+
+    return problem
+
+
+def warm(student: torch.nn.Module, data: transfer_data.Data, config: Config) -> None:
+    optimizer = torch.optim.SGD(student.parameters(), 0.1, 0.9)
+    for step in range(config.warm_steps):
+        images, labels = data.minibatch(("train",), config.batch, 1, step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(student(images)[0], labels).backward()
+        optimizer.step()
+
+
+def peak(estimator: mtl.AbstractEstimator, problem: mtl.InnerProblem, meta: Tensors) -> float:
+    with LiveBytes() as counter:
+        estimator(problem, meta)
+    return counter.peak / 2**20
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm())) if a.any() else float("nan")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
