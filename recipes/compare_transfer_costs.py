@@ -1,7 +1,7 @@
 """One outer step of meta-transfer by every estimator: time, peak memory, agreement with the exact gradient.
 
     python recipes/compare_transfer_costs.py                                        # the target of meta_transfer.py
-    python recipes/compare_transfer_costs.py --target resnet18 --target-args '{}' --inner-steps 2 10
+    python recipes/compare_transfer_costs.py --target resnet18 --inner-steps 2 10
 
 MINUTES The meta-networks are moved away from their start, where all pairs count alike. Times are ratios within one
 run. Peaks are of tensors alive, without the networks. All weights of the target are adapted, so what is remembered of K
@@ -24,7 +24,7 @@ import torch
 import transfer_data
 import tyro
 from torch import Tensor
-from transfer_runs import Run, Training, Workplace, scheme_of, student_of, target_maker
+from transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker
 
 import mtl
 from mtl.files import replacing
@@ -35,13 +35,16 @@ from mtl.transfer import Source
 
 @dataclass(frozen=True)
 class Config:
-    target: str = "resnet10t"  # any timm name
-    target_args: str = '{"channels": [16, 24, 32, 48], "stem_width": 8}'  # what timm is told to build it, as JSON
+    target: str = SMALL  # small (see small_convnet.py) or any timm name
+    target_args: str = "{}"  # what the target is to be built with, as JSON
+    checkpoint: str | None = None  # local weights for the source, the shipped glyph backbone
+    stages: int = 3  # the last ones of the source and of the target that are paired
+    only: tuple[str, ...] = ()  # estimators by name; all when empty
     inner_steps: tuple[int, ...] = (2, 5, 10, 20)  # K
     window: int = 5  # of the windows, at most K
-    inner_lr: float = 0.001  # of virtual steps
+    inner_lr: float = 0.01  # of virtual steps
     momentum: float = 0.9  # of virtual steps
-    batch: int = 32  # images of a minibatch
+    batch: int = 16  # images of a minibatch
     same_batch: bool = False  # all steps on one minibatch
     warm_steps: int = 100  # ordinary steps before
     repeats: int = 3  # the fastest counts
@@ -85,7 +88,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     for k in config.inner_steps:
         problem, meta = make_problem(k)
         exact, unit = torch.zeros(0), 0.0
-        for name, estimator in estimators(config.window, k).items():
+        wanted = {n: e for n, e in estimators(config.window, k).items() if not config.only or n in config.only}
+        for name, estimator in wanted.items():
             found = estimator(problem, meta)
             flat = torch.cat([g.flatten() for g in found.grads.values()])
             seconds = min(timeit.repeat(partial(estimator, problem, meta), number=1, repeat=config.repeats))
@@ -111,11 +115,11 @@ def main(config: Config) -> list[dict[str, Any]]:
 def prepared(config: Config) -> Callable[[int], tuple[mtl.InnerProblem, Tensors]]:
     """A target after some ordinary steps; K to its inner problem."""
     torch.manual_seed(0)
-    backbone = mtl.load_backbone("mtl/glyphs")
+    backbone = mtl.load_backbone("mtl/glyphs", checkpoint=config.checkpoint)
     data = transfer_data.load(None, transfer_data.PartSizes(), backbone)
     training = Training(inner_momentum=config.momentum, window=config.window)
     make_target = target_maker(config.target, config.target_args, data.classes, 1)
-    place = Workplace(training, data, Source(backbone), make_target)
+    place = Workplace(training, data, Source(backbone, most=config.stages), make_target, config.stages)
     student = student_of(place)
     choosing = scheme_of(Run("rematerialised", 1, 0, inner_lr=config.inner_lr), place, student).choosing
     for parameter in choosing.parameters():

@@ -1,7 +1,7 @@
 """Learn what and where to transfer from a frozen network to a small one, by every estimator of the meta-gradient.
 
     python recipes/meta_transfer.py                                          # embedded letters, offline
-    python recipes/meta_transfer.py --data photos/ --source resnet34.a1_in1k --target resnet18 --target-args '{}'
+    python recipes/meta_transfer.py --data photos/ --source resnet34.a1_in1k --target resnet18
     python recipes/meta_transfer.py --training.same-batch --out runs/as_published
     accelerate launch recipes/meta_transfer.py --mixed-precision bf16       # processes share out the runs
 
@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pretrain_scans
 import torch
 import transfer_data
 import transfer_report
@@ -27,27 +28,33 @@ import tyro
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transfer_runs import Run, Training, Workplace, methods, source_head, target_maker, train
+from transfer_runs import SMALL, Run, Training, Workplace, methods, source_head, target_maker, train
 
 import mtl
+from mtl.backbones import EMBEDDED
 from mtl.files import replacing
 from mtl.transfer import Source
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 TUNING_SEED = 1000
 HEAD = "source, new head"
-MAIN = ("rematerialised", "windowed, adaptive", "windowed, exact forward", "windowed, lazy", "fewer, larger steps")
+MAIN = ("rematerialised", "windowed, adaptive", "windowed, lazy", "fewer, larger steps")
 # What may change without making a finished run another one.
 LOOSE = {"out", "only", "inner_steps", "main", "seeds", "betas", "inner_lrs", "meta_lrs", "mixed_precision", "threads"}
+LOOSE |= {"checkpoint"}  # the weights count, not where they lie
 
 
 @dataclass(frozen=True)
 class Config:
     out: str = "runs/meta_transfer"  # everything of this experiment goes here
     data: str | None = None  # class folders, csv, parquet or hub id; the embedded letters when not given
-    source: str = "mtl/glyphs"  # frozen: mtl/glyphs, any timm name, or hf/<id>
-    target: str = "resnet10t"  # any timm name; its weights are new
-    target_args: str = '{"channels": [16, 24, 32, 48], "stem_width": 8}'  # what timm is told to build it, as JSON
+    source: str = (
+        "mtl/glyphs"  # frozen: any timm name, hf/<id>, or mtl/glyphs, trained on first if without a checkpoint
+    )
+    checkpoint: str | None = None  # local weights for a source of timm
+    target: str = SMALL  # small (see small_convnet.py) or any timm name; its weights are new
+    target_args: str = "{}"  # what the target is to be built with, as JSON
+    stages: int = 3  # the last ones of the source and of the target that are paired
     only: tuple[str, ...] = ()  # methods by name; all when empty
     inner_steps: tuple[int, ...] = (10, 2, 5, 20)  # K; every method with the first, the main ones with the others
     main: tuple[str, ...] = (
@@ -57,8 +64,8 @@ class Config:
         "fewer, larger steps",
     )  # see above
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights and minibatches
-    betas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)  # weights of the matching loss to choose from
-    inner_lrs: tuple[float, ...] = (0.001, 0.005)  # step sizes of virtual steps to choose from
+    betas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to choose from
+    inner_lrs: tuple[float, ...] = (0.01, 0.03)  # step sizes of virtual steps to choose from
     meta_lrs: tuple[float, ...] = (0.01, 0.1)  # Adam's, for the meta-networks, to choose from
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class
     training: Training = field(default_factory=Training)  # the same for every method
@@ -72,18 +79,28 @@ def main(config: Config) -> list[dict[str, Any]]:
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     if accelerator.mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision={accelerator.mixed_precision!r}: expected no or bf16")
-    backbone = mtl.load_backbone(config.source).to(accelerator.device)
-    backbone.precision = PRECISIONS[accelerator.mixed_precision]
+    backbone = source_of(config, accelerator)
     data = transfer_data.load(config.data, config.sizes, backbone)
     make = target_maker(config.target, config.target_args, data.classes, data.parts["train"][0].shape[1])
-    place = Workplace(config.training, data, Source(backbone), make, backbone.precision)
+    source = Source(backbone, most=config.stages)
+    place = Workplace(config.training, data, source, make, config.stages, backbone.precision)
     bench = Bench(config, place, accelerator)
     runs = bench.tuned()
     rows = bench.rows(runs)
     if accelerator.is_main_process:
-        transfer_report.write(rows, Path(config.out), place.source.taps.names, config.inner_steps[0])
+        transfer_report.write(rows, Path(config.out), source.taps.names, config.inner_steps[0])
     accelerator.end_training()
     return rows
+
+
+def source_of(config: Config, accelerator: Accelerator) -> mtl.Backbone:
+    checkpoint = config.checkpoint
+    if checkpoint is None and config.source == EMBEDDED:
+        with accelerator.main_process_first():
+            checkpoint = str(pretrain_scans.main(pretrain_scans.Config()))
+    backbone = mtl.load_backbone(config.source, checkpoint=checkpoint).to(accelerator.device)
+    backbone.precision = PRECISIONS[accelerator.mixed_precision]
+    return backbone
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,7 @@ class Bench:
     def _file(self, run: Run) -> Path:
         """A run with other settings is another file."""
         facts = asdict(self.config) | {"run": asdict(run), "precision": self.accelerator.mixed_precision}
+        facts |= {"weights": self.place.source.backbone.fingerprint()}
         facts = {k: v for k, v in facts.items() if k not in LOOSE}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
         words = "".join(c if c.isalnum() else "-" for c in run.method)

@@ -20,7 +20,7 @@ SCRIPTS = ("georgian", "armenian")  # of the embedded data: 60 letters that the 
 class PartSizes:
     """Images per class of each part."""
 
-    train: int = 10  # the target is trained on
+    train: int = 5  # the target is trained on
     held_out: int = 5  # outer losses are taken on
     validation: int = 5  # settings are chosen on
     test: int = 20  # everything is judged on, at most

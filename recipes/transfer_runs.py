@@ -13,6 +13,7 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
+from small_convnet import SmallConvNet
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transfer_data import Data, Part
@@ -31,6 +32,7 @@ from mtl.transfer import (
 )
 
 Regulariser = Literal["none", "last", "all", "attention", "learned"]
+SMALL = "small"  # the target that is no timm network
 Make = Callable[[int], mtl.AbstractEstimator]
 """K to an estimator."""
 
@@ -90,8 +92,8 @@ class Run:
 class Training:
     """How any target is trained."""
 
-    steps: int = 480  # ordinary steps
-    batch: int = 32  # images of a minibatch
+    steps: int = 400  # ordinary steps
+    batch: int = 16  # images of a minibatch
     lr: float = 0.1  # peak of the target's step size, cosine to zero
     momentum: float = 0.9  # of the target
     weight_decay: float = 1e-4  # of the target
@@ -110,6 +112,7 @@ class Workplace:
     data: Data
     source: Source
     make_target: Callable[[], nn.Module]
+    stages: int = 3  # of the target, at most
     precision: torch.dtype | None = None
 
 
@@ -185,7 +188,7 @@ def student_of(place: Workplace) -> Student:
     network = place.make_target().to(place.source.backbone.device)
     example = place.data.parts["train"][0][:1]
     height, width = example.shape[2:]
-    taps = Taps(network.eval(), lambda: network(example), (height, width))
+    taps = Taps(network.eval(), lambda: network(example), (height, width), most=place.stages)
     student = Student(network, taps, place.source.taps.channels, place.precision)
     return student.to(example.device).train()
 
@@ -216,9 +219,11 @@ def where(scheme: Transfer, data: Data) -> list[list[float]]:
 
 
 def target_maker(name: str, args: str, classes: int, channels: int) -> Callable[[], nn.Module]:
-    """Targets of timm with new random weights, by name and JSON of what timm is to be told."""
-    options = {"in_chans": channels, **json.loads(args)}
-    return lambda: timm.create_model(name, pretrained=False, num_classes=classes, **options)
+    """Targets with new random weights, by name and JSON of what they are to be built with."""
+    options = {"num_classes": classes, "in_chans": channels, **json.loads(args)}
+    if name == SMALL:
+        return lambda: SmallConvNet(**options)
+    return lambda: timm.create_model(name, pretrained=False, **options)
 
 
 def source_head(place: Workplace, seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny import backbone
 
 import mtl
+from mtl.data.glyph_tasks import glyph_backbone_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 import adapt
@@ -318,7 +319,7 @@ def test_the_cliff_is_drawn(tmp_path):
 LITTLE_TRANSFER = [
     "--training.steps", "2", "--training.every", "2", "--training.batch", "8", "--inner-steps", "2", "--seeds", "0",
     "--betas", "1", "--inner-lrs", "0.01", "--meta-lrs", "0.1", "--sizes.train", "2", "--sizes.held-out", "1",
-    "--sizes.validation", "1", "--sizes.test", "2",
+    "--sizes.validation", "1", "--sizes.test", "2", "--checkpoint", str(glyph_backbone_file()),
 ]  # fmt: skip
 
 
@@ -345,10 +346,9 @@ def test_meta_transfer_compares_methods_and_goes_on(tmp_path):
 
 
 def test_a_trained_target_is_a_plain_network(tmp_path):
-    [row] = little_transfer(tmp_path, "--only", "last stage")
+    [row] = little_transfer(tmp_path, "--only", "last stage", "--target", "test_resnet")
     [file] = (tmp_path / "runs").glob("*seed0*.safetensors")
-    config = meta_transfer.Config()
-    network = timm.create_model(config.target, in_chans=1, num_classes=60, **json.loads(config.target_args))
+    network = timm.create_model("test_resnet", in_chans=1, num_classes=60)
     network.load_state_dict(load_file(file))
     data = transfer_data.embedded(transfer_data.PartSizes(2, 1, 1, 2))
     images, labels = data["test"]
@@ -367,14 +367,15 @@ def test_meta_transfer_on_a_folder_of_images(tmp_path):
 
 
 def test_compare_transfer_costs(tmp_path):
+    names = ("exact, unrolled", "rematerialised", "windowed, lazy", "one-step")
     settings = compare_transfer_costs.Config(
-        inner_steps=(2, 4), window=2, batch=4, repeats=1, warm_steps=1, out=str(tmp_path)
+        only=names, inner_steps=(2, 4), window=2, batch=4, repeats=1, warm_steps=1, out=str(tmp_path)
     )
     rows = {(r["K"], r["estimator"]): r for r in compare_transfer_costs.main(settings)}
     elsewhere = "MiB, states elsewhere"
-    for name in ("rematerialised", "windowed, adaptive", "windowed, lazy"):
+    for name in ("rematerialised", "windowed, lazy"):
         assert rows[4, name][elsewhere] < 1.1 * rows[2, name][elsewhere]
         assert rows[4, name][elsewhere] < rows[4, name]["MiB"]
     assert rows[4, "exact, unrolled"]["MiB"] > 1.3 * rows[2, "exact, unrolled"]["MiB"]
     assert rows[4, "rematerialised"]["cosine"] > 0.999
-    assert rows[4, "one-step"]["norm"] == rows[4, "first-order"]["norm"] == 0
+    assert rows[4, "one-step"]["norm"] == 0

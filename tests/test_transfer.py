@@ -291,5 +291,5 @@ def test_a_student_in_low_precision_stays_near_and_gives_gradients_in_full():
     flat = lambda g: torch.cat([v.flatten() for v in g.values()])  # noqa: E731
     assert {v.dtype for v in (*found.grads.values(), *found.weights.values())} == {torch.float32}
     assert 0.9 < torch.cosine_similarity(flat(found.grads), flat(exact.grads), dim=0) < 1 - 1e-6
-    with pytest.raises(ValueError, match="expected torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"expected torch\.bfloat16"):
         Student(target(), t.student.taps, [4], torch.float16)
