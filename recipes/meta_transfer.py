@@ -64,9 +64,9 @@ class Config:
         "fewer, larger steps",
     )  # see above
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights and minibatches
-    betas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to choose from
-    inner_lrs: tuple[float, ...] = (0.01, 0.03)  # step sizes of virtual steps to choose from
-    meta_lrs: tuple[float, ...] = (0.01, 0.1)  # Adam's, for the meta-networks, to choose from
+    betas: tuple[float, ...] = (1.0, 3.0, 10.0)  # weights of the matching loss to choose from
+    inner_lrs: tuple[float, ...] = (0.01,)  # step sizes of virtual steps to choose from
+    meta_lrs: tuple[float, ...] = (0.001, 0.01)  # Adam's, for the meta-networks, to choose from
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class
     training: Training = field(default_factory=Training)  # the same for every method
     mixed_precision: str | None = None  # no or bf16; by default what accelerate launch was told

@@ -92,13 +92,16 @@ class Run:
 class Training:
     """How any target is trained."""
 
-    steps: int = 400  # ordinary steps
+    steps: int = 300  # ordinary steps
     batch: int = 16  # images of a minibatch
     lr: float = 0.1  # peak of the target's step size, cosine to zero
     momentum: float = 0.9  # of the target
     weight_decay: float = 1e-4  # of the target
+    clip: float = (
+        5.0  # norm of an ordinary step's gradient at most; a matching loss may weigh six times as much as at first
+    )
     inner_momentum: float = 0.9  # of virtual steps
-    every: int = 16  # ordinary steps per outer step
+    every: int = 12  # ordinary steps per outer step
     window: int = 5  # inner steps that share a linearisation; at most K, which it has to divide
     same_batch: bool = False  # the original: the outer loss and all virtual steps on the ordinary step's minibatch
     states_on_host: bool = False  # of virtual steps, where the target is large
@@ -132,6 +135,7 @@ def train(run: Run, place: Workplace) -> tuple[dict[str, Any], nn.Module]:
         loss = objective(method.regulariser, run.beta, scheme, *batch)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), t.clip)
         optimizer.step()
         schedule.step()
         if estimator is not None and step % t.every == 0:

@@ -37,7 +37,7 @@ def transfer(
     student = Student(network.train(), taps, source.taps.channels).to(dtype)
     choosing = WhatAndWhere(source.taps.channels, len(taps.names)).to(dtype)
     for p in choosing.parameters():
-        p.data += 0.3 * torch.randn_like(p)
+        p.data += torch.randn_like(p)  # some weights of pairs below zero, and some above six in places
     optimizer = mtl.InnerSGD(lr, momentum=0.9)
     maps = lambda images: [m.to(dtype) for m in source(images.float())]  # noqa: E731
     return Transfer(maps, student, choosing, optimizer, steps, **options)
