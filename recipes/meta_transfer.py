@@ -64,7 +64,7 @@ class Config:
         "fewer, larger steps",
     )  # see above
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights and minibatches
-    betas: tuple[float, ...] = (1.0, 3.0, 10.0)  # weights of the matching loss to choose from
+    betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to choose from
     inner_lrs: tuple[float, ...] = (0.01,)  # step sizes of virtual steps to choose from
     meta_lrs: tuple[float, ...] = (0.001, 0.01)  # Adam's, for the meta-networks, to choose from
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class

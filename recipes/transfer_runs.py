@@ -97,9 +97,7 @@ class Training:
     lr: float = 0.1  # peak of the target's step size, cosine to zero
     momentum: float = 0.9  # of the target
     weight_decay: float = 1e-4  # of the target
-    clip: float = (
-        5.0  # norm of an ordinary step's gradient at most; a matching loss may weigh six times as much as at first
-    )
+    clip: float = 5.0  # norm of an ordinary step's gradient at most, for a matching loss may grow sixfold
     inner_momentum: float = 0.9  # of virtual steps
     every: int = 12  # ordinary steps per outer step
     window: int = 5  # inner steps that share a linearisation; at most K, which it has to divide
