@@ -66,7 +66,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights and minibatches
     betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to choose from
     inner_lrs: tuple[float, ...] = (0.01,)  # step sizes of virtual steps to choose from
-    meta_lrs: tuple[float, ...] = (0.001, 0.01)  # Adam's, for the meta-networks, to choose from
+    meta_lrs: tuple[float, ...] = (0.001, 0.003)  # Adam's, for the meta-networks, to choose from
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class
     training: Training = field(default_factory=Training)  # the same for every method
     mixed_precision: str | None = None  # no or bf16; by default what accelerate launch was told
@@ -135,7 +135,9 @@ class Bench:
                 betas[regulariser] = self._best([replace(plain, method=name, beta=b) for b in c.betas])
         if "learned" in asked:
             start = replace(betas["all"], method="rematerialised", inner_steps=c.inner_steps[0])
-            grid = [replace(start, inner_lr=i, meta_lr=m) for i in c.inner_lrs for m in c.meta_lrs]
+            lower = max((b for b in c.betas if b < start.beta), default=start.beta)  # weights of pairs can raise it
+            settings = product(dict.fromkeys((start.beta, lower)), c.inner_lrs, c.meta_lrs)
+            grid = [replace(start, beta=b, inner_lr=i, meta_lr=m) for b, i, m in settings]
             betas["learned"] = self._best(grid)
         runs = []  # seed by seed, so that whatever else the machine does falls on all methods alike
         for i, (k, seed) in enumerate(product(c.inner_steps, c.seeds)):
