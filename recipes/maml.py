@@ -176,7 +176,9 @@ def conv4(ways: int, filters: int) -> nn.Module:
     """The network of the MAML paper for 28-pixel grey images: strided convolutions, batch statistics at all times."""
     layers: list[nn.Module] = []
     for channels in (1, *[filters] * 3):
-        layers += [nn.Conv2d(channels, filters, 3, 2, 1), nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()]
+        # No bias: batch normalisation takes it out again, and Adam would walk along its rounding errors.
+        convolution = nn.Conv2d(channels, filters, 3, stride=2, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(filters, ways))
 
 

@@ -58,7 +58,7 @@ def write(results: dict[str, Result], reference: str, out: Path) -> list[dict[st
         writer.writerows(rows)
     judged = "accuracy | exact minus it"
     heads = f"method | MiB | pulls | s / step | cosine | {judged} | s | {judged} | steps"
-    lines = [heads, "|".join(["---", *["--:"] * heads.count("|")]), *(" | ".join(cells(r)) for r in rows)]
+    lines = [heads, " | ".join(["---", *["--:"] * heads.count("|")]), *(" | ".join(cells(r)) for r in rows)]
     with replacing(out / "maml.md") as draft:
         draft.write_text("".join(f"| {line} |\n" for line in lines))
     draw({k: r for k, r in results.items() if r.get("curve")}, results[reference], out / "maml.png")

@@ -28,6 +28,8 @@ import draw_cliff
 import few_shot_text
 import few_shot_vision
 import large_backbone
+import maml
+import maml_results
 import pretrain_docstrings
 
 
@@ -308,3 +310,55 @@ def test_the_cliff_is_drawn(tmp_path):
     assert all(c.cosine["scale"] > 0.99 for c in (found["exact forward"][0], *found["adaptive"]))
     assert found["exact forward"][1].cosine["example"] < 0.9, "past the cliff"
     assert (tmp_path / "cliff.png").stat().st_size > 10_000
+
+
+LITTLE_MAML = {
+    "ways": 2, "queries": 2, "inner_steps": 2, "window": 2, "filters": 4, "tasks": 2, "steps": 2, "test_tasks": 3,
+    "validation_tasks": 2, "points": 2,
+}  # fmt: skip
+
+
+def test_maml_with_every_estimator(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    config = maml.Config(**LITTLE_MAML, momentum=0.5, learned_sizes="layer", out=str(tmp_path))
+    with pytest.warns(mtl.StructuralZeroWarning, match="Reptile gives exactly zero for .*log_lr"):
+        rows = {r["method"]: r for r in maml.main(config)}
+    assert len(rows) == 10
+    assert rows["exact"]["MiB"] < rows["unrolled, exact"]["MiB"]
+    assert rows["unrolled, exact"]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert rows["first-order"]["pulls"] == 0
+    assert all(rows["exact"][f"difference, {c}"] == 0 for c in maml_results.CONDITIONS)
+    assert rows["first-order"]["step, equal time"] >= rows["first-order"]["step, equal steps"]
+    assert (tmp_path / "maml.png").stat().st_size > 10_000
+    assert len(list(csv.DictReader((tmp_path / "maml.csv").open()))) == len(rows)
+    # What is finished is read, not trained again; what is missing is made anew; other settings are refused.
+    (tmp_path / "Reptile.json").unlink()
+    kept = (tmp_path / "first-order.json").stat().st_mtime_ns
+    capsys.readouterr()
+    again = {r["method"]: r for r in maml.main(config)}
+    assert {k: r for k, r in again.items() if k != "Reptile"} == {k: r for k, r in rows.items() if k != "Reptile"}
+    assert (tmp_path / "first-order.json").stat().st_mtime_ns == kept
+    assert "first-order: " not in (said := capsys.readouterr().err)
+    assert "Reptile: " in said
+    with pytest.raises(ValueError, match=r"was made with {'shots': 1}"):
+        maml.main(maml.Config(**LITTLE_MAML, momentum=0.5, learned_sizes="layer", shots=2, out=str(tmp_path)))
+    torch.set_num_threads(threads)
+
+
+def test_lazy_windows_train_what_their_control_trains(tmp_path):
+    threads = torch.get_num_threads()
+    maml.main(maml.Config(**LITTLE_MAML, methods=("lazy", "control"), out=str(tmp_path)))
+    torch.set_num_threads(threads)
+    names = ("exact", "lazy windows of 2", "control: exact, K/2 steps of 2 times the size")
+    exact, lazy, control = (maml_results.load(tmp_path, n)["weights"]["equal steps"] for n in names)
+    assert all(torch.allclose(lazy[k], v, atol=1e-4) for k, v in control.items())
+    assert not all(torch.allclose(lazy[k], v, atol=1e-4) for k, v in exact.items())
+
+
+def test_maml_on_a_folder_of_images(tmp_path):
+    threads = torch.get_num_threads()
+    data = str(pictures(tmp_path / "data", 10, 4))
+    rows = maml.main(maml.Config(**LITTLE_MAML, data=data, methods=("first-order",), out=str(tmp_path / "run")))
+    torch.set_num_threads(threads)
+    assert [r["method"] for r in rows] == ["exact", "first-order"]
+    assert (tmp_path / "run" / "split.json").is_file()
