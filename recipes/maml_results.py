@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 
 import mtl
@@ -31,6 +32,24 @@ def save(out: Path, name: str, result: Result) -> None:
         save_file(flat, draft)
     with replacing(file_of(out, name)) as draft:
         draft.write_text(json.dumps({k: v for k, v in result.items() if k != "weights"}))
+    file_of(out, name).with_suffix(".pt").unlink(missing_ok=True)
+
+
+def save_unfinished(out: Path, name: str, state: dict[str, Any]) -> None:
+    with replacing(file_of(out, name).with_suffix(".pt")) as draft:
+        torch.save(state, draft)
+
+
+def load_unfinished(out: Path, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What :func:`save_unfinished` wrote, or None; it was made with the same settings, or this raises."""
+    file = file_of(out, name).with_suffix(".pt")
+    return check(torch.load(file), config, file) if file.exists() else None
+
+
+def check(stored: dict[str, Any], config: dict[str, Any], file: Path) -> dict[str, Any]:
+    if other := {k: stored["config"].get(k) for k, v in config.items() if stored["config"].get(k) != v}:
+        raise ValueError(f"{file} was made with {other}; take another --out, or these settings")
+    return stored
 
 
 def load(out: Path, name: str, config: dict[str, Any] | None = None) -> Result | None:
@@ -42,9 +61,7 @@ def load(out: Path, name: str, config: dict[str, Any] | None = None) -> Result |
     file = file_of(out, name)
     if not file.exists():
         return None
-    result = json.loads(file.read_text())
-    if config and (other := {k: result["config"].get(k) for k, v in config.items() if result["config"].get(k) != v}):
-        raise ValueError(f"{file} was made with {other}; take another --out, or these settings")
+    result = check(json.loads(file.read_text()), config or {}, file)
     flat = load_file(file.with_suffix(".safetensors"))
     named = {c: {k.removeprefix(f"{c}/"): v for k, v in flat.items() if k.startswith(f"{c}/")} for c in CONDITIONS}
     return result | {"weights": named}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,34 @@ def test_lazy_windows_train_what_their_control_trains(tmp_path):
     exact, lazy, control = (maml_results.load(tmp_path, n)["weights"]["equal steps"] for n in names)
     assert all(torch.allclose(lazy[k], v, atol=1e-4) for k, v in control.items())
     assert not all(torch.allclose(lazy[k], v, atol=1e-4) for k, v in exact.items())
+
+
+def test_maml_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """In the middle of a method, to the same weights."""
+    threads = torch.get_num_threads()
+    make = partial(maml.Config, **LITTLE_MAML | {"steps": 6, "points": 3}, methods=("exact",))
+    maml.main(make(out=str(tmp_path / "whole")))
+    seen, sample = [], maml.Learner.batch
+
+    def stopping(self, part, first, number):
+        seen.append((part, first))
+        if (part, first) == ("train", 10):
+            raise KeyboardInterrupt
+        return sample(self, part, first, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maml.Learner, "batch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            maml.main(make(out=str(tmp_path / "halves")))
+        seen.clear()
+        patch.setattr(maml.Learner, "batch", lambda *a: (seen.append(a[1:3]), sample(*a))[1])
+        maml.main(make(out=str(tmp_path / "halves")))
+    torch.set_num_threads(threads)
+    assert seen[0] == ("train", 8), "from the fourth step on"
+    whole, halves = (maml_results.load(tmp_path / out, "exact") for out in ("whole", "halves"))
+    assert all(torch.equal(v, halves["weights"]["equal steps"][k]) for k, v in whole["weights"]["equal steps"].items())
+    assert [c[1:] for c in whole["curve"]] == [list(c[1:]) for c in halves["curve"]]
+    assert not list((tmp_path / "halves").glob("*.pt"))
 
 
 def test_maml_on_a_folder_of_images(tmp_path):
