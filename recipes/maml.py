@@ -109,6 +109,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             maml_results.save(out, name, found | {"config": said})
         results[name] = found
         rows = maml_results.write(results, EXACT, out)
+    maml_results.draw(results, EXACT, out / "maml.png")
     print((out / "maml.md").read_text())
     return rows
 

@@ -68,7 +68,7 @@ def load(out: Path, name: str, config: dict[str, Any] | None = None) -> Result |
 
 
 def write(results: dict[str, Result], reference: str, out: Path) -> list[dict[str, Any]]:
-    """The table as csv and markdown, and the picture."""
+    """The table, as csv and markdown."""
     rows = [row(name, result, results[reference]) for name, result in results.items()]
     with replacing(out / "maml.csv") as draft, draft.open("w", newline="") as f:
         (writer := csv.DictWriter(f, list(max(rows, key=len)))).writeheader()
@@ -78,7 +78,6 @@ def write(results: dict[str, Result], reference: str, out: Path) -> list[dict[st
     lines = [heads, " | ".join(["---", *["--:"] * heads.count("|")]), *(" | ".join(cells(r)) for r in rows)]
     with replacing(out / "maml.md") as draft:
         draft.write_text("".join(f"| {line} |\n" for line in lines))
-    draw({k: r for k, r in results.items() if r.get("curve")}, results[reference], out / "maml.png")
     return rows
 
 
@@ -109,14 +108,14 @@ def cells(r: dict[str, Any]) -> list[str]:
     return found
 
 
-def draw(results: dict[str, Result], reference: Result, path: Path) -> None:
+def draw(results: dict[str, Result], reference: str, path: Path) -> None:
     """Validation accuracy against seconds, one curve per method."""
     with saved_figure(path, 13, 6.5) as figure:
         panel = figure.add_subplot()
-        for i, (name, result) in enumerate(results.items()):
-            seconds, _, right = np.array(result["curve"]).T
+        for i, (name, curve) in enumerate((k, r["curve"]) for k, r in results.items() if r.get("curve")):
+            seconds, _, right = np.array(curve).T
             panel.plot(seconds, 100 * right, f"C{i}", marker="osD^vP*Xph"[i % 10], label=name)
-        panel.axvline(reference["equal steps"]["seconds"], color="0.6", linestyle=":")
+        panel.axvline(results[reference]["equal steps"]["seconds"], color="0.6", linestyle=":")
         panel.set(xlabel="seconds of training", ylabel="accuracy on validation tasks, %")
         panel.grid(axis="y")
         figure.legend(loc="outside right upper", fontsize=11)
