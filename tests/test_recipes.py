@@ -122,6 +122,16 @@ def test_few_shot_text(tmp_path, encoder, own):
     assert sum(f"| {name} |" in pages for name in names) >= 2
 
 
+def test_few_shot_text_with_another_head_and_peft(tmp_path, encoder):
+    pytest.importorskip("peft")
+    config = few_shot_text.Config(out=str(tmp_path), backbone=encoder, head="ridge", peft=True, **LITTLE_TEXT)
+    [found] = few_shot_text.main(config)
+    assert {"LoRA, 50 steps", "IA3, 50 steps"} < {r.method for r in found.rows}
+    assert {"lora_lr", "ia3_lr"} < json.loads((tmp_path / "baselines.json").read_text())["2"].keys()
+    learner = mtl.from_pretrained(tmp_path / "SupportConditioned" / "final")
+    assert learner.head == mtl.Ridge()
+
+
 def test_the_small_encoder_is_made_once(encoder):
     before = (Path(encoder) / "model.safetensors").stat().st_mtime_ns
     pretrain_docstrings.main(pretrain_docstrings.Config(out=encoder, **LITTLE_ENCODER))
