@@ -10,6 +10,7 @@ from mtl.backbones import Backbone, load_backbone, shard
 from mtl.baselines import Method, baselines
 from mtl.checkpoint import from_pretrained, save_pretrained
 from mtl.data import (
+    CharacterTasks,
     DocstringTasks,
     GlyphTasks,
     ImageTasks,
@@ -74,6 +75,7 @@ __all__ = [
     "Alternating",
     "Backbone",
     "Binomial",
+    "CharacterTasks",
     "Comparison",
     "Cosine",
     "DocstringTasks",

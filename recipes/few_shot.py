@@ -52,6 +52,7 @@ class Settings:
     ways: int = 5  # classes per task
     shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
     queries: int = 10  # query examples per class at test
+    head: Literal["cosine", "linear", "ncm", "ridge"] = "cosine"  # how features become logits
     inner_steps: int = 5  # gradient steps per task
     step_size: float = 0.01  # where the learned inner step sizes start
     gate: float = 0.1  # how far from the identity the generator starts
@@ -203,6 +204,7 @@ def learner_of(
     return mtl.MetaLearner(
         backbone,
         generator,
+        mtl.HEADS[config.head](),
         inner_steps=inner_steps,
         estimator=config.estimator,
         support_gradients=config.memory.support_gradients,

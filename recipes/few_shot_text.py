@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import few_shot
 import pretrain_docstrings
@@ -33,13 +34,16 @@ class Config(few_shot.Settings):
     encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
     max_length: int = 32  # tokens that are read of a text
+    head: Literal["cosine", "linear", "ncm", "ridge"] = "ridge"  # how features become logits
+    step_size: float = 0.5  # where the learned inner step sizes start
     warm_steps: int = (
         60  # outer steps without inner loop (cheap), before; with few classes more only learn them by heart
     )
-    steps: int = 10  # outer steps through the inner loop
+    steps: int = 20  # outer steps through the inner loop
     tasks_per_step: int = 8  # tasks per outer step; half as many through the inner loop
     outer_lr: float = 1e-3  # of the generator; a quarter of it through the inner loop
     test_episodes: int = 48  # per number of shots; 600 is the field's habit
+    peft: bool = False  # add LoRA and IA3 to the table; slow, needs `pip install -e ".[text]"`
     families: tuple[str, ...] = ("module", "file", "owner")  # kinds of docstring tasks to train on; tested on modules
 
 
@@ -49,7 +53,20 @@ def main(config: Config) -> list[mtl.Comparison]:
         name = config.backbone or str(small_encoder(config).resolve())
     backbone = few_shot.backbone_of(config, accelerator, name, pooling=config.pooling, max_length=config.max_length)
     sources = few_shot.Sources.of(maker(config, backbone), config)
-    return few_shot.run(config, backbone, sources, accelerator, write_episodes)
+    more = peft_methods(backbone, config.tuning_episodes) if config.peft else None
+    return few_shot.run(config, backbone, sources, accelerator, write_episodes, more)
+
+
+def peft_methods(backbone: mtl.Backbone, episodes: int) -> few_shot.MoreBaselines:
+    """LoRA and IA3, each at the step size that is best on validation tasks."""
+
+    def more(held_out: mtl.TaskSource) -> tuple[list[mtl.Method], dict[str, float]]:
+        lora = {lr: mtl.peft_baselines(backbone, lora_lr=lr)[0] for lr in (1e-3, 3e-3, 1e-2)}
+        ia3 = {lr: mtl.peft_baselines(backbone, ia3_lr=lr)[1] for lr in (1e-2, 3e-2, 1e-1)}
+        best = {name: mtl.tune(c, held_out, episodes)[0] for name, c in (("lora_lr", lora), ("ia3_lr", ia3))}
+        return mtl.peft_baselines(backbone, lora_lr=best["lora_lr"], ia3_lr=best["ia3_lr"]), best
+
+    return more
 
 
 def small_encoder(config: Config) -> Path:

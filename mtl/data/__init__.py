@@ -1,5 +1,6 @@
 """Tasks to train and test on: the embedded glyphs and docstrings, and people's own images and texts."""
 
+from mtl.data.character_tasks import CharacterTasks
 from mtl.data.docstring_tasks import DocstringTasks, docstring_split
 from mtl.data.glyph_tasks import GlyphTasks, contact_sheet
 from mtl.data.image_tasks import ImageTasks
@@ -10,6 +11,7 @@ from mtl.data.texts import TextCollection, open_texts
 from mtl.data.token_cache import TokenCache
 
 __all__ = [
+    "CharacterTasks",
     "ClassSplit",
     "DocstringTasks",
     "GlyphTasks",
