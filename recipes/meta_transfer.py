@@ -126,6 +126,11 @@ class Bench:
         wanted = [n for n in (HEAD, *table) if not c.only or n in c.only]
         if unknown := set(c.only) - {HEAD, *table}:
             raise ValueError(f"only={sorted(unknown)}: expected some of {[HEAD, *table]}")
+        if uneven := [k for k in c.inner_steps if k % min(c.training.window, k)]:
+            raise ValueError(
+                f"inner_steps={uneven} are no multiples of --training.window {c.training.window}: a window would reach "
+                "over the step on the target's own loss"
+            )
         plain = Run("", 0, TUNING_SEED)
         asked = {table[n].regulariser for n in wanted if n != HEAD}
         asked |= {"all"} if "learned" in asked else set()  # untrained meta-networks are all pairs alike
