@@ -375,7 +375,7 @@ def test_meta_transfer_on_a_folder_of_images(tmp_path):
     assert len(row["right"]) == 6
     with pytest.raises(ValueError, match=r"lower --sizes\.train"):
         little_transfer(tmp_path / "run", *config, "--sizes.train", "5")
-    with pytest.raises(ValueError, match="no multiples of --training.window 2"):
+    with pytest.raises(ValueError, match=r"no multiples of --training\.window 2"):
         little_transfer(tmp_path / "run", *config, "--inner-steps", "3", "--training.window", "2")
     with pytest.raises(ValueError, match="expected some of"):
         little_transfer(tmp_path / "run", "--only", "nothing")
