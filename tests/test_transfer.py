@@ -139,7 +139,7 @@ def test_what_drops_second_derivatives_or_the_first_steps_gives_exactly_zero(est
 
 @pytest.mark.parametrize("mode", ["lazy", "exact-forward", "adaptive"])
 def test_windows_point_the_way_of_the_exact_gradient(mode):
-    t, batch = transfer(4, act_layer="silu", lr=0.005), batches()
+    t, batch = transfer(4, act_layer="silu", lr=0.001), batches()
     problem = t.problem(lambda step: batch(0), batch(99))  # other minibatches in a window are noise on top
     flat = lambda g: torch.cat([v.flatten() for v in g.values()])  # noqa: E731
     exact = flat(mtl.Rematerialised()(problem, t.meta).grads)
