@@ -3,9 +3,10 @@
     python recipes/compare_transfer_costs.py                                        # the target of meta_transfer.py
     python recipes/compare_transfer_costs.py --target resnet18 --inner-steps 2 10
 
-MINUTES The meta-networks are moved away from their start, where all pairs count alike. Times are ratios within one
-run. Peaks are of tensors alive, without the networks. All weights of the target are adapted, so what is remembered of K
-steps grows with K unless it waits elsewhere; here it is serialised, which stands in for the host of an accelerator.
+Two minutes on one CPU thread for the first. The meta-networks are moved away from their start, where all pairs count
+alike. Times are ratios within one run. Peaks are of tensors alive, without the networks. All weights of the target are
+adapted, so what is remembered of K steps grows with K unless it waits elsewhere; here it is serialised, which stands in
+for the host of an accelerator.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@
 The meta-networks act inside the matching loss only, so first-order methods cannot train them at all. Every finished run
 is a file in the folder of runs, with its target beside it (a state dict of timm's), and is not done again when the same
 command is given; docs/meta-transfer.md reads the tables. Settings are chosen on validation images with a seed of their
-own. MINUTES
+own. Three quarters of an hour on one thread of a busy machine for the first command: expect 26 % for all pairs and for
+every learned method, 12 % from scratch.
 """
 
 from __future__ import annotations
