@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from tqdm.auto import tqdm
 
 import mtl
 from mtl.data.docstring_tasks import docstring_collection
 
 Result = dict[str, str | int | float]
+Judge = Callable[[mtl.TextTasks, int], float]
+"""Tasks and the index of a draw, to the accuracy in %."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,14 @@ def main(config: Config) -> list[Result]:
         methods.append(mtl.ours(mtl.from_pretrained(config.generator, backbone)))
     if config.peft:
         methods += mtl.peft_baselines(backbone)
+    judges: dict[str, Judge] = {m.name: partial(accuracy, m) for m in methods}
+    if config.setfit:
+        judges["SetFit"] = partial(setfit_accuracy, backbone)
     rows: list[Result] = []
     for shots in config.shots:
         tasks = fixed_label_set(config, tokens, shots)
-        found = {m.name: [accuracy(m, tasks.sample(i)) for i in range(config.draws)] for m in methods}
-        if config.setfit:
-            found["SetFit"] = [setfit_accuracy(backbone, tasks, i) for i in range(config.draws)]
-        for name, values in found.items():
+        for name, judge in judges.items():
+            values = [judge(tasks, i) for i in tqdm(range(config.draws), desc=f"{name}, {shots} each", unit="draw")]
             row: Result = {"method": name, "classes": len(tasks.classes), "shots": shots}
             rows.append(row | {"mean": round(float(np.mean(values)), 2), "std": round(float(np.std(values)), 2)})
             print("{method:28s} {classes:3d} classes, {shots:3d} each: {mean:5.1f} +- {std:.1f}".format(**rows[-1]))
@@ -84,8 +90,9 @@ def fixed_label_set(config: Config, tokens: mtl.TokenCache, shots: int) -> mtl.T
     return mtl.TextTasks(texts, names, preprocess=tokens, ways=len(names), shots=shots, queries=config.queries)
 
 
-def accuracy(method: mtl.Method, episode: mtl.Episode) -> float:
+def accuracy(method: mtl.Method, tasks: mtl.TextTasks, index: int) -> float:
     """In %."""
+    episode = tasks.sample(index)
     return 100 * float((method(episode).cpu() == episode.query.labels).float().mean())
 
 
