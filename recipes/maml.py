@@ -8,7 +8,7 @@
 A quarter of an hour by default on one idle core. Every estimator trains from the same start on the same episodes and is
 judged on the same test episodes twice: after equally many outer steps, and after the seconds that the exact gradient
 took for them. Stopped at any moment, the same command goes on from the last point of the curve; maml.md and maml.csv
-hold what is finished. docs/maml.md reads the table.
+hold what is finished. Expect 68 % of the exact gradient, 79 % of lazy windows in the same time; docs/maml.md says why.
 """
 
 from __future__ import annotations

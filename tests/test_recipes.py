@@ -402,6 +402,7 @@ LITTLE_MAML = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
 def test_maml_with_every_estimator(tmp_path, capsys):
     threads = torch.get_num_threads()
     config = maml.Config(**LITTLE_MAML, momentum=0.5, learned_sizes="layer", out=str(tmp_path))
