@@ -10,6 +10,7 @@ import timm
 import torch
 
 from mtl.data import glyph_tasks, glyphs, scans
+from mtl.data.glyph_images import letter_images
 from mtl.data.glyph_tasks import FAMILIES, GlyphTasks, Plan, labelled_images
 from mtl.data.glyphs import SPLITS, load_scripts
 
@@ -270,3 +271,20 @@ def test_shipped_backbone_loads_into_a_plain_timm_model():
     assert features.shape == (4, model.num_features)
     assert features.std(0).mean() > 0.01
     assert (info["mean"], info["std"]) == (glyph_tasks.MEAN, glyph_tasks.STD)
+
+
+def test_letter_images_show_every_letter_once_a_round():
+    images, labels = letter_images(("georgian", "armenian"), 2, seed=3)
+    n = len(labels) // 2
+    assert images.shape == (2 * n, 1, 32, 32)
+    assert labels.tolist() == [*range(n), *range(n)]
+    assert n == sum(len(s.characters) for s in load_scripts("test") if s.name in ("georgian", "armenian"))
+    again, _ = letter_images(("georgian", "armenian"), 1, seed=3)
+    assert torch.equal(again, images[:n])
+    assert not torch.equal(letter_images(("georgian", "armenian"), 1, seed=4)[0], again)
+    assert (images[:n] - images[n:]).abs().mean() > 0.05, "another page, other typefaces"
+    for bad, message in ((("elvish",), "none of"), (("latin", "greek"), "scripts of one"), ((), "at least one script")):
+        with pytest.raises(ValueError, match=message):
+            letter_images(bad, 1, 0)
+    with pytest.raises(ValueError, match="at least one image"):
+        letter_images(("lao",), 0, 0)

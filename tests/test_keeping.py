@@ -61,7 +61,7 @@ FLAT = [mtl.Rematerialised(), mtl.Windowed(4), mtl.Windowed(4, "lazy"), mtl.Trun
 def test_states_elsewhere_make_memory_flat_in_the_number_of_steps(estimator):
     one = 50_000 * 4
     few, many = (peak(estimator, *wide(k, Elsewhere())) for k in (8, 24))
-    assert many - few < 2 * one, "adaptive sub-steps differ in length"
+    assert many - few < 3 * one, "sub-steps of an adaptive window may come to differ in length"
     here = peak(estimator, *wide(24, mtl.OnDevice()))
     lazy = isinstance(estimator, mtl.Windowed) and estimator.mode == "lazy"
     # weights, momentum and gradient of each of the steps that go elsewhere; lazy windows share their gradient

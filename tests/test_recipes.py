@@ -37,6 +37,7 @@ import maml
 import maml_results
 import meta_transfer
 import pretrain_docstrings
+import pretrain_scans
 import transfer_data
 
 
@@ -379,6 +380,15 @@ def test_meta_transfer_on_a_folder_of_images(tmp_path):
         little_transfer(tmp_path / "run", *config, "--inner-steps", "3", "--training.window", "2")
     with pytest.raises(ValueError, match="expected some of"):
         little_transfer(tmp_path / "run", "--only", "nothing")
+
+
+def test_pretrain_scans_makes_a_source_once(tmp_path):
+    config = pretrain_scans.Config(out=str(tmp_path), steps=2)
+    file = pretrain_scans.main(config)
+    before = file.stat().st_mtime_ns
+    assert pretrain_scans.main(config).stat().st_mtime_ns == before
+    shipped, found = mtl.load_backbone("mtl/glyphs"), mtl.load_backbone("mtl/glyphs", checkpoint=file)
+    assert found.fingerprint() != shipped.fingerprint()
 
 
 def test_compare_transfer_costs(tmp_path):

@@ -29,8 +29,10 @@ def letter_images(scripts: Sequence[str], each: int, seed: int) -> tuple[Tensor,
         Images ``(each * letters, 1, 32, 32)``, normalised as for the shipped backbone, and labels, round by round.
 
     Raises:
-        ValueError: for an unknown script, scripts of several splits, or less than one image each.
+        ValueError: for no or an unknown script, scripts of several splits, or less than one image each.
     """
+    if not scripts:
+        raise ValueError(f"scripts=(): name at least one script of {', '.join(SCRIPTS)}")
     if unknown := [s for s in scripts if s not in SCRIPTS]:
         raise ValueError(f"scripts={list(scripts)}: {unknown} are none of {', '.join(SCRIPTS)}")
     if each < 1:
