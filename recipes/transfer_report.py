@@ -56,6 +56,7 @@ def table(rows: Rows) -> str:
     lines = ["| K | method | accuracy, % | less exact, points | time | outer step |", "|--:|---|--:|--:|--:|--:|"]
     for (k, method), group in by.items():
         mean, half = mtl.mean_interval([100 * r["accuracy"] for r in group])
+        accuracy = f"{mean:.1f} ± {half:.1f}" if len(group) > 1 else f"{mean:.1f}"
         exact = by.get((k or next((i for i, m in by if m == REFERENCE), 0), REFERENCE))
         difference = time = step = ""
         if exact:
@@ -64,7 +65,7 @@ def table(rows: Rows) -> str:
             time = f"{seconds(group, 'seconds') / seconds(exact, 'seconds'):.2f}"
             key = "seconds_per_outer_step"
             step = f"{seconds(group, key) / seconds(exact, key):.2f}" if key in group[0] else ""
-        lines.append(f"| {k or ''} | {method} | {mean:.1f} ± {half:.1f} | {difference} | {time} | {step} |")
+        lines.append(f"| {k or ''} | {method} | {accuracy} | {difference} | {time} | {step} |")
     return "\n".join(lines)
 
 
