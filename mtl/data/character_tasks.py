@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from mtl.data.class_sampler import Draw, at_least
-from mtl.data.glyph_tasks import MEAN, STD, load_bank
+from mtl.data.glyph_tasks import MEAN, STD, any_typeface, load_bank, typeset
 from mtl.data.glyphs import SPLITS, Split
-from mtl.data.scans import SIDE, SLANTS, STYLES, WIDTHS, Document, place
+from mtl.data.scans import SIDE, Document
 from mtl.episode import Episode
 
 CROPPED = 28  # side of an image: Omniglot's habit; a letter is at most 22 long and 1.5 off the centre
@@ -68,13 +68,10 @@ class CharacterTasks:
 
     def _images(self, drawn: np.ndarray, rng: np.random.Generator) -> Tensor:
         """One normalised image per row (character, turn), each in a typeface of its own."""
-        bank, generator = load_bank(self.split), Generator().manual_seed(int(rng.integers(2**62)))
+        generator = Generator().manual_seed(int(rng.integers(2**62)))
         character, turn = drawn.T
-        rows = bank.first_row[character] + rng.integers(bank.files[character])
-        styles = [STYLES[self.split][i] for i in rng.integers(len(STYLES[self.split]), size=len(drawn))]
-        weight, slant, width = torch.tensor([(s.weight, SLANTS[s.slant], WIDTHS[s.width]) for s in styles]).T
+        file, style = any_typeface(self.split, character, rng)
         degrees = torch.from_numpy(90.0 * turn + rng.uniform(-JITTER, JITTER, len(drawn))).float()
-        masters = bank.masters[torch.from_numpy(rows), weight.long()]
-        page = Document().apply(place(masters, slant, width, degrees, generator), generator)
+        page = Document().apply(typeset(self.split, character, file, style, degrees, generator), generator)
         edge = (SIDE - CROPPED) // 2
         return (page[:, :, edge:-edge, edge:-edge] - MEAN) / STD

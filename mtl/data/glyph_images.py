@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from mtl.data.glyph_tasks import MEAN, STD, load_bank
+from mtl.data.glyph_tasks import MEAN, STD, any_typeface, load_bank, typeset
 from mtl.data.glyphs import SCRIPTS, Split, load_scripts
-from mtl.data.scans import SLANTS, STYLES, WIDTHS, Document, place
+from mtl.data.scans import Document
 
 
 def letter_images(scripts: Sequence[str], each: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -49,11 +49,8 @@ def letter_images(scripts: Sequence[str], each: int, seed: int) -> tuple[Tensor,
 
 def _page(split: Split, letters: np.ndarray, rng: np.random.Generator) -> Tensor:
     """Every letter once, upright on one document."""
-    bank, n = load_bank(split), len(letters)
-    rows = torch.from_numpy(bank.first_row[letters] + rng.integers(bank.files[letters]))
-    styles = [STYLES[split][i] for i in rng.integers(len(STYLES[split]), size=n)]
-    weight, slant, width = torch.tensor([(s.weight, SLANTS[s.slant], WIDTHS[s.width]) for s in styles]).T
+    file, style = any_typeface(split, letters, rng)
     generator = Generator().manual_seed(int(rng.integers(2**62)))
     document = Document.draw(generator)
-    ink = place(bank.masters[rows, weight.long()], slant, width, torch.full((n,), document.skew), generator)
+    ink = typeset(split, letters, file, style, torch.full((len(letters),), document.skew), generator)
     return (document.apply(ink, generator) - MEAN) / STD

@@ -82,13 +82,25 @@ def load_bank(split: Split) -> Bank:
 
 def draw_images(split: Split, attributes: Attributes, document: Document, generator: Generator) -> Tensor:
     """Normalised images ``(n, 1, 32, 32)`` with the given attributes."""
-    bank = load_bank(split)
-    rows = torch.from_numpy(bank.first_row[attributes.character] + attributes.file)
-    weight, slant, width = _style_columns(split, attributes.style)
     degrees = torch.tensor(ANGLES[split])[torch.from_numpy(attributes.orientation)] + document.skew
-    ink = place(bank.masters[rows, weight], slant, width, degrees, generator)
+    ink = typeset(split, attributes.character, attributes.file, attributes.style, degrees, generator)
     ink = damage(ink, [DEFECTS[split][i] for i in attributes.defect], generator)
     return (document.apply(ink, generator) - MEAN) / STD
+
+
+def typeset(
+    split: Split, character: np.ndarray, file: np.ndarray, style: np.ndarray, degrees: Tensor, generator: Generator
+) -> Tensor:
+    """Letters on no page yet, ``(n, 1, 32, 32)``: indices as in :class:`Attributes`, and by how much each is turned."""
+    bank = load_bank(split)
+    rows = torch.from_numpy(bank.first_row[character] + file)
+    weight, slant, width = _style_columns(split, style)
+    return place(bank.masters[rows, weight], slant, width, degrees, generator)
+
+
+def any_typeface(split: Split, character: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """File and style for each character, drawn independently."""
+    return rng.integers(load_bank(split).files[character]), rng.integers(len(STYLES[split]), size=len(character))
 
 
 def _style_columns(split: Split, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,10 +115,11 @@ def labelled_images(split: Split, n: int, rng: np.random.Generator) -> tuple[Ten
     """Independent images on clean pages with all their attributes, for pretraining; ``(n, 1, 32, 32)``."""
     bank = load_bank(split)
     character = rng.integers(len(bank.script), size=n)
+    file, style = any_typeface(split, character, rng)
     attributes = Attributes(
         character=character,
-        file=rng.integers(bank.files[character]),
-        style=rng.integers(len(STYLES[split]), size=n),
+        file=file,
+        style=style,
         orientation=rng.integers(len(ANGLES[split]), size=n),
         defect=rng.integers(len(DEFECTS[split]), size=n),
     )
