@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """The frozen network in low precision; None runs it as it is stored.
+
+    Without autocast's cache: frozen weights are not in it, and what is (a fast weight) would outlive its inner step.
+    """
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def _as_it_is(value: Tensor) -> Tensor:

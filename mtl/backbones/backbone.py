@@ -20,7 +20,7 @@ from mtl.backbones.forwards import Forward, recomputed_blocks, replaced
 from mtl.backbones.prefix import FrozenPrefix, NotByExample
 from mtl.backbones.prepared import Prepared
 from mtl.episode import Inputs
-from mtl.execution import Execution
+from mtl.execution import Execution, autocast
 from mtl.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
 from mtl.tensors import has_values
 
@@ -240,11 +240,7 @@ class Backbone(nn.Module):
 
     def features(self, inputs: Inputs) -> Tensor:
         """Features ``(n, D)`` of inputs without a task axis, under the modulation in force."""
-        low = nullcontext()
-        if self.precision is not None:
-            # Without its cache: frozen weights are not in it, and what is (a fast weight) would outlive its step.
-            low = torch.autocast(self.device.type, self.precision, cache_enabled=False)
-        with low:
+        with autocast(self.device, self.precision):
             return self.adapter.features(self.model, self._cast(inputs))
 
     def preprocess(self, items: Sequence[Any]) -> Inputs:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtl.execution import autocast
 from mtl.transfer.choosing import Choice
 from mtl.transfer.taps import Taps
 
@@ -54,19 +54,13 @@ class Student(nn.Module):
         Returns:
             ``(n, classes)``; ``(n, C, H, W)`` per stage; ``(n, targets, H_m W_m, C_m)`` per source stage ``m``.
         """
-        with self._autocast(images.device.type):
+        with autocast(images.device, self.precision):
             logits, maps = self.taps(lambda: self.network(images))
         if self.precision is not None:
             logits, maps = logits.float(), [m.float() for m in maps]
         if sizes is None:
             return logits, maps, []
         return logits, maps, [adapters(maps, size) for adapters, size in zip(self.adapters, sizes, strict=True)]
-
-    def _autocast(self, device: str) -> AbstractContextManager[object]:
-        if self.precision is None:
-            return nullcontext()
-        # Without its cache: a fast weight in it would outlive its inner step.
-        return torch.autocast(device, self.precision, cache_enabled=False)
 
 
 class Adapters(nn.ModuleList):
