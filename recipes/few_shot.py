@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 import mtl
 
 Estimator = mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.HorizonMixing | mtl.FirstOrder
+Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.HEADS
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
@@ -52,7 +53,7 @@ class Settings:
     ways: int = 5  # classes per task
     shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
     queries: int = 10  # query examples per class at test
-    head: Literal["cosine", "linear", "ncm", "ridge"] = "cosine"  # how features become logits
+    head: Head = "cosine"  # how features become logits
     inner_steps: int = 5  # gradient steps per task
     step_size: float = 0.01  # where the learned inner step sizes start
     gate: float = 0.1  # how far from the identity the generator starts

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import few_shot
 import pretrain_docstrings
@@ -34,7 +33,7 @@ class Config(few_shot.Settings):
     encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
     max_length: int = 32  # tokens that are read of a text
-    head: Literal["cosine", "linear", "ncm", "ridge"] = "ridge"  # how features become logits
+    head: few_shot.Head = "ridge"  # how features become logits
     step_size: float = 0.1  # where the learned inner step sizes start
     warm_steps: int = (
         60  # outer steps without inner loop (cheap), before; with few classes more only learn them by heart

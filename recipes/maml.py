@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 import mtl
 from mtl.memory import LiveBytes
+from mtl.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ class Config:
     out: str = "runs/maml"  # everything goes here
 
 
-Tensors = dict[str, Tensor]
 EXACT = "exact"  # the name of the method that the others are compared with
 LOG = "log_lr."  # before the name of a weight: the logarithm of its step size
 

@@ -35,7 +35,9 @@ class Data:
 
     def minibatch(self, parts: tuple[Part, ...], size: int, *key: int) -> tuple[Tensor, Tensor]:
         """``size`` different images, as many as there are at most; the same for the same key."""
-        images, labels = (torch.cat(x) for x in zip(*(self.parts[p] for p in parts), strict=True))
+        first, *more = (self.parts[p] for p in parts)
+        # One part, as in every virtual step, is not copied.
+        images, labels = (torch.cat(x) for x in zip(first, *more, strict=True)) if more else first
         seed = int(np.random.default_rng(key).integers(2**62))  # neighbouring keys share no minibatch
         chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:size].to(labels.device)
         return images[chosen], labels[chosen]
