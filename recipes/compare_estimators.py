@@ -50,6 +50,7 @@ class Config:
     queries: int = 15  # query examples per class
     repeats: int = 1  # the fastest counts
     threads: int = 1  # processor threads
+    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
     peers: bool = False  # the same inner loop through other libraries, each in its own process
     accuracy_seconds: float = 0.0  # also train a generator for so long with each of a few estimators
     out: str = "runs/compare_estimators"  # tables as csv, pictures as png
@@ -143,8 +144,9 @@ def workload(network: str, config: Config) -> tuple[mtl.MetaLearner, mtl.Episode
         backbone = mtl.load_backbone(str(folder), **sites)
         draw = lambda n: {"input_ids": torch.randint(1000, (1, n, 16))}  # noqa: E731
     examples = lambda n: mtl.Examples(draw(config.ways * n), torch.arange(config.ways).repeat(n)[None])  # noqa: E731
-    episode = mtl.Episode(examples(config.shots), examples(config.queries), config.ways)
-    of = lambda size: mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width, size))  # noqa: E731
+    device = device_of(config.device)
+    episode = mtl.Episode(examples(config.shots), examples(config.queries), config.ways).to(device)
+    of = lambda size: mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width, size)).to(device)  # noqa: E731
     largest = float(mtl.curvature(*typed_problem(of(1e-3), episode, 1)).max()) / 1e-3
     return of(config.curvature / largest), episode
 
@@ -154,7 +156,11 @@ def typed_problem(learner: mtl.MetaLearner, episode: mtl.Episode, k: int) -> tup
     support, query, ways = episode.support, episode.query, episode.ways
     seen, asked = learner.backbone.prepare(support.inputs), query.inputs
     emitted = {n: v.detach().clone() for n, v in learner.generator(learner.view(support)).items()}
-    meta = emitted | {"example": torch.zeros(ways * support.labels.shape[1] // ways), "temperature": torch.zeros(1)}
+    device = support.labels.device
+    meta = emitted | {
+        "example": torch.zeros(support.labels.shape[1], device=device),
+        "temperature": torch.zeros(1, device=device),
+    }
 
     def inner_loss(weights, meta, step):
         features = learner.features(seen, weights, meta)
@@ -181,9 +187,28 @@ def coarse(problem: mtl.InnerProblem, learner: mtl.MetaLearner) -> mtl.InnerProb
 def measure(run: Callable[[], mtl.MetaGradient], repeats: int) -> tuple[mtl.MetaGradient, dict[str, Any]]:
     with LiveBytes() as counter:
         result = run()
-    seconds = timeit.repeat(run, number=1, repeat=repeats)
+
+    def timed() -> None:
+        run()
+        wait()
+
+    wait()
+    seconds = timeit.repeat(timed, number=1, repeat=repeats)
     cost = {"seconds": min(seconds), "MiB": counter.peak / 2**20, "gradients": result.gradients, "pulls": result.pulls}
     return result, cost
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; for an empty one the accelerator, and the processor where there is none."""
+    if name:
+        return torch.device(name)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def wait() -> None:
+    """Until the accelerator has done what it was given: before a clock is read."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:

@@ -12,17 +12,19 @@ is compared with plain PyTorch's. Peak is resident memory above that before the 
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from compare_estimators import device_of, wait
 from torch import Tensor, nn
 
 import mtl
@@ -30,9 +32,12 @@ import mtl
 
 @dataclass(frozen=True)
 class Config:
+    backbone: str = "vit_tiny_patch16_224"  # a vision transformer of timm, with random weights
     depth: int = 4  # blocks
     inner_steps: tuple[int, ...] = (5, 10, 20)  # K
     step_size: float = 0.002  # of the inner loop
+    image_size: int = 64  # pixels
+    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
     repeats: int = 2  # the fastest counts
     out: str = "runs/compare_estimators"  # peers.csv goes here
     only: str | None = None  # one library, in this process; the others are started by the recipe itself
@@ -42,7 +47,9 @@ WAYS, SHOTS, QUERIES = 5, 5, 15
 OURS: dict[str, mtl.AbstractEstimator] = {
     "mtl, rematerialised": mtl.Rematerialised(),
     "mtl, rematerialised, all kept": mtl.Rematerialised(budget=float("inf")),
+    "mtl, rematerialised, finite difference": mtl.Rematerialised("finite-difference"),
     "mtl, windowed(5), adaptive": mtl.Windowed(),
+    "mtl, windowed(5), finite difference": mtl.Windowed(pull="finite-difference"),
     "mtl, windowed(5), lazy": mtl.Windowed(mode="lazy"),
     "mtl, first-order": mtl.FirstOrder(),
 }
@@ -121,32 +128,67 @@ def ours(estimator: mtl.AbstractEstimator, model: Adapted, support: Any, query: 
 def measure_here(name: str, config: Config) -> list[dict[str, Any]]:
     """Seconds, MiB and the gradient of one library, in this process; memory only grows, so each K is in order."""
     torch.set_num_threads(1)
-    rows = []
+    rows, device, size = [], device_of(config.device), config.image_size
     for k in config.inner_steps:
         best, before, found = float("inf"), 0.0, []
         for _ in range(config.repeats):
             torch.manual_seed(0)
             backbone = mtl.load_backbone(
-                "vit_tiny_patch16_224", pretrained=False, img_size=64, depth=config.depth, sites="ssf"
-            )
-            labels = lambda n: torch.arange(WAYS).repeat(n)[None]  # noqa: E731
-            support = torch.randn(1, WAYS * SHOTS, 3, 64, 64), labels(SHOTS)
-            query = torch.randn(1, WAYS * QUERIES, 3, 64, 64), labels(QUERIES)
+                config.backbone, pretrained=False, img_size=size, depth=config.depth, sites="ssf"
+            ).to(device)
+            labels = lambda n: torch.arange(WAYS, device=device).repeat(n)[None]  # noqa: E731
+            support = torch.randn(1, WAYS * SHOTS, 3, size, size).to(device), labels(SHOTS)
+            query = torch.randn(1, WAYS * QUERIES, 3, size, size).to(device), labels(QUERIES)
             model = Adapted(backbone, *support)
-            before = before or peak()
+            before = before or peak(device, reset=True)
+            found = []
+            wait()
             start = time.perf_counter()
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                if name in PEERS:
+            if name in PEERS:  # fused attention has no second derivative; ours looks after itself
+                with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
                     found = PEERS[name](model, support, query, k, config.step_size)
-                else:
-                    found = ours(OURS[name], model, support, query, k, config.step_size)
+            else:
+                found = ours(OURS[name], model, support, query, k, config.step_size)
+            wait()
             best = min(best, time.perf_counter() - start)
-        rows.append({"library": name, "K": k, "seconds": best, "MiB": peak() - before})
-        torch.save(torch.cat([g.detach().flatten() for g in found]), Path(config.out) / f"{name}-{k}.pt")
+        rows.append({"library": name, "K": k, "seconds": best, "MiB": peak(device) - before})
+        torch.save(torch.cat([g.detach().flatten().cpu() for g in found]), Path(config.out) / f"{name}-{k}.pt")
     return rows
 
 
-def peak() -> float:
+def measure_apart(name: str, k: int, config: Config) -> dict[str, Any]:
+    """In a process of its own, whose memory can be read; an accelerator's can be read here.
+
+    Raises:
+        RuntimeError, ImportError: its last line, where it could not be measured.
+    """
+    if device_of(config.device).type == "cuda":
+        try:
+            return measure_here(name, replace(config, inner_steps=(k,)))[0]
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(str(error).split(".")[0]) from None
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+    settings = asdict(replace(config, inner_steps=(k,), only=name))
+    done = subprocess.run([sys.executable, __file__, *options(settings)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])[0]
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    """The settings as words of a command line."""
+    words = ((f"--{k.replace('_', '-')}", *map(str, v if isinstance(v, tuple) else [v])) for k, v in settings.items())
+    return [word for pair in words for word in pair]
+
+
+def peak(device: torch.device, reset: bool = False) -> float:
+    """MiB: of an accelerator what was allocated at most, of a processor the largest resident memory of the process."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -158,18 +200,16 @@ def main(config: Config) -> list[dict[str, Any]]:
         print(json.dumps(rows))
         return rows
     rows: list[dict[str, Any]] = []
-    print(f"{'K':>3} {'library':32} {'seconds':>8} {'time':>6} {'MiB':>8} {'cosine':>8} {'largest error':>14}")
+    print(f"{'K':>3} {'library':39} {'seconds':>8} {'time':>6} {'MiB':>8} {'cosine':>8} {'largest error':>14}")
     for k in config.inner_steps:
         for name in [*PEERS, *OURS]:
-            options = ["--depth", str(config.depth), "--step-size", str(config.step_size), "--inner-steps", str(k)]
-            command = [sys.executable, __file__, "--only", name, "--out", config.out, *options]
-            done = subprocess.run([*command, "--repeats", str(config.repeats)], capture_output=True, text=True)
-            if done.returncode:
-                print(f"{k:>3} {name:32} not measured: {done.stderr.strip().splitlines()[-1]}")
+            try:
+                row = measure_apart(name, k, config)
+            except (RuntimeError, ImportError) as error:
+                print(f"{k:>3} {name:39} not measured: {error}", flush=True)
                 continue
-            [row] = json.loads(done.stdout.strip().splitlines()[-1])
             rows.append(row | against(rows, row, out))
-            print("{K:>3} {library:32} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
+            print("{K:>3} {library:39} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
             print("{cosine:8.4f} {error:14.1e}".format(**rows[-1]), flush=True)
     with (out / "peers.csv").open("w", newline="") as f:
         (writer := csv.DictWriter(f, list(rows[0]))).writeheader()

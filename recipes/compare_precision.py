@@ -44,6 +44,7 @@ class Config:
     shots: int = 1  # support examples per class
     queries: int = 2  # query examples per class
     threads: int = 1  # processor threads
+    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
     out: str = "runs/compare_precision"  # table as csv
 
 
@@ -51,9 +52,10 @@ def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
     warnings.simplefilter("ignore", mtl.StructuralZeroWarning)
     shape = compare_estimators.Config(
-        depth=config.depth, shots=config.shots, queries=config.queries, out=config.out, threads=config.threads
+        depth=config.depth, shots=config.shots, queries=config.queries, out=config.out, device=config.device
     )
     rows: list[dict[str, Any]] = []
+    Path(config.out).mkdir(parents=True, exist_ok=True)
     for network in config.networks:
         learner, episode = compare_estimators.workload(network, shape)
         stored = stored_in_bfloat16(learner)
@@ -78,7 +80,7 @@ def stored_in_bfloat16(learner: mtl.MetaLearner) -> mtl.MetaLearner:
     options: dict[str, Any] = (learner.backbone.load_args or {}) | {"dtype": "bfloat16"}
     backbone = mtl.load_backbone(**options)
     backbone.model.load_state_dict(learner.backbone.model.state_dict())
-    return mtl.MetaLearner(backbone, learner.generator)
+    return mtl.MetaLearner(backbone.to(learner.backbone.device), learner.generator)
 
 
 def flat(

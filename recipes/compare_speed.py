@@ -38,6 +38,7 @@ class Config:
     tasks: int = 8  # of the chunk
     repeats: int = 3  # the fastest counts
     threads: int = 1  # processor threads
+    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
     compile: bool = False  # torch.compile of the inner gradient as well
     out: str = "runs/compare_speed"  # for the networks' configurations
 
@@ -55,7 +56,7 @@ def main(config: Config) -> dict[str, float]:
 
 
 def workload(config: Config, **changes) -> tuple[mtl.MetaLearner, mtl.Episode]:
-    settings = compare_estimators.Config(depth=config.depth, out=config.out, **changes)
+    settings = compare_estimators.Config(depth=config.depth, out=config.out, device=config.device, **changes)
     return compare_estimators.workload("vit", settings)
 
 
@@ -115,13 +116,14 @@ def _checkpoint(config: Config) -> float:
 
 def _bf16(config: Config) -> float:
     pair = workload(config)
+    device = compare_estimators.device_of(config.device).type
     exact = gradient(*pair, config.inner_steps)
 
     def run(context: Callable[[], contextlib.AbstractContextManager]) -> mtl.MetaGradient:
         with context():
             return gradient(*pair, config.inner_steps)
 
-    low = lambda: run(lambda: torch.autocast("cpu", torch.bfloat16))  # noqa: E731
+    low = lambda: run(lambda: torch.autocast(device, torch.bfloat16))  # noqa: E731
     flat = lambda result: torch.cat([g.flatten() for g in result.grads.values()])  # noqa: E731
     cosine = float(torch.cosine_similarity(flat(low()), flat(exact), 0))
     print(f"{'':12} cosine of bf16 to float32: {cosine:.4f}")
@@ -144,8 +146,10 @@ def ratio(config: Config, name: str, without: Callable[[], object], with_it: Cal
     seconds: tuple[list[float], list[float]] = [], []
     for _ in range(config.repeats):
         for run, times in zip((without, with_it), seconds, strict=True):
+            compare_estimators.wait()
             start = time.perf_counter()
             run()
+            compare_estimators.wait()
             times.append(time.perf_counter() - start)
     slow, fast = (min(times) for times in seconds)
     memory = []
