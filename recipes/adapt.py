@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 import mtl
 from mtl.data import ImageCollection
-from mtl.data.images import SUFFIXES
-from mtl.data.texts import read_texts
+from mtl.data.own.images import SUFFIXES
+from mtl.data.own.texts import read_texts
 
 Named = tuple[str, Any]
 """A file name or number, and the image or text."""

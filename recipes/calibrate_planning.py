@@ -26,7 +26,6 @@ import torch
 import tyro
 
 import mtl
-from mtl.files import replacing
 from mtl.planning import Config as PlanConfig
 from mtl.planning import Plan, plan
 from mtl.planning.choices import UNROLLED, Keeping, estimators, keepings
@@ -34,6 +33,7 @@ from mtl.planning.config import Precision
 from mtl.planning.networks import CPU
 from mtl.planning.work import with_pull
 from mtl.planning.workplace import Workplace
+from mtl.tools.files import replacing
 
 TEXT: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
@@ -78,7 +78,7 @@ KINDS = {
 
 
 def main(config: Config) -> list[Row]:
-    warnings.simplefilter("ignore", mtl.StructuralZeroWarning)
+    warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)
     rows: list[Row] = []
     for network in config.networks:
         with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +130,7 @@ def print_resident(planned: PlanConfig) -> None:
         print(f"    {estimator!r}: {counted:.0f} MiB counted, resident set grows by {resident:.0f} MiB")
 
 
-def _resident(planned: PlanConfig, estimator: mtl.AbstractEstimator) -> tuple[float, float]:
+def _resident(planned: PlanConfig, estimator: mtl.metagrad.AbstractEstimator) -> tuple[float, float]:
     torch.set_num_threads(1)
     keeping = Keeping("everything")
     place = Workplace(planned, CPU)

@@ -34,7 +34,7 @@ class Config:
     out: str = "runs/compare_estimators"  # accuracy.csv goes here
 
 
-ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
+ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "rematerialised (exact)": mtl.Rematerialised(),
     "windowed(5), adaptive": mtl.Windowed(),
     "windowed(5), lazy": mtl.Windowed(mode="lazy"),
@@ -48,7 +48,7 @@ def main(config: Config) -> mtl.Comparison:
     methods = []
     for name, estimator in ESTIMATORS.items():
         learner, steps = train(estimator, backbone, config)
-        methods.append(mtl.ours(learner, f"{name}, {steps} outer steps"))
+        methods.append(mtl.learner_method(learner, f"{name}, {steps} outer steps"))
     tasks = mtl.GlyphTasks("val", shots=5, seed=config.seed)
     found = mtl.evaluate(
         methods, tasks, episodes=config.validation_tasks, setting=f"validation, {config.seconds:g} s each"
@@ -59,7 +59,9 @@ def main(config: Config) -> mtl.Comparison:
     return found
 
 
-def train(estimator: mtl.AbstractEstimator, backbone: mtl.Backbone, config: Config) -> tuple[mtl.MetaLearner, int]:
+def train(
+    estimator: mtl.metagrad.AbstractEstimator, backbone: mtl.Backbone, config: Config
+) -> tuple[mtl.MetaLearner, int]:
     """The training loop itself, bare: ``mtl.train`` adds checkpoints, processes and validation."""
     torch.manual_seed(config.seed)
     generator = mtl.SupportConditioned(backbone.sites, backbone.width, step_size=config.step_size, gate=0.1)

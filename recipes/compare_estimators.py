@@ -35,7 +35,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 import mtl
-from mtl.memory import LiveBytes
+from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Config:
 SIZE = 5  # of every window, and of the truncation
 TYPES = {"I": ("scale", "shift"), "D": ("temperature",), "L": ("example",), "O": ("log_lr",)}
 FD = "finite-difference"
-ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
+ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "exact, unrolled": mtl.Exact(),
     "rematerialised": mtl.Rematerialised(),
     "rematerialised, 100 MiB kept": mtl.Rematerialised(budget=100),
@@ -69,23 +69,23 @@ ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
     "windowed(5), adaptive, finite difference": mtl.Windowed(SIZE, pull=FD),
     "windowed(5), exact forward": mtl.Windowed(SIZE, "exact-forward"),
     "windowed(5), lazy": mtl.Windowed(SIZE, "lazy"),
-    "truncated(5)": mtl.Truncated(SIZE),
-    "binomial(1)": mtl.Binomial(1),
-    "horizon mixing": mtl.HorizonMixing(),
-    "truncation mixing": mtl.TruncationMixing(),
-    "neumann(5)": mtl.Neumann(5),
-    "iMAML(5)": mtl.ImplicitMAML(iterations=5),
-    "one-step": mtl.OneStep(),
-    "SAMA": mtl.SAMA(),
+    "truncated(5)": mtl.metagrad.Truncated(SIZE),
+    "binomial(1)": mtl.metagrad.Binomial(1),
+    "horizon mixing": mtl.metagrad.HorizonMixing(),
+    "truncation mixing": mtl.metagrad.TruncationMixing(),
+    "neumann(5)": mtl.metagrad.Neumann(5),
+    "iMAML(5)": mtl.metagrad.ImplicitMAML(iterations=5),
+    "one-step": mtl.metagrad.OneStep(),
+    "SAMA": mtl.metagrad.SAMA(),
     "first-order": mtl.FirstOrder(),
-    "Reptile": mtl.Reptile(),
+    "Reptile": mtl.metagrad.Reptile(),
 }
 CONTROL = "MAML, K / 5 steps, each 5 times as large"
 
 
 def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
-    warnings.simplefilter("ignore", mtl.StructuralZeroWarning)  # the table says it
+    warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # the table says it
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -147,7 +147,7 @@ def workload(network: str, config: Config) -> tuple[mtl.MetaLearner, mtl.Episode
     device = device_of(config.device)
     episode = mtl.Episode(examples(config.shots), examples(config.queries), config.ways).to(device)
     of = lambda size: mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width, size)).to(device)  # noqa: E731
-    largest = float(mtl.curvature(*typed_problem(of(1e-3), episode, 1)).max()) / 1e-3
+    largest = float(mtl.metagrad.curvature(*typed_problem(of(1e-3), episode, 1)).max()) / 1e-3
     return of(config.curvature / largest), episode
 
 
@@ -184,7 +184,9 @@ def coarse(problem: mtl.InnerProblem, learner: mtl.MetaLearner) -> mtl.InnerProb
     return replace(problem, num_steps=problem.num_steps // SIZE, optimizer=large)
 
 
-def measure(run: Callable[[], mtl.MetaGradient], repeats: int) -> tuple[mtl.MetaGradient, dict[str, Any]]:
+def measure(
+    run: Callable[[], mtl.metagrad.MetaGradient], repeats: int
+) -> tuple[mtl.metagrad.MetaGradient, dict[str, Any]]:
     with LiveBytes() as counter:
         result = run()
 

@@ -44,7 +44,7 @@ class Config:
 
 
 WAYS, SHOTS, QUERIES = 5, 5, 15
-OURS: dict[str, mtl.AbstractEstimator] = {
+OURS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "mtl, rematerialised": mtl.Rematerialised(),
     "mtl, rematerialised, all kept": mtl.Rematerialised(budget=float("inf")),
     "mtl, rematerialised, finite difference": mtl.Rematerialised("finite-difference"),
@@ -61,7 +61,7 @@ class Adapted(nn.Module):
     def __init__(self, backbone: mtl.Backbone, images: Tensor, labels: Tensor) -> None:
         super().__init__()
         self.frozen = [backbone]  # in a list: no submodule, so that nobody copies the frozen weights
-        identity = mtl.Modulation.identity(1, backbone.modulation_width)
+        identity = mtl.networks.Modulation.identity(1, backbone.modulation_width)
         self.scale, self.shift = nn.Parameter(identity.scale), nn.Parameter(identity.shift)
         with torch.no_grad():
             self.head = nn.Parameter(mtl.Cosine().init(backbone(images), labels, WAYS)["head.weight"])
@@ -71,7 +71,7 @@ class Adapted(nn.Module):
 
 
 def loss_of(backbone: mtl.Backbone, weights: dict[str, Tensor], images: Any, labels: Tensor) -> Tensor:
-    features = backbone(images, mtl.Modulation(weights["scale"], weights["shift"]))
+    features = backbone(images, mtl.networks.Modulation(weights["scale"], weights["shift"]))
     logits = mtl.Cosine().logits(features, {"head.weight": weights["head"]}, (features[:, :0], labels), WAYS)
     return nn.functional.cross_entropy(logits[0], labels[0])
 
@@ -111,7 +111,9 @@ def with_torchopt(model: Adapted, support: Any, query: Any, k: int, lr: float) -
 PEERS = {"plain PyTorch, unrolled": plain, "higher": with_higher, "torchopt": with_torchopt}
 
 
-def ours(estimator: mtl.AbstractEstimator, model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+def with_mtl(
+    estimator: mtl.metagrad.AbstractEstimator, model: Adapted, support: Any, query: Any, k: int, lr: float
+) -> list[Tensor]:
     backbone, (images, labels) = model.frozen[0], support
     seen = backbone.prepare(images)
     problem = mtl.InnerProblem(
@@ -148,7 +150,7 @@ def measure_here(name: str, config: Config) -> list[dict[str, Any]]:
                 with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
                     found = PEERS[name](model, support, query, k, config.step_size)
             else:
-                found = ours(OURS[name], model, support, query, k, config.step_size)
+                found = with_mtl(OURS[name], model, support, query, k, config.step_size)
             wait()
             best = min(best, time.perf_counter() - start)
         rows.append({"library": name, "K": k, "seconds": best, "MiB": peak(device) - before})

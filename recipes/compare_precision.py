@@ -26,12 +26,12 @@ import tyro
 
 import mtl
 
-FD = mtl.FiniteDifference(0.1)  # the radius that suits bfloat16
-ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
+FD = mtl.metagrad.FiniteDifference(0.1)  # the radius that suits bfloat16
+ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
     **{k: e for k, e in compare_estimators.ESTIMATORS.items() if "difference" not in k},
     "rematerialised, finite difference": mtl.Rematerialised(FD),
     "windowed(5), adaptive, finite difference": mtl.Windowed(5, pull=FD),
-    "SAMA": mtl.SAMA(FD),
+    "SAMA": mtl.metagrad.SAMA(FD),
 }
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +50,7 @@ class Config:
 
 def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
-    warnings.simplefilter("ignore", mtl.StructuralZeroWarning)
+    warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)
     shape = compare_estimators.Config(
         depth=config.depth, shots=config.shots, queries=config.queries, out=config.out, device=config.device
     )
@@ -84,7 +84,7 @@ def stored_in_bfloat16(learner: mtl.MetaLearner) -> mtl.MetaLearner:
 
 
 def flat(
-    estimator: mtl.AbstractEstimator, learner: mtl.MetaLearner, episode: mtl.Episode, config: Config
+    estimator: mtl.metagrad.AbstractEstimator, learner: mtl.MetaLearner, episode: mtl.Episode, config: Config
 ) -> torch.Tensor:
     problem, meta = compare_estimators.typed_problem(learner, episode, config.inner_steps)
     grads = estimator(replace(problem, execution=learner.backbone.execution), meta).grads
@@ -93,7 +93,7 @@ def flat(
 
 def agreement(
     label: str,
-    estimator: mtl.AbstractEstimator,
+    estimator: mtl.metagrad.AbstractEstimator,
     learner: mtl.MetaLearner,
     episode: mtl.Episode,
     config: Config,

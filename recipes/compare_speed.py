@@ -27,8 +27,8 @@ import tyro
 from compare_estimators import LiveBytes
 
 import mtl
-from mtl.backbones import Prepared
-from mtl.inner import inner_gradient
+from mtl.metagrad.problem import inner_gradient
+from mtl.networks.backbones import Prepared
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def workload(config: Config, **changes) -> tuple[mtl.MetaLearner, mtl.Episode]:
 
 
 def gradient(
-    learner: mtl.MetaLearner, episode: mtl.Episode, k: int, estimator: mtl.AbstractEstimator | None = None
-) -> mtl.MetaGradient:
+    learner: mtl.MetaLearner, episode: mtl.Episode, k: int, estimator: mtl.metagrad.AbstractEstimator | None = None
+) -> mtl.metagrad.MetaGradient:
     meta = {n: v.detach() for n, v in learner.generator(learner.view(episode.support)).items()}
     return (estimator or mtl.Windowed())(replace(learner.problem(episode), num_steps=k), meta)
 
@@ -98,7 +98,9 @@ def _times(tasks: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda v: v.repeat(tasks, *[1] * (v.dim() - 1))
 
 
-def _against(config: Config, name: str, one: mtl.AbstractEstimator, other: mtl.AbstractEstimator) -> float:
+def _against(
+    config: Config, name: str, one: mtl.metagrad.AbstractEstimator, other: mtl.metagrad.AbstractEstimator
+) -> float:
     pair = workload(config)
     run = lambda estimator: lambda: gradient(*pair, config.inner_steps, estimator)  # noqa: E731
     return ratio(config, name, run(one), run(other))
@@ -119,7 +121,7 @@ def _bf16(config: Config) -> float:
     device = compare_estimators.device_of(config.device).type
     exact = gradient(*pair, config.inner_steps)
 
-    def run(context: Callable[[], contextlib.AbstractContextManager]) -> mtl.MetaGradient:
+    def run(context: Callable[[], contextlib.AbstractContextManager]) -> mtl.metagrad.MetaGradient:
         with context():
             return gradient(*pair, config.inner_steps)
 

@@ -24,7 +24,7 @@ import tyro
 from tqdm.auto import tqdm
 
 import mtl
-from mtl.data.docstring_tasks import docstring_collection
+from mtl.data.embedded.docstring_tasks import docstring_collection
 
 Result = dict[str, str | int | float]
 Judge = Callable[[mtl.TextTasks, int], float]
@@ -51,12 +51,12 @@ class Config:
 def main(config: Config) -> list[Result]:
     """One row per method and number of shots."""
     backbone = mtl.load_backbone(config.backbone, last_k=config.last_k, max_length=config.max_length)
-    tokens = mtl.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    tokens = mtl.data.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
     methods = [m for m in mtl.baselines(backbone, c=10.0) if m.name.split(",")[0] in ("nearest class mean", LOGISTIC)]
     if config.generator is not None:
-        methods.append(mtl.ours(mtl.from_pretrained(config.generator, backbone)))
+        methods.append(mtl.learner_method(mtl.from_pretrained(config.generator, backbone)))
     if config.peft:
-        methods += mtl.peft_baselines(backbone)
+        methods += mtl.fewshot.peft_baselines(backbone)
     judges: dict[str, Judge] = {m.name: partial(accuracy, m) for m in methods}
     if config.setfit:
         judges["SetFit"] = partial(setfit_accuracy, backbone)
@@ -80,17 +80,17 @@ def main(config: Config) -> list[Result]:
 LOGISTIC = "logistic regression"
 
 
-def fixed_label_set(config: Config, tokens: mtl.TokenCache, shots: int) -> mtl.TextTasks:
+def fixed_label_set(config: Config, tokens: mtl.data.TokenCache, shots: int) -> mtl.TextTasks:
     """Tasks of all classes; they differ in their examples alone."""
     if config.data is None:
-        texts = docstring_collection("module", mtl.docstring_split().test, shots + config.queries)
+        texts = docstring_collection("module", mtl.data.docstring_split().test, shots + config.queries)
     else:
         texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
     names = texts.class_names
     return mtl.TextTasks(texts, names, preprocess=tokens, ways=len(names), shots=shots, queries=config.queries)
 
 
-def accuracy(method: mtl.Method, tasks: mtl.TextTasks, index: int) -> float:
+def accuracy(method: mtl.fewshot.Method, tasks: mtl.TextTasks, index: int) -> float:
     """In %."""
     episode = tasks.sample(index)
     return 100 * float((method(episode).cpu() == episode.query.labels).float().mean())

@@ -28,9 +28,9 @@ from torch import Tensor
 from transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker
 
 import mtl
-from mtl.files import replacing
-from mtl.memory import LiveBytes
-from mtl.tensors import Tensors
+from mtl.metagrad.tensors import Tensors
+from mtl.tools.files import replacing
+from mtl.tools.memory import LiveBytes
 from mtl.transfer import Source
 
 
@@ -54,7 +54,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Serialised(mtl.AbstractKeeper):
+class Serialised(mtl.metagrad.StateStorage):
     """Bytes that are no tensors."""
 
     def put(self, tensors: Tensors) -> Any:
@@ -65,7 +65,7 @@ class Serialised(mtl.AbstractKeeper):
         return torch.load(io.BytesIO(kept))
 
 
-def estimators(window: int, k: int) -> dict[str, mtl.AbstractEstimator]:
+def estimators(window: int, k: int) -> dict[str, mtl.metagrad.AbstractEstimator]:
     size = min(window, k)
     return {
         "exact, unrolled": mtl.Exact(),
@@ -73,16 +73,16 @@ def estimators(window: int, k: int) -> dict[str, mtl.AbstractEstimator]:
         "windowed, adaptive": mtl.Windowed(size),
         "windowed, exact forward": mtl.Windowed(size, "exact-forward"),
         "windowed, lazy": mtl.Windowed(size, "lazy"),
-        "truncated, half": mtl.Truncated(-(-k // 2) + 1),
-        "truncated, 1": mtl.Truncated(2),
-        "one-step": mtl.OneStep(),
+        "truncated, half": mtl.metagrad.Truncated(-(-k // 2) + 1),
+        "truncated, 1": mtl.metagrad.Truncated(2),
+        "one-step": mtl.metagrad.OneStep(),
         "first-order": mtl.FirstOrder(),
     }
 
 
 def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
-    warnings.simplefilter("ignore", mtl.StructuralZeroWarning)  # the table says it
+    warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # the table says it
     rows: list[dict[str, Any]] = []
     print(f"{'K':>3} {'estimator':24} {'time':>5} {'MiB':>7} {'states elsewhere':>16} {'cosine':>7} {'norm':>6}  pulls")
     make_problem = prepared(config)
@@ -97,7 +97,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             exact, unit = (exact, unit) if unit else (flat, seconds)
             row = {"K": k, "estimator": name, "seconds": seconds, "time": seconds / unit}
             row |= {"MiB": peak(estimator, problem, meta)}
-            row |= {"MiB, states elsewhere": peak(estimator, replace(problem, keeper=Serialised()), meta)}
+            row |= {"MiB, states elsewhere": peak(estimator, replace(problem, storage=Serialised()), meta)}
             row |= {"cosine": cosine(flat, exact), "norm": float(flat.norm() / exact.norm())}
             row |= {"gradients": found.gradients, "pulls": found.pulls}
             row |= {"max_rho": float(found.diagnostics.get("max_rho", torch.zeros(())))}
@@ -145,7 +145,7 @@ def warm(student: torch.nn.Module, data: transfer_data.Data, config: Config) -> 
         optimizer.step()
 
 
-def peak(estimator: mtl.AbstractEstimator, problem: mtl.InnerProblem, meta: Tensors) -> float:
+def peak(estimator: mtl.metagrad.AbstractEstimator, problem: mtl.InnerProblem, meta: Tensors) -> float:
     with LiveBytes() as counter:
         estimator(problem, meta)
     return counter.peak / 2**20

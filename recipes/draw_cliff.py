@@ -31,7 +31,7 @@ class Config:
 
 
 SIZE = 5  # of the windows
-ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
+ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "adaptive": mtl.Windowed(SIZE),
     "exact forward": mtl.Windowed(SIZE, "exact-forward"),
     "lazy": mtl.Windowed(SIZE, "lazy"),
@@ -40,23 +40,23 @@ ESTIMATORS: dict[str, mtl.AbstractEstimator] = {
 SHOWN = {"I": "initial scale and shift (I)", "L": "weights of the inner loss (L)"}
 
 
-def main(config: Config) -> dict[str, list[mtl.Agreement]]:
+def main(config: Config) -> dict[str, list[mtl.metagrad.Agreement]]:
     torch.set_num_threads(config.threads)
-    warnings.simplefilter("ignore", mtl.StructuralZeroWarning)  # drawn as zero
-    found: dict[str, list[mtl.Agreement]] = {name: [] for name in ESTIMATORS}
+    warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # drawn as zero
+    found: dict[str, list[mtl.metagrad.Agreement]] = {name: [] for name in ESTIMATORS}
     pulls = []
     for curvature in tqdm(config.curvatures, unit="step size"):
         settings = compare_estimators.Config(depth=config.depth, curvature=curvature, out=config.out)
         pair = compare_estimators.workload("vit", settings)
         problem, meta = compare_estimators.typed_problem(*pair, config.inner_steps)
         for name, estimator in ESTIMATORS.items():
-            found[name].append(mtl.self_check(estimator, problem, meta))
+            found[name].append(mtl.metagrad.self_check(estimator, problem, meta))
         pulls.append(mtl.Windowed(SIZE)(problem, meta).pulls)
     draw(config, found, pulls)
     return found
 
 
-def draw(config: Config, found: dict[str, list[mtl.Agreement]], pulls: list[int]) -> None:
+def draw(config: Config, found: dict[str, list[mtl.metagrad.Agreement]], pulls: list[int]) -> None:
     x = [SIZE * c for c in config.curvatures]
     figure = Figure((11, 4), layout="constrained")
     for panel, (kind, title) in zip(figure.subplots(1, 2), SHOWN.items(), strict=True):

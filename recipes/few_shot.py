@@ -18,13 +18,15 @@ from accelerate.utils import set_seed
 
 import mtl
 
-Estimator = mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.Truncated | mtl.HorizonMixing | mtl.FirstOrder
-Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.HEADS
+Estimator = (
+    mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.metagrad.Truncated | mtl.metagrad.HorizonMixing | mtl.FirstOrder
+)
+Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
-MoreBaselines = Callable[[mtl.TaskSource], tuple[list[mtl.Method], dict[str, Any]]]
+MoreBaselines = Callable[[mtl.TaskSource], tuple[list[mtl.fewshot.Method], dict[str, Any]]]
 """Validation tasks to more methods for the table, and the settings that were chosen for them."""
 
 
@@ -34,7 +36,7 @@ class Memory:
 
     checkpoint_blocks: bool = False  # recompute the activations of modulated blocks on the way back
     examples_per_chunk: int | None = None  # examples of a task in one forward pass, each chunk recomputed
-    support_gradients: int | None = None  # support examples of a task that carry gradients (LITE)
+    lite_examples: int | None = None  # support examples of a task that carry gradients (LITE)
     dtype: str | None = None  # of the stored weights: bfloat16 halves them
     device_map: str | None = None  # auto: weights on several devices, in main memory and on disk
     quantization: Literal["8bit", "4bit"] | None = None  # of a transformers network, through bitsandbytes
@@ -124,7 +126,7 @@ def run(
         # Processes that share a network pass through it together to the end; what this one writes nobody needs.
         config = replace(config, out=tempfile.mkdtemp())
     found = compare(config, generator, static, sources, more_baselines)
-    mtl.accuracy_figure(found, Path(config.out) / "accuracy.png")
+    mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
     draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
     accelerator.end_training()
     return found
@@ -139,11 +141,16 @@ def compare(
 ) -> list[mtl.Comparison]:
     """One table per number of shots; baselines have the settings that are best on validation tasks."""
     out = Path(config.out)
-    without_loop = [mtl.ours(generator, steps=0)] if config.inner_steps else []
-    ours = [mtl.ours(generator), *without_loop, mtl.static_control(static), *mtl.controls(generator)]
+    without_loop = [mtl.learner_method(generator, steps=0)] if config.inner_steps else []
+    ours = [
+        mtl.learner_method(generator),
+        *without_loop,
+        mtl.fewshot.static_control(static),
+        *mtl.fewshot.controls(generator),
+    ]
     comparisons, chosen = [], {}
     for shots, (held_out, test) in sources.by_shots.items():
-        methods, chosen[shots] = mtl.tuned_baselines(
+        methods, chosen[shots] = mtl.fewshot.tuned_baselines(
             generator.backbone, held_out, episodes=config.tuning_episodes, full=config.full_fine_tuning
         )
         if more_baselines is not None:
@@ -165,7 +172,7 @@ def compare(
 
 
 def meta_train(
-    kind: type[mtl.AbstractGenerator],
+    kind: type[mtl.fewshot.AbstractGenerator],
     config: Settings,
     backbone: mtl.Backbone,
     sources: Sources,
@@ -200,21 +207,21 @@ def meta_train(
 
 
 def learner_of(
-    config: Settings, backbone: mtl.Backbone, generator: mtl.AbstractGenerator, inner_steps: int
+    config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.AbstractGenerator, inner_steps: int
 ) -> mtl.MetaLearner:
     return mtl.MetaLearner(
         backbone,
         generator,
-        mtl.HEADS[config.head](),
+        mtl.fewshot.HEADS[config.head](),
         inner_steps=inner_steps,
         estimator=config.estimator,
-        support_gradients=config.memory.support_gradients,
+        lite_examples=config.memory.lite_examples,
     )
 
 
 def draw_curves(folder: Path) -> None:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    mtl.curves_figure(metrics, folder / "curves.png")
+    mtl.tools.curves_figure(metrics, folder / "curves.png")
 
 
 def write_facts(config: Settings) -> None:

@@ -59,11 +59,11 @@ def main(config: Config) -> list[mtl.Comparison]:
 def peft_methods(backbone: mtl.Backbone, episodes: int) -> few_shot.MoreBaselines:
     """LoRA and IA3, each at the step size that is best on validation tasks."""
 
-    def more(held_out: mtl.TaskSource) -> tuple[list[mtl.Method], dict[str, float]]:
-        lora = {lr: mtl.peft_baselines(backbone, lora_lr=lr)[0] for lr in (1e-3, 3e-3, 1e-2)}
-        ia3 = {lr: mtl.peft_baselines(backbone, ia3_lr=lr)[1] for lr in (1e-2, 3e-2, 1e-1)}
-        best = {name: mtl.tune(c, held_out, episodes)[0] for name, c in (("lora_lr", lora), ("ia3_lr", ia3))}
-        return mtl.peft_baselines(backbone, lora_lr=best["lora_lr"], ia3_lr=best["ia3_lr"]), best
+    def more(held_out: mtl.TaskSource) -> tuple[list[mtl.fewshot.Method], dict[str, float]]:
+        lora = {lr: mtl.fewshot.peft_baselines(backbone, lora_lr=lr)[0] for lr in (1e-3, 3e-3, 1e-2)}
+        ia3 = {lr: mtl.fewshot.peft_baselines(backbone, ia3_lr=lr)[1] for lr in (1e-2, 3e-2, 1e-1)}
+        best = {name: mtl.fewshot.tune(c, held_out, episodes)[0] for name, c in (("lora_lr", lora), ("ia3_lr", ia3))}
+        return mtl.fewshot.peft_baselines(backbone, lora_lr=best["lora_lr"], ia3_lr=best["ia3_lr"]), best
 
     return more
 
@@ -75,7 +75,7 @@ def small_encoder(config: Config) -> Path:
 def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
     """What makes tasks of a part, shots and queries. All share one cache: a text is tokenised once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn of every loader worker
-    tokens = mtl.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    tokens = mtl.data.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
     if config.data is None:
         return lambda part, shots, queries: mtl.DocstringTasks(
             part,  # type: ignore[arg-type]
@@ -87,7 +87,9 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
-    split = mtl.saved_split(Path(config.out) / "split.json", texts.class_names, given=texts.parts, seed=config.seed)
+    split = mtl.data.saved_split(
+        Path(config.out) / "split.json", texts.class_names, given=texts.parts, seed=config.seed
+    )
     split.check_ways(config.ways)
     return lambda part, shots, queries: mtl.TextTasks(
         texts,

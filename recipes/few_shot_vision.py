@@ -47,7 +47,9 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     images = mtl.open_images(config.data)
-    split = mtl.saved_split(Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed)
+    split = mtl.data.saved_split(
+        Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
+    )
     split.check_ways(config.ways)
     return lambda part, shots, queries: mtl.ImageTasks(
         images,
@@ -65,7 +67,7 @@ def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) ->
     assert isinstance(e.support.inputs, torch.Tensor)
     assert isinstance(e.query.inputs, torch.Tensor)
     predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
-    mtl.episode_strip(
+    mtl.tools.episode_strip(
         e.support.inputs, e.support.labels, e.query.inputs, e.query.labels, predicted, out / "episodes.png"
     )
 

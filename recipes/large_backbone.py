@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 import mtl
-from mtl.memory import LiveBytes
+from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(config: Config) -> dict[str, Any]:
     backbone.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     backbone.checkpoint_blocks, backbone.examples_per_chunk = config.checkpoint_blocks, config.examples_per_chunk
     torch.manual_seed(0)
-    pull = mtl.FiniteDifference(config.radius)
+    pull = mtl.metagrad.FiniteDifference(config.radius)
     estimator = {"windowed": mtl.Windowed(config.window, pull=pull), "exact": mtl.Rematerialised(pull)}.get(
         config.estimator, mtl.Exact()
     )

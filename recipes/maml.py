@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
-from mtl.memory import LiveBytes
-from mtl.tensors import Tensors
+from mtl.metagrad.tensors import Tensors
+from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Method:
         trained: otherwise only its costs are measured.
     """
 
-    estimator: mtl.AbstractEstimator
+    estimator: mtl.metagrad.AbstractEstimator
     coarse: int = 1
     joint: bool = False
     trained: bool = True
@@ -88,10 +88,10 @@ def methods_of(config: Config) -> dict[str, Method]:
         f"exact-forward windows of {w}": Method(mtl.Windowed(w, "exact-forward")),
         f"lazy windows of {w}": Method(mtl.Windowed(w, "lazy")),
         f"control: exact, K/{w} steps of {w} times the size": Method(mtl.Rematerialised(), coarse=w),
-        "truncated, last 2 steps": Method(mtl.Truncated(2)),
-        "binomial, order 1": Method(mtl.Binomial(1)),
+        "truncated, last 2 steps": Method(mtl.metagrad.Truncated(2)),
+        "binomial, order 1": Method(mtl.metagrad.Binomial(1)),
         "first-order": Method(mtl.FirstOrder()),
-        "Reptile": Method(mtl.Reptile(), joint=True),
+        "Reptile": Method(mtl.metagrad.Reptile(), joint=True),
     }
     return {k: m for k, m in found.items() if k == EXACT or not config.methods or k.startswith(config.methods)}
 
@@ -120,7 +120,7 @@ class Learner:
     def __init__(self, config: Config) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        self.network = mtl.Functional(conv4(config.ways, config.filters).to(config.device))
+        self.network = mtl.metagrad.Functional(conv4(config.ways, config.filters).to(config.device))
         self.tasks = {part: tasks_of(config, part) for part in ("train", "val", "test")}
 
     def start(self) -> Tensors:
@@ -186,9 +186,11 @@ def conv4(ways: int, filters: int) -> nn.Module:
 def tasks_of(config: Config, part: Any) -> mtl.TaskSource:
     sizes: dict[str, Any] = {k: getattr(config, k) for k in ("ways", "shots", "queries", "seed")}
     if config.data is None:
-        return mtl.CharacterTasks(part, **sizes)
+        return mtl.data.CharacterTasks(part, **sizes)
     images = mtl.open_images(config.data, mode="L")
-    split = mtl.saved_split(Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed)
+    split = mtl.data.saved_split(
+        Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
+    )
     split.check_ways(config.ways)
     grey = lambda image: torch.from_numpy(np.asarray(image.resize((28, 28)), np.float32))[None] / 127.5 - 1  # noqa: E731
     return mtl.ImageTasks(images, split.parts[part], preprocess=lambda i: torch.stack([*map(grey, i)]), **sizes)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtl
-from mtl.figures import saved_figure
-from mtl.files import replacing
+from mtl.tools.figures import saved_figure
+from mtl.tools.files import replacing
 
 CONDITIONS = ("equal steps", "equal time")
 Result = dict[str, Any]
@@ -88,8 +88,8 @@ def row(name: str, result: Result, reference: Result) -> dict[str, Any]:
         mine, theirs = result[condition], reference[condition]
         found |= {f"{k}, {condition}": mine[k] for k in ("step", "seconds")}
         for word, (mean, half) in {
-            "accuracy": mtl.mean_interval(mine["accuracy"]),
-            "difference": mtl.paired(theirs["accuracy"], mine["accuracy"]),
+            "accuracy": mtl.tools.mean_interval(mine["accuracy"]),
+            "difference": mtl.tools.paired(theirs["accuracy"], mine["accuracy"]),
         }.items():
             found |= {f"{word}, {condition}": 100 * mean, f"± {word}, {condition}": 100 * half}
     return found

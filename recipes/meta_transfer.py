@@ -32,8 +32,8 @@ from tqdm.auto import tqdm
 from transfer_runs import SMALL, Run, Training, Workplace, methods, source_head, target_maker, train
 
 import mtl
-from mtl.backbones import EMBEDDED
-from mtl.files import replacing
+from mtl.networks.backbones import EMBEDDED
+from mtl.tools.files import replacing
 from mtl.transfer import Source
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}

@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import mtl
-from mtl.data.docstrings import all_texts
-from mtl.files import replacing_folder
+from mtl.data.embedded.docstrings import all_texts
+from mtl.tools.files import replacing_folder
 
 MADE = "pretraining.json"  # in the folder: the settings that made it
 
@@ -54,7 +54,7 @@ def main(config: Config) -> Path:
         return out
     if out.exists() and not made.is_file():
         raise FileExistsError(f"{out} is there and was not made by this recipe; choose another folder with --out")
-    split = mtl.docstring_split(config.seed)
+    split = mtl.data.docstring_split(config.seed)
     groups: dict[str, list[str]] = {}
     for docstring in all_texts(without={*split.val, *split.test}):
         groups.setdefault(docstring.file, []).append(docstring.text)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
-from mtl.data.glyph_images import letter_images
-from mtl.files import replacing
+from mtl.data.embedded.glyph_images import letter_images
+from mtl.tools.files import replacing
 
 SCRIPTS = (("latin",), ("greek", "cyrillic", "extended_latin"))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import mtl
-from mtl.data.glyph_images import letter_images
+from mtl.data.embedded.glyph_images import letter_images
 
 Part = Literal["train", "held_out", "validation", "test"]
 SCRIPTS = ("georgian", "armenian")  # of the embedded data: 60 letters that the shipped backbone has not seen

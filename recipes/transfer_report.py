@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import mtl
-from mtl.figures import ACCENT, GREY, INK, saved_figure
-from mtl.files import replacing
+from mtl.tools.figures import ACCENT, GREY, INK, saved_figure
+from mtl.tools.files import replacing
 from mtl.transfer import pairs_figure
 
 REFERENCE = "rematerialised"  # the exact gradient
@@ -55,12 +55,12 @@ def table(rows: Rows) -> str:
     by = groups(rows)
     lines = ["| K | method | accuracy, % | less exact, points | time | outer step |", "|--:|---|--:|--:|--:|--:|"]
     for (k, method), group in by.items():
-        mean, half = mtl.mean_interval([100 * r["accuracy"] for r in group])
+        mean, half = mtl.tools.mean_interval([100 * r["accuracy"] for r in group])
         accuracy = f"{mean:.1f} ± {half:.1f}" if len(group) > 1 else f"{mean:.1f}"
         exact = by.get((k or next((i for i, m in by if m == REFERENCE), 0), REFERENCE))
         difference = time = step = ""
         if exact:
-            d, h = mtl.paired(100 * right(group), 100 * right(exact))
+            d, h = mtl.tools.paired(100 * right(group), 100 * right(exact))
             difference = "" if group is exact else f"{d:+.1f} ± {h:.1f}"
             time = f"{seconds(group, 'seconds') / seconds(exact, 'seconds'):.2f}"
             key = "seconds_per_outer_step"
@@ -85,7 +85,7 @@ def draw_methods(rows: Rows, path: Path) -> None:
         panel = figure.subplots()
         for y, ((k, _), group) in enumerate(reversed(by.items())):
             values = [100 * r["accuracy"] for r in group]
-            mean, half = mtl.mean_interval(values)
+            mean, half = mtl.tools.mean_interval(values)
             colour = ACCENT if k else GREY
             panel.plot(values, [y] * len(values), "o", color=colour, markersize=4, alpha=0.4)
             panel.errorbar(mean, y, xerr=np.nan_to_num(half), fmt="D" if k else "o", color=colour, elinewidth=2)
@@ -104,7 +104,7 @@ def draw_steps(rows: Rows, path: Path) -> None:
         left, right_panel = figure.subplots(1, 2)
         for colour, method in zip([INK, ACCENT, "#15803d", "#dc2626", GREY] * len(many), many, strict=False):
             ks = sorted(k for k, m in by if m == method)
-            mean, half = np.array([mtl.mean_interval([100 * r["accuracy"] for r in by[k, method]]) for k in ks]).T
+            mean, half = np.array([mtl.tools.mean_interval([100 * r["accuracy"] for r in by[k, method]]) for k in ks]).T
             left.errorbar(ks, mean, yerr=np.nan_to_num(half), fmt="o-", color=colour, label=method)
             times = [seconds(by[k, method], "seconds_per_outer_step") for k in ks]
             right_panel.plot(ks, times, "o-", color=colour)

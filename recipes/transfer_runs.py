@@ -21,11 +21,11 @@ from transfer_data import Data, Part
 import mtl
 from mtl.transfer import (
     Choice,
+    MatchingWeights,
     Source,
     Student,
     Taps,
     Transfer,
-    WhatAndWhere,
     add_gradients,
     attention_loss,
     matching_loss,
@@ -33,7 +33,7 @@ from mtl.transfer import (
 
 Regulariser = Literal["none", "last", "all", "attention", "learned"]
 SMALL = "small"  # the target that is no timm network
-Make = Callable[[int], mtl.AbstractEstimator]
+Make = Callable[[int], mtl.metagrad.AbstractEstimator]
 """K to an estimator."""
 
 
@@ -58,9 +58,9 @@ def methods(window: int) -> dict[str, Method]:
         "windowed, adaptive": lambda k: mtl.Windowed(size(k)),
         "windowed, exact forward": lambda k: mtl.Windowed(size(k), "exact-forward"),
         "windowed, lazy": lambda k: mtl.Windowed(size(k), "lazy"),
-        "truncated, half": lambda k: mtl.Truncated(math.ceil(k / 2) + 1),
-        "truncated, 1": lambda k: mtl.Truncated(2),
-        "one-step": lambda k: mtl.OneStep(),
+        "truncated, half": lambda k: mtl.metagrad.Truncated(math.ceil(k / 2) + 1),
+        "truncated, 1": lambda k: mtl.metagrad.Truncated(2),
+        "one-step": lambda k: mtl.metagrad.OneStep(),
         "first-order": lambda k: mtl.FirstOrder(),
     }
     both: tuple[Part, ...] = ("train", "held_out")
@@ -155,8 +155,8 @@ def train(run: Run, place: Workplace) -> tuple[dict[str, Any], nn.Module]:
 
 
 def outer_step(
-    estimator: mtl.AbstractEstimator, scheme: Transfer, run: Run, place: Workplace, step: int, ordinary: Any
-) -> mtl.MetaGradient:
+    estimator: mtl.metagrad.AbstractEstimator, scheme: Transfer, run: Run, place: Workplace, step: int, ordinary: Any
+) -> mtl.metagrad.MetaGradient:
     """K virtual steps and one on the target's own loss; the student's weights are where they were afterwards."""
     t, draw = place.training, place.data.minibatch
     if t.same_batch:
@@ -164,7 +164,7 @@ def outer_step(
     virtual = lambda k: draw(("train",), t.batch, run.seed, step, 2 + k)  # noqa: E731
     outer = draw(("held_out",), t.batch, run.seed, step, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", mtl.StructuralZeroWarning)  # such methods are there to show it
+        warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # such methods are there to show it
         return estimator(scheme.problem(virtual, outer), scheme.meta)
 
 
@@ -197,11 +197,11 @@ def student_of(place: Workplace) -> Student:
 
 def scheme_of(run: Run, place: Workplace, student: Student) -> Transfer:
     t = place.training
-    choosing = WhatAndWhere(place.source.taps.channels, len(student.taps.names)).to(place.source.backbone.device)
+    choosing = MatchingWeights(place.source.taps.channels, len(student.taps.names)).to(place.source.backbone.device)
     optimizer = mtl.InnerSGD(run.inner_lr or 1.0, t.inner_momentum)
     coarse = min(t.window, run.inner_steps) if methods(t.window)[run.method].coarse else 1
-    keeper = mtl.OnHost() if t.states_on_host else mtl.OnDevice()
-    return Transfer(place.source, student, choosing, optimizer, max(1, run.inner_steps), coarse, keeper)
+    storage = mtl.metagrad.OnHost() if t.states_on_host else mtl.metagrad.OnDevice()
+    return Transfer(place.source, student, choosing, optimizer, max(1, run.inner_steps), coarse, storage)
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mtl.backbones import Backbone, load_backbone
-from mtl.modulation import Modulation
+from mtl.networks.backbones import Backbone, load_backbone
+from mtl.networks.modulation import Modulation
 
 SIZES = {
     "hidden_size": 16,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mtl.inner import InnerAdam, InnerProblem, InnerSGD
+from mtl.metagrad.optimizers import InnerAdam, InnerSGD
+from mtl.metagrad.problem import InnerProblem
 
 TASKS, EXAMPLES, FEATURES, HIDDEN = 3, 6, 4, 3
 

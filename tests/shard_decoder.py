@@ -42,7 +42,7 @@ def learner_of(backbone: mtl.Backbone, step_size: float = 2.0, **options) -> mtl
     return mtl.MetaLearner(backbone, generator, inner_steps=4, **options)
 
 
-def gradient(learner: mtl.MetaLearner, episode: mtl.Episode) -> tuple[Tensor, mtl.MetaGradient]:
+def gradient(learner: mtl.MetaLearner, episode: mtl.Episode) -> tuple[Tensor, mtl.metagrad.MetaGradient]:
     meta = {k: v.detach() for k, v in learner.generator(learner.view(episode.support)).items()}
     result = learner.meta_gradient(episode, meta)
     return torch.cat([g.flatten() for g in result.grads.values()]), result
@@ -56,9 +56,9 @@ def main(folder: Path) -> None:
     (folder / f"config-{rank}").mkdir(parents=True)
     estimators = {
         # So strict that one process alone would take shorter sub-steps, the other not: they have to agree.
-        "adaptive": mtl.Windowed(4, pull=mtl.FiniteDifference(0.05), tau=0.04),
-        "rematerialised": mtl.Rematerialised(mtl.FiniteDifference(0.05)),
-        "implicit": mtl.ImplicitMAML(iterations=3, pull=mtl.FiniteDifference(0.05)),
+        "adaptive": mtl.Windowed(4, pull=mtl.metagrad.FiniteDifference(0.05), tau=0.04),
+        "rematerialised": mtl.Rematerialised(mtl.metagrad.FiniteDifference(0.05)),
+        "implicit": mtl.metagrad.ImplicitMAML(iterations=3, pull=mtl.metagrad.FiniteDifference(0.05)),
         "first-order": mtl.FirstOrder(),
     }
     episode = Sentences().sample(rank)  # each process has a task, and so a curvature, of its own
@@ -94,9 +94,9 @@ def main(folder: Path) -> None:
 
 def _plain_gradient(backbone: mtl.Backbone) -> Tensor:
     inputs: Any = batch(backbone, 1, 4)
-    identity = mtl.Modulation.identity(1, backbone.modulation_width)
+    identity = mtl.networks.Modulation.identity(1, backbone.modulation_width)
     scale = identity.scale.requires_grad_()
-    return torch.autograd.grad(backbone(inputs, mtl.Modulation(scale, identity.shift)).pow(3).sum(), scale)[0]
+    return torch.autograd.grad(backbone(inputs, mtl.networks.Modulation(scale, identity.shift)).pow(3).sum(), scale)[0]
 
 
 def _refusal(backbone: mtl.Backbone, episode: mtl.Episode) -> str:

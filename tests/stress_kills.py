@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import train_blobs
 
-from mtl.training.checkpoints import Checkpoints
+from mtl.fewshot.training.checkpoints import Checkpoints
 
 SAVE_EVERY = 2  # of train_blobs
 STEPS_PER_KILL = 5

@@ -12,8 +12,8 @@ from networks import NETWORKS, SMALL, VIT, batch, build, load, modulation_of, ro
 from PIL import Image
 from torch import Tensor, nn
 
-from mtl.backbones import load_backbone
-from mtl.modulation import Modulation
+from mtl.networks.backbones import load_backbone
+from mtl.networks.modulation import Modulation
 
 
 @pytest.mark.parametrize("sites", ["norm", "ssf"])

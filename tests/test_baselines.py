@@ -30,7 +30,7 @@ def network() -> mtl.Backbone:
 
 
 @pytest.fixture(scope="module")
-def methods(network) -> dict[str, mtl.Method]:
+def methods(network) -> dict[str, mtl.fewshot.Method]:
     found = mtl.baselines(network, steps=STEPS, full_lr=1e-2, centre=torch.zeros(network.width))
     return {m.name: m for m in found}
 
@@ -41,7 +41,7 @@ def episode() -> mtl.Episode:
     return episode
 
 
-def accuracy(method: mtl.Method, episode: mtl.Episode) -> float:
+def accuracy(method: mtl.fewshot.Method, episode: mtl.Episode) -> float:
     return (method(episode) == episode.query.labels).float().mean().item()
 
 

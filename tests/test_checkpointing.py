@@ -25,7 +25,7 @@ def problem_of(backbone: mtl.Backbone, k: int = 2) -> tuple[mtl.InnerProblem, di
     return learner.problem(mtl.Episode(examples, examples, 3)), meta
 
 
-def flat(result: mtl.MetaGradient) -> torch.Tensor:
+def flat(result: mtl.metagrad.MetaGradient) -> torch.Tensor:
     return torch.cat([g.flatten() for g in result.grads.values()])
 
 
@@ -73,7 +73,7 @@ def test_finite_differences_run_on_fused_attention(tmp_path: Path):
 def test_bfloat16_autocast_keeps_the_direction(name: str, pull: Any, tmp_path: Path):
     backbone = build(name, tmp_path)
     exact = flat(mtl.Rematerialised()(*problem_of(backbone)))
-    pull = mtl.FiniteDifference(0.1) if pull == "finite-difference" else pull
+    pull = mtl.metagrad.FiniteDifference(0.1) if pull == "finite-difference" else pull
     with torch.autocast("cpu", torch.bfloat16):
         result = mtl.Windowed(size=2, pull=pull)(*problem_of(backbone))
     assert all(g.dtype == torch.float32 for g in result.grads.values())

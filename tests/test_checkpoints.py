@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl.training.checkpoints import Checkpoints
+from mtl.fewshot.training.checkpoints import Checkpoints
 
 
 def state(step: int) -> dict:

@@ -12,9 +12,9 @@ from networks import batch, build
 from tiny import Blobs, backbone
 
 import mtl
-from mtl import learner as learner_module
-from mtl.carriers import gradient_carriers
-from mtl.memory import LiveBytes
+from mtl.fewshot import learner as learner_module
+from mtl.fewshot.lite import lite_carriers
+from mtl.tools.memory import LiveBytes
 
 NETWORKS = ["vit_tiny_patch16_224", "test_convnext", "bert", "llama", "gpt2"]
 
@@ -53,7 +53,7 @@ def test_memory_does_not_grow_with_examples_in_chunks():
     def peak(n: int, size: int | None) -> int:
         network.examples_per_chunk = size
         inputs, labels = torch.randn(1, n, 1, 16, 16), (torch.arange(n) % 2)[None]
-        learner = learner_of(network, 1, estimator=mtl.Windowed(1, pull=mtl.FiniteDifference()))
+        learner = learner_of(network, 1, estimator=mtl.Windowed(1, pull=mtl.metagrad.FiniteDifference()))
         with LiveBytes() as counter:
             gradient(learner, inputs, labels)
         return counter.peak
@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_examples_in_chunks():
 def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch):
     network = backbone()
     [(_, episode)] = mtl.stacked([Blobs().sample(0)])  # six support examples
-    whole, some = (learner_of(network, 1, head=head, support_gradients=h) for h in (None, 2))
+    whole, some = (learner_of(network, 1, head=head, lite_examples=h) for h in (None, 2))
     meta = {n: v.detach() for n, v in whole.generator(whole.view(episode.support)).items()}
     weights = {k: v.detach().requires_grad_() for k, v in whole.problem(episode).init(meta).items()}
 
@@ -78,7 +78,7 @@ def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch
     loss, expected = of(whole)
     found = []
     for carriers in itertools.combinations(range(6), 2):
-        monkeypatch.setattr(learner_module, "gradient_carriers", lambda *_, c=carriers: lambda step: torch.tensor(c))
+        monkeypatch.setattr(learner_module, "lite_carriers", lambda *_, c=carriers: lambda step: torch.tensor(c))
         value, each = of(some)
         torch.testing.assert_close(value, loss)
         found.append(each)
@@ -88,12 +88,12 @@ def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch
 
 def test_the_same_carriers_are_drawn_whoever_asks_and_others_in_the_next_step():
     first, second = (Blobs(shots=8).sample(i).support for i in (0, 1))
-    draw = gradient_carriers(first, 5)
-    assert torch.equal(draw(3), gradient_carriers(first, 5)(3))
+    draw = lite_carriers(first, 5)
+    assert torch.equal(draw(3), lite_carriers(first, 5)(3))
     assert not torch.equal(draw(3), draw(4))
-    assert not torch.equal(draw(3), gradient_carriers(second, 5)(3))
+    assert not torch.equal(draw(3), lite_carriers(second, 5)(3))
     assert len(set(draw(3).tolist())) == 5
-    assert gradient_carriers(first, 24)(0) is None, "all of them"
+    assert lite_carriers(first, 24)(0) is None, "all of them"
 
 
 @pytest.mark.parametrize("last_k", [None, 1])
@@ -102,7 +102,7 @@ def test_fewer_carriers_take_less_memory_and_train(last_k: int | None):
     episode = Blobs(ways=2, shots=32).sample(0)
 
     def peak(carriers: int | None) -> int:
-        learner = learner_of(network, 3, support_gradients=carriers)
+        learner = learner_of(network, 3, lite_examples=carriers)
         meta = {n: v.detach() for n, v in learner.generator(learner.view(episode.support)).items()}
         with LiveBytes() as counter:
             grads = learner.meta_gradient(episode, meta).grads
@@ -114,5 +114,5 @@ def test_fewer_carriers_take_less_memory_and_train(last_k: int | None):
 
 def test_no_carrier_is_refused():
     network = backbone()
-    with pytest.raises(ValueError, match=r"support_gradients=0.*at least one"):
-        learner_of(network, support_gradients=0)
+    with pytest.raises(ValueError, match=r"lite_examples=0.*at least one"):
+        learner_of(network, lite_examples=0)

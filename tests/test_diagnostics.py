@@ -14,32 +14,32 @@ import mtl
 
 def test_curvature_is_the_largest_eigenvalue_times_the_step_size():
     problem, meta = quadratic(1, curvature=3.0, lr=0.2)
-    found = mtl.curvature(problem, meta, iterations=60)
+    found = mtl.metagrad.curvature(problem, meta, iterations=60)
     assert torch.allclose(found, torch.full((3,), 0.6, dtype=torch.float64), rtol=1e-6)
 
 
 def test_curvature_counts_step_sizes_as_they_are_used():
     problem, meta = quadratic(1, curvature=3.0, lr=0.2)
     halves = replace(problem, optimizer=mtl.InnerSGD(lr=lambda m: {"w": torch.tensor([[0.1]] * 3).double()}))
-    found = mtl.curvature(halves, meta, iterations=60)
+    found = mtl.metagrad.curvature(halves, meta, iterations=60)
     assert torch.allclose(found, torch.full((3,), 0.3, dtype=torch.float64), rtol=1e-6)
 
 
 def test_curvature_is_of_gradient_descent():
     problem, meta = quadratic(1, curvature=3.0, lr=0.2)
     with pytest.raises(ValueError, match=r"InnerAdam.*InnerSGD"):
-        mtl.curvature(replace(problem, optimizer=mtl.InnerAdam()), meta)
+        mtl.metagrad.curvature(replace(problem, optimizer=mtl.InnerAdam()), meta)
 
 
-@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+@pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 def test_self_check_sees_what_an_estimator_leaves_out():
     problem, meta = regression(steps=6)
-    check = mtl.self_check(mtl.FirstOrder(), problem, meta)
+    check = mtl.metagrad.self_check(mtl.FirstOrder(), problem, meta)
     assert math.isnan(check.cosine["inner"]), "structurally zero"
     assert check.norm_ratio["inner"] == 0
     assert 0.5 < check.cosine["start"] < 0.9999
     assert check.worst == min(v for v in check.cosine.values() if not math.isnan(v))
-    exact = mtl.self_check(mtl.Windowed(size=1), problem, meta)
+    exact = mtl.metagrad.self_check(mtl.Windowed(size=1), problem, meta)
     assert exact.worst > 1 - 1e-12
     assert "start 1.0000 (1.00)" in str(exact)
 
@@ -47,14 +47,14 @@ def test_self_check_sees_what_an_estimator_leaves_out():
 def test_calibrated_finds_a_radius_between_truncation_and_rounding():
     problem, meta = regression(steps=3)
     problem, meta = _in(torch.float32, problem, meta)
-    pull = mtl.calibrated(problem, meta, radii=(1e-6, 1e-2, 10.0))
+    pull = mtl.metagrad.calibrated(problem, meta, radii=(1e-6, 1e-2, 10.0))
     assert pull.radius == 1e-2
 
 
 def test_calibrated_refuses_when_nothing_is_usable():
     problem, meta = regression(steps=3)
     with pytest.raises(ValueError, match=r"no finite difference is usable.*10: .*%.*pull='reverse'"):
-        mtl.calibrated(problem, meta, radii=(10.0, 30.0))
+        mtl.metagrad.calibrated(problem, meta, radii=(10.0, 30.0))
 
 
 def test_calibrated_without_a_second_derivative_compares_neighbours():
@@ -64,7 +64,7 @@ def test_calibrated_without_a_second_derivative_compares_neighbours():
     for estimator in (mtl.Rematerialised(), mtl.Exact()):  # autograd itself would return zeros
         with pytest.raises(RuntimeError, match="no second derivative"):
             estimator(once, meta)
-    assert mtl.calibrated(once, meta, radii=(1e-12, 1e-3, 2e-3, 10.0)).radius == 1e-3
+    assert mtl.metagrad.calibrated(once, meta, radii=(1e-12, 1e-3, 2e-3, 10.0)).radius == 1e-3
 
 
 class _Once(torch.autograd.Function):

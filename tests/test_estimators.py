@@ -11,8 +11,9 @@ import torch
 from problems import OPTIMIZERS, quadratic, regression
 
 import mtl
-from mtl import tensors
-from mtl.inner import InnerAdam, InnerProblem, InnerSGD
+from mtl.metagrad import tensors
+from mtl.metagrad.optimizers import InnerAdam, InnerSGD
+from mtl.metagrad.problem import InnerProblem
 
 # Estimators that equal the exact gradient, whatever the problem.
 EXACT = {
@@ -20,10 +21,10 @@ EXACT = {
     "rematerialised, forward": mtl.Rematerialised("forward-over-reverse"),
     "rematerialised, all kept": mtl.Rematerialised(budget=math.inf),
     "rematerialised, some kept": mtl.Rematerialised(budget=0.014),
-    "truncated(K)": mtl.Truncated(steps=99),
-    "binomial(K)": mtl.Binomial(order=99),
-    "horizon mixing(0)": mtl.HorizonMixing(decay=0.0),
-    "truncation mixing(1)": mtl.TruncationMixing(decay=1.0),
+    "truncated(K)": mtl.metagrad.Truncated(steps=99),
+    "binomial(K)": mtl.metagrad.Binomial(order=99),
+    "horizon mixing(0)": mtl.metagrad.HorizonMixing(decay=0.0),
+    "truncation mixing(1)": mtl.metagrad.TruncationMixing(decay=1.0),
     "adaptive(1)": mtl.Windowed(size=1),
     "adaptive(3), single steps": mtl.Windowed(size=3, tau=1e-9),
     "exact-forward(1)": mtl.Windowed(size=1, mode="exact-forward"),
@@ -33,11 +34,11 @@ EXACT = {
 # meta-parameters that it cannot train (type I: start, L: inner, D: outer, O: rate, I and L: both).
 APPROXIMATE = {
     "first-order": (mtl.FirstOrder(), 7, 0, {"inner"}),
-    "truncated(3)": (mtl.Truncated(steps=3), 7, 3, set()),
-    "binomial(0)": (mtl.Binomial(order=0), 7, 0, {"inner"}),
-    "binomial(1)": (mtl.Binomial(order=1), 7, 7 + 6, set()),
-    "binomial(2)": (mtl.Binomial(order=2), 7, 7 + 6 + 5, set()),
-    "truncation mixing": (mtl.TruncationMixing(), 7, 7, set()),
+    "truncated(3)": (mtl.metagrad.Truncated(steps=3), 7, 3, set()),
+    "binomial(0)": (mtl.metagrad.Binomial(order=0), 7, 0, {"inner"}),
+    "binomial(1)": (mtl.metagrad.Binomial(order=1), 7, 7 + 6, set()),
+    "binomial(2)": (mtl.metagrad.Binomial(order=2), 7, 7 + 6 + 5, set()),
+    "truncation mixing": (mtl.metagrad.TruncationMixing(), 7, 7, set()),
     "lazy(3)": (mtl.Windowed(size=3, mode="lazy"), 3, 3, set()),
     "exact-forward(3)": (mtl.Windowed(size=3, mode="exact-forward"), 7, 3, set()),
     "exact-forward(3), start": (mtl.Windowed(size=3, mode="exact-forward", anchor="start"), 7, 3, set()),
@@ -47,19 +48,19 @@ APPROXIMATE = {
 }
 # Estimators of something else: of other horizons, of the solution that the inner loop approaches, of no loss at all.
 OTHER = {
-    "horizon mixing": (mtl.HorizonMixing(), 7, 7, set()),
-    "reptile": (mtl.Reptile(), 7, 0, {"inner", "outer", "rate"}),
-    "neumann(4)": (mtl.Neumann(terms=4), 7, 4, {"start", "rate"}),
-    "imaml(2)": (mtl.ImplicitMAML(iterations=2, tolerance=0), 7, 3, {"rate"}),
-    "one-step": (mtl.OneStep(), 7, 1, {"start"}),
-    "sama": (mtl.SAMA(), 7, 1, {"start"}),
-    "sama, reverse": (mtl.SAMA(pull="reverse"), 7, 1, {"start"}),
+    "horizon mixing": (mtl.metagrad.HorizonMixing(), 7, 7, set()),
+    "reptile": (mtl.metagrad.Reptile(), 7, 0, {"inner", "outer", "rate"}),
+    "neumann(4)": (mtl.metagrad.Neumann(terms=4), 7, 4, {"start", "rate"}),
+    "imaml(2)": (mtl.metagrad.ImplicitMAML(iterations=2, tolerance=0), 7, 3, {"rate"}),
+    "one-step": (mtl.metagrad.OneStep(), 7, 1, {"start"}),
+    "sama": (mtl.metagrad.SAMA(), 7, 1, {"start"}),
+    "sama, reverse": (mtl.metagrad.SAMA(pull="reverse"), 7, 1, {"start"}),
 }
 INEXACT = APPROXIMATE | OTHER
 NEAR = EXACT | {k: v[0] for k, v in APPROXIMATE.items()}
 ALL = NEAR | {k: v[0] for k, v in OTHER.items()}
 
-pytestmark = pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 
 
 def error(found: dict, expected: dict) -> float:
@@ -248,7 +249,7 @@ def test_finite_difference_error_falls_with_the_square_of_the_radius():
     problem, meta = regression(momentum=0.5)
     exact = mtl.Exact()(problem, meta).grads
     errors = [
-        error(mtl.Rematerialised(pull=mtl.FiniteDifference(radius=r))(problem, meta).grads, exact)
+        error(mtl.Rematerialised(pull=mtl.metagrad.FiniteDifference(radius=r))(problem, meta).grads, exact)
         for r in (4e-2, 2e-2, 1e-2)
     ]
     assert errors[2] < 1e-4
@@ -264,14 +265,16 @@ def test_structural_zeros_are_exact_and_announced(estimator, zero, steps):
         warnings.simplefilter("always")
         grads = estimator(problem, meta).grads
     assert {k for k, g in grads.items() if not torch.count_nonzero(g)} == zero
-    told = [str(w.message) for w in caught if w.category is mtl.StructuralZeroWarning]
+    told = [str(w.message) for w in caught if w.category is mtl.metagrad.StructuralZeroWarning]
     assert all(any(repr(k) in message for message in told) for k in zero)
     assert all("Windowed, Truncated or Rematerialised" in message for message in told)
     assert len(told) <= len(zero), "nothing that it trains is called untrained"
 
 
 def test_first_order_says_where_the_meta_parameter_acts():
-    with pytest.warns(mtl.StructuralZeroWarning, match=r"\['inner'\]: they act only inside the inner loss.*Windowed"):
+    with pytest.warns(
+        mtl.metagrad.StructuralZeroWarning, match=r"\['inner'\]: they act only inside the inner loss.*Windowed"
+    ):
         mtl.FirstOrder()(*regression())
 
 
@@ -308,7 +311,7 @@ def test_counts(name, estimator, gradients, pulls):
 @pytest.mark.parametrize("decay", [0.5, 1.0])
 def test_horizon_mixing_is_autograd_of_the_weighted_sum(decay, options):
     problem, meta = regression(steps=4, **options)
-    found = mtl.HorizonMixing(decay)(problem, meta).grads
+    found = mtl.metagrad.HorizonMixing(decay)(problem, meta).grads
     weights = torch.tensor([decay ** (4 - i) for i in range(1, 5)], dtype=torch.float64)
     expected = tensors.zeros_like(meta)
     for i, c in enumerate(weights / weights.sum(), start=1):
@@ -331,7 +334,7 @@ def test_truncation_mixing_weighs_the_share_of_each_step():
         optimizer=InnerSGD(lr=lambda m: m[f"rate{next(counter)}"], momentum=0.5),
     )
     shares = mtl.Exact()(apart, copies).grads
-    found = mtl.TruncationMixing(0.7)(problem, meta).grads
+    found = mtl.metagrad.TruncationMixing(0.7)(problem, meta).grads
     for k in ("inner", "both", "rate"):
         expected = sum(0.7 ** (3 - step) * shares[f"{k}{step}"] for step in range(4))
         assert error({k: found[k]}, {k: expected}) < 1e-10
@@ -344,7 +347,7 @@ def test_binomial_is_the_expansion_on_a_quadratic(order):
     carried = lambda steps: sum(  # noqa: E731  (what is left of v after so many steps, to this order)
         math.comb(steps, j) * torch.linalg.matrix_power(-0.4 * hessian, j) @ v.unsqueeze(-1) for j in range(order + 1)
     ).squeeze(-1)
-    found = mtl.Binomial(order)(problem, meta).grads
+    found = mtl.metagrad.Binomial(order)(problem, meta).grads
     assert error(found, {"start": carried(5), "inner": -0.4 * sum(carried(j) for j in range(5))}) < 1e-10
 
 
@@ -353,11 +356,13 @@ def test_neumann_is_its_series_and_tends_to_the_implicit_gradient():
     hessian, v = _hessian(problem, meta), _outer_gradient(problem, meta)
     factor = torch.eye(hessian.shape[-1], dtype=torch.float64) - 0.9 * hessian
     series = 0.9 * sum(torch.linalg.matrix_power(factor, j) for j in range(6)) @ v.unsqueeze(-1)
-    assert error({"inner": mtl.Neumann(6)(problem, meta).grads["inner"]}, {"inner": -series.squeeze(-1)}) < 1e-10
+    assert (
+        error({"inner": mtl.metagrad.Neumann(6)(problem, meta).grads["inner"]}, {"inner": -series.squeeze(-1)}) < 1e-10
+    )
     implicit = torch.linalg.solve(hessian, v)
     for momentum in (0.0, 0.9):
         rule = InnerSGD(lr=0.9, momentum=momentum)
-        result = mtl.Neumann(3000)(replace(problem, optimizer=rule), meta)
+        result = mtl.metagrad.Neumann(3000)(replace(problem, optimizer=rule), meta)
         v = _outer_gradient(replace(problem, optimizer=rule), meta)
         implicit = torch.linalg.solve(hessian, v)
         assert error({"inner": result.grads["inner"]}, {"inner": -implicit}) < 1e-8
@@ -368,7 +373,7 @@ def test_neumann_is_its_series_and_tends_to_the_implicit_gradient():
 def test_imaml_is_the_gradient_of_the_tied_solution(decay):
     problem, meta = quadratic(2000, curvature=1.0, lr=0.5)
     problem = replace(problem, optimizer=InnerSGD(lr=0.5, weight_decay=decay))
-    estimator = mtl.ImplicitMAML(strength=0.3, iterations=20, tolerance=1e-12)
+    estimator = mtl.metagrad.ImplicitMAML(strength=0.3, iterations=20, tolerance=1e-12)
     result = estimator(problem, meta)
     tied = replace(
         problem,
@@ -378,7 +383,7 @@ def test_imaml_is_the_gradient_of_the_tied_solution(decay):
     assert error(result.grads, mtl.Exact()(tied, meta).grads) < 1e-8
     assert result.pulls <= 8, "six dimensions need six iterations, rounding perhaps one more"
     assert result.diagnostics["residual"] < 1e-10
-    adapted = mtl.solve(mtl.proximal(problem, meta, 0.3), meta)
+    adapted = mtl.solve(mtl.metagrad.proximal(problem, meta, 0.3), meta)
     assert torch.allclose(adapted["w"], result.weights["w"])
 
 
@@ -386,20 +391,23 @@ def test_reptile_is_the_way_gone_pulled_through_the_start():
     problem, meta = quadratic(4, curvature=1.0, lr=0.3)
     scaled = replace(problem, init=lambda m: {"w": 2 * m["start"]})
     gone = 2 * meta["start"] - mtl.solve(scaled, meta)["w"]
-    assert error({"start": mtl.Reptile()(scaled, meta).grads["start"]}, {"start": 2 * gone / 3}) < 1e-12
+    assert error({"start": mtl.metagrad.Reptile()(scaled, meta).grads["start"]}, {"start": 2 * gone / 3}) < 1e-12
 
 
 def test_imaml_stops_at_negative_curvature():
     problem, meta = quadratic(2, curvature=-1.0, lr=0.1)
-    found = mtl.ImplicitMAML(strength=0.01)(problem, meta).grads
+    found = mtl.metagrad.ImplicitMAML(strength=0.01)(problem, meta).grads
     assert all(torch.isfinite(v).all() for v in found.values())
-    damped = mtl.ImplicitMAML(strength=0.01, damping=200.0, iterations=20, tolerance=1e-10)(problem, meta)
+    damped = mtl.metagrad.ImplicitMAML(strength=0.01, damping=200.0, iterations=20, tolerance=1e-10)(problem, meta)
     assert damped.diagnostics["residual"] < 1e-9
 
 
 def _hessian(problem, meta):
     w = tensors.leaf(problem.init(meta))
-    columns = [mtl.Reverse().at(problem, w, meta, 0)({"w": e.expand_as(w["w"])})[0]["w"] for e in torch.eye(6).double()]
+    columns = [
+        mtl.metagrad.Reverse().at(problem, w, meta, 0)({"w": e.expand_as(w["w"])})[0]["w"]
+        for e in torch.eye(6).double()
+    ]
     return torch.stack(columns, -1)
 
 
@@ -412,12 +420,15 @@ def test_one_step_is_exact_for_one_step():
     problem, meta = regression(steps=1, momentum=0.5)
     start = problem.init(meta)
     fixed = replace(problem, init=lambda m: start)
-    assert error(mtl.OneStep()(fixed, meta).grads, mtl.Exact()(fixed, meta).grads) < 1e-10
+    assert error(mtl.metagrad.OneStep()(fixed, meta).grads, mtl.Exact()(fixed, meta).grads) < 1e-10
 
 
 def test_sama_is_one_step_on_a_quadratic():
     problem, meta = quadratic(3, curvature=1.0, lr=0.4)
-    assert error(mtl.SAMA(pull="reverse")(problem, meta).grads, mtl.OneStep()(problem, meta).grads) < 1e-10
+    assert (
+        error(mtl.metagrad.SAMA(pull="reverse")(problem, meta).grads, mtl.metagrad.OneStep()(problem, meta).grads)
+        < 1e-10
+    )
 
 
 def test_the_jacobian_of_adam_has_its_closed_form():
@@ -466,13 +477,13 @@ def test_any_number_of_steps_is_defined(estimator, steps):
     assert result.grads.keys() == meta.keys()
     assert all(result.grads[k].shape == v.shape for k, v in meta.items())
     assert not any(g.requires_grad for g in result.grads.values())
-    if steps == 0 and not isinstance(estimator, mtl.Reptile):
+    if steps == 0 and not isinstance(estimator, mtl.metagrad.Reptile):
         assert error(result.grads, exact.grads) < 1e-12
     if estimator in NEAR.values():
         assert cosine(result.grads, exact.grads, "start") > 0.95, "close to exact at a small step size"
 
 
-@pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, mtl.Reptile)])
+@pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, mtl.metagrad.Reptile)])
 def test_tasks_are_independent(estimator):
     # A batch of tasks gives what each gives alone: per-task cotangents divided by their number, shared ones averaged.
     if estimator in (ALL["adaptive(3)"],):
@@ -494,7 +505,7 @@ def test_tasks_are_independent(estimator):
             assert torch.count_nonzero(grads[k][others]) == 0
 
 
-@pytest.mark.parametrize("estimator", [mtl.Rematerialised(), mtl.Windowed(size=2), mtl.Truncated(steps=2)])
+@pytest.mark.parametrize("estimator", [mtl.Rematerialised(), mtl.Windowed(size=2), mtl.metagrad.Truncated(steps=2)])
 def test_call_leaves_no_trace(estimator):
     problem, meta = regression(steps=3)
     meta = {k: v.requires_grad_() for k, v in meta.items()}
@@ -522,7 +533,11 @@ def test_memory_is_flat_in_the_number_of_steps():
             estimator(problem, meta)
         return Token.peak
 
-    for estimator in (mtl.Rematerialised(), mtl.Windowed(size=2, mode="exact-forward"), mtl.Truncated(steps=5)):
+    for estimator in (
+        mtl.Rematerialised(),
+        mtl.Windowed(size=2, mode="exact-forward"),
+        mtl.metagrad.Truncated(steps=5),
+    ):
         assert peak(estimator, 16) == peak(estimator, 4)
         assert peak(estimator, 16) < 1.1 * peak(mtl.Rematerialised(), 1), "one step's graph is alive"
     assert peak(mtl.Exact(), 16) > 3 * peak(mtl.Exact(), 4), "the measure can see growth"
@@ -536,22 +551,22 @@ def test_memory_is_flat_in_the_number_of_steps():
         (lambda: mtl.Windowed(anchor="centre"), "expected 'start'"),
         (lambda: mtl.Windowed(pull="forward"), "finite-difference"),
         (lambda: mtl.Windowed(substeps=2), "only mode='exact-forward'"),
-        (lambda: mtl.Truncated(steps=0), "FirstOrder"),
+        (lambda: mtl.metagrad.Truncated(steps=0), "FirstOrder"),
         (lambda: mtl.Rematerialised(pull="x"), "reverse"),
         (lambda: mtl.Rematerialised(budget=-1), "MiB >= 0"),
         (lambda: mtl.Rematerialised("finite-difference", budget=1), "no graph|graph to keep"),
-        (lambda: mtl.Binomial(order=-1), "first-order"),
-        (lambda: mtl.HorizonMixing(decay=2), "decay=2"),
-        (lambda: mtl.TruncationMixing(decay=-1), "decay=-1"),
-        (lambda: mtl.Neumann(terms=0), "at least one term"),
-        (lambda: mtl.ImplicitMAML(strength=0), "positive"),
-        (lambda: mtl.ImplicitMAML(iterations=0), "at least one"),
-        (lambda: mtl.ImplicitMAML(damping=-1), "damping=-1"),
-        (lambda: mtl.OneStep(pull="x"), "reverse"),
+        (lambda: mtl.metagrad.Binomial(order=-1), "first-order"),
+        (lambda: mtl.metagrad.HorizonMixing(decay=2), "decay=2"),
+        (lambda: mtl.metagrad.TruncationMixing(decay=-1), "decay=-1"),
+        (lambda: mtl.metagrad.Neumann(terms=0), "at least one term"),
+        (lambda: mtl.metagrad.ImplicitMAML(strength=0), "positive"),
+        (lambda: mtl.metagrad.ImplicitMAML(iterations=0), "at least one"),
+        (lambda: mtl.metagrad.ImplicitMAML(damping=-1), "damping=-1"),
+        (lambda: mtl.metagrad.OneStep(pull="x"), "reverse"),
         (lambda: InnerAdam(lr=0), "positive"),
         (lambda: InnerAdam(betas=(1.0, 0.9)), "betas"),
         (lambda: InnerAdam(eps=0), "eps"),
-        (lambda: mtl.FiniteDifference(radius=0), "positive"),
+        (lambda: mtl.metagrad.FiniteDifference(radius=0), "positive"),
         (lambda: InnerSGD(lr=0.0), "positive"),
         (lambda: InnerSGD(momentum=1.0), "momentum"),
         (lambda: InnerSGD(weight_decay=-1), "weight_decay"),
@@ -580,6 +595,6 @@ def test_pull_products_are_symmetric():
     problem, meta = regression()
     w = tensors.detach(problem.init(meta))
     a, b = ({k: torch.randn_like(v) for k, v in w.items()} for _ in range(2))
-    for pull in (mtl.Reverse(), mtl.ForwardOverReverse(), mtl.FiniteDifference(radius=1e-3)):
+    for pull in (mtl.metagrad.Reverse(), mtl.metagrad.ForwardOverReverse(), mtl.metagrad.FiniteDifference(radius=1e-3)):
         products = pull.at(problem, w, meta, 0)
         assert torch.allclose(tensors.dot(a, products(b)[0]), tensors.dot(products(a)[0], b), rtol=1e-4)

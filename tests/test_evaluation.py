@@ -27,15 +27,15 @@ def learner(kind: type) -> mtl.MetaLearner:
 
 def test_no_method_sees_a_query_label():
     seen = []
-    spy = mtl.Method("spy", lambda e: (seen.append(e.query.labels.clone()), e.query.labels)[1])
+    spy = mtl.fewshot.Method("spy", lambda e: (seen.append(e.query.labels.clone()), e.query.labels)[1])
     comparison = mtl.evaluate([spy], Blobs(), episodes=3, progress=False)
     assert not any(s.any() for s in seen)
     assert comparison.rows[0].accuracy.mean() == pytest.approx(1 / 3)
 
 
 def test_the_same_episodes_for_all_and_whatever_the_chunks():
-    guess = mtl.Method("a", lambda e: torch.as_tensor(e.query.inputs).sum((2, 3, 4)).long() % e.ways)
-    other = mtl.Method("b", guess.predict)
+    guess = mtl.fewshot.Method("a", lambda e: torch.as_tensor(e.query.inputs).sum((2, 3, 4)).long() % e.ways)
+    other = mtl.fewshot.Method("b", guess.predict)
     whole = mtl.evaluate([guess, other], Blobs(), episodes=7, progress=False)
     parts = mtl.evaluate([guess], Blobs(), episodes=7, tasks_per_chunk=2, progress=False)
     assert (whole.rows[0].accuracy == whole.rows[1].accuracy).all()
@@ -46,12 +46,14 @@ def test_the_same_episodes_for_all_and_whatever_the_chunks():
 def test_controls_mislead_the_conditioned_generator_and_not_the_static_one():
     e = episode(8)
     conditioned, static = learner(mtl.SupportConditioned), learner(mtl.Static)
-    for control, same in zip(mtl.controls(conditioned), mtl.controls(static), strict=True):
+    for control, same in zip(mtl.fewshot.controls(conditioned), mtl.fewshot.controls(static), strict=True):
         assert control.kind == "control"
-        assert torch.equal(same(e), mtl.static_control(static)(e)), "a static generator ignores what it is shown"
+        assert torch.equal(same(e), mtl.fewshot.static_control(static)(e)), (
+            "a static generator ignores what it is shown"
+        )
     metas = []
     conditioned.adapt = lambda support, steps=None, meta=None: metas.append(meta) or _Guess()  # type: ignore[method-assign]
-    for method in (mtl.ours(conditioned), *mtl.controls(conditioned)):
+    for method in (mtl.learner_method(conditioned), *mtl.fewshot.controls(conditioned)):
         method(e)
     own, *misled = metas
     assert not any(torch.allclose(own["scale"], m["scale"]) for m in misled)
@@ -83,9 +85,9 @@ def test_logistic_regression_is_sklearns():
 
 
 def test_tune_takes_the_best():
-    right = mtl.Method("r", lambda e: torch.arange(3).repeat_interleave(3)[None].expand(e.tasks, -1))
-    wrong = mtl.Method("w", lambda e: torch.zeros_like(e.query.labels))
-    best, scores = mtl.tune({0.1: wrong, 0.2: right}, Blobs(), episodes=4)
+    right = mtl.fewshot.Method("r", lambda e: torch.arange(3).repeat_interleave(3)[None].expand(e.tasks, -1))
+    wrong = mtl.fewshot.Method("w", lambda e: torch.zeros_like(e.query.labels))
+    best, scores = mtl.fewshot.tune({0.1: wrong, 0.2: right}, Blobs(), episodes=4)
     assert best == 0.2
     assert scores[0.2] == 1.0
 
@@ -94,14 +96,14 @@ def test_errors():
     with pytest.raises(ValueError, match="episodes=0"):
         mtl.evaluate(learner(mtl.Static), Blobs(), episodes=0)
     with pytest.raises(ValueError, match="tasks_per_chunk"):
-        mtl.controls(learner(mtl.Static))[0](episode(1))
+        mtl.fewshot.controls(learner(mtl.Static))[0](episode(1))
 
 
 # --- controls, uneven episodes, mistakes ------------------------------------------------------------------------------
 
 
-def constant(label: int) -> mtl.Method:
-    return mtl.Method(f"always {label}", lambda e: torch.full_like(e.query.labels, label))
+def constant(label: int) -> mtl.fewshot.Method:
+    return mtl.fewshot.Method(f"always {label}", lambda e: torch.full_like(e.query.labels, label))
 
 
 def emitted_by_controls(found: mtl.MetaLearner, e: mtl.Episode, monkeypatch) -> dict[str, dict[str, torch.Tensor]]:
@@ -116,7 +118,7 @@ def emitted_by_controls(found: mtl.MetaLearner, e: mtl.Episode, monkeypatch) -> 
         return adapt(support, steps=steps, meta=meta)
 
     monkeypatch.setattr(found, "adapt", spy)
-    controls = mtl.controls(found)
+    controls = mtl.fewshot.controls(found)
     for control in controls:
         control(e)
     return {c.name.rpartition(",")[0]: m for c, m in zip(controls, metas, strict=True)}
@@ -154,7 +156,7 @@ def test_shuffled_labels_put_other_examples_together(shots):
     [(_, e)] = mtl.stacked([Blobs(ways=2, shots=shots).sample(i) for i in range(4)])
     conditioned, seen = learner(mtl.SupportConditioned), []
     conditioned.generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].labels))
-    [shuffled] = [c for c in mtl.controls(conditioned) if c.name.startswith("shuffled")]
+    [shuffled] = [c for c in mtl.fewshot.controls(conditioned) if c.name.startswith("shuffled")]
     shuffled(e)
     together = [v.unsqueeze(1) == v.unsqueeze(2) for v in (seen[0], e.support.labels)]
     assert (together[0] != together[1]).flatten(1).any(1).all()
@@ -162,7 +164,7 @@ def test_shuffled_labels_put_other_examples_together(shots):
 
 
 def test_a_method_cannot_spoil_the_labels():
-    spoil = mtl.Method("spoil", lambda e: e.query.labels.fill_(2))
+    spoil = mtl.fewshot.Method("spoil", lambda e: e.query.labels.fill_(2))
     rows = mtl.evaluate([spoil, constant(0)], Blobs(), episodes=2, progress=False).rows
     assert rows[1].accuracy == pytest.approx(1 / 3)
 
@@ -172,7 +174,9 @@ def test_unequal_episodes_keep_their_places():
         def sample(self, index: int) -> mtl.Episode:
             return Blobs(shots=1 + index % 2).sample(index)
 
-    guess = mtl.Method("guess", lambda e: torch.full_like(e.query.labels, 0 if e.support.labels.shape[1] == 3 else 9))
+    guess = mtl.fewshot.Method(
+        "guess", lambda e: torch.full_like(e.query.labels, 0 if e.support.labels.shape[1] == 3 else 9)
+    )
     [row] = mtl.evaluate([guess], Uneven(), episodes=5, tasks_per_chunk=4, progress=False).rows
     assert row.accuracy.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 1 / 3])
 
@@ -183,13 +187,13 @@ def test_episodes_without_a_family_are_judged_too():
             e = Blobs().sample(index)
             return mtl.Episode(e.support, e.query, e.ways)
 
-    comparison = mtl.evaluate(mtl.controls(learner(mtl.Static)), Nameless(), episodes=4, progress=False)
+    comparison = mtl.evaluate(mtl.fewshot.controls(learner(mtl.Static)), Nameless(), episodes=4, progress=False)
     assert set(comparison.families) == {"tasks"}
 
 
 def test_no_task_is_left_alone_in_a_chunk():
     # 9 episodes in chunks of up to 8 were 8 and 1, and the controls failed on the last one after all the computing.
-    another = mtl.controls(learner(mtl.Static))[0]
+    another = mtl.fewshot.controls(learner(mtl.Static))[0]
     assert mtl.evaluate([another], Blobs(), episodes=9, tasks_per_chunk=8, progress=False).rows[0].accuracy.size == 9
 
 
@@ -209,7 +213,7 @@ def test_our_accuracy_is_that_of_adapting_and_predicting():
         ({"methods": []}, r"with 0 methods"),
         ({"methods": [constant(0), constant(0)]}, r"two methods are called \['always 0'\]"),
         ({"reference": "ours"}, r"reference='ours'.*\['always 0'\]"),
-        ({"methods": [mtl.Method("flat", lambda e: e.query.labels[0])]}, r"'flat' predicted.*\(9,\).*\(1, 9\)"),
+        ({"methods": [mtl.fewshot.Method("flat", lambda e: e.query.labels[0])]}, r"'flat' predicted.*\(9,\).*\(1, 9\)"),
     ],
 )
 def test_mistakes_are_refused_before_the_computing(arguments, message):
@@ -226,22 +230,22 @@ def test_baselines_are_tuned_on_the_tasks_given(monkeypatch):
         asked.append((method.name, tasks, episodes))
         return {"logistic regression": len(asked) == 2}.get(method.name, -len(asked))
 
-    monkeypatch.setattr("mtl.evaluation.validation_accuracy", judge)
+    monkeypatch.setattr("mtl.fewshot.evaluation.validation_accuracy", judge)
     tasks = Blobs()
-    methods, chosen = mtl.tuned_baselines(b, tasks, episodes=3, full=False, steps=2)
+    methods, chosen = mtl.fewshot.tuned_baselines(b, tasks, episodes=3, full=False, steps=2)
     assert chosen == {"c": 10.0, "l2": 0.01, "head_lr": 0.003, "modulation_lr": 0.005}, (
         "the best of each, else the first"
     )
     assert {(t, n) for _, t, n in asked} == {(tasks, 3)}
     assert [m.name for m in methods][-1] == "scale/shift, 2 steps"
-    assert mtl.tuned_baselines(b, tasks, episodes=3, steps=2)[0][-1].name == "full fine-tuning, 2 steps"
+    assert mtl.fewshot.tuned_baselines(b, tasks, episodes=3, steps=2)[0][-1].name == "full fine-tuning, 2 steps"
 
 
 def test_tune_needs_candidates():
     with pytest.raises(ValueError, match="no candidates"):
-        mtl.tune({}, Blobs())
+        mtl.fewshot.tune({}, Blobs())
 
 
 def test_controls_need_no_second_task_of_each_family():
     e = episode(3)  # two of one family, one of the other
-    assert all(c(e).shape == e.query.labels.shape for c in mtl.controls(learner(mtl.SupportConditioned)))
+    assert all(c(e).shape == e.query.labels.shape for c in mtl.fewshot.controls(learner(mtl.SupportConditioned)))

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mtl
-from mtl.exporting.plain import Plain, plain_of
-from mtl.modulation import Modulation
+from mtl.fewshot.exporting.plain import Plain, plain_of
+from mtl.networks.modulation import Modulation
 
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 0], [2, 1, 0, 0, 2, 1]])
 
 
-def adapted(backbone: mtl.Backbone, head: mtl.AbstractHead | None = None) -> mtl.Adapted:
+def adapted(backbone: mtl.Backbone, head: mtl.fewshot.AbstractHead | None = None) -> mtl.Adapted:
     """Two tasks with classes of unequal size, far enough from the identity that leaving any part out shows."""
     torch.manual_seed(0)
     generator = mtl.SupportConditioned(backbone.sites, backbone.width, hidden=16, gate=0.3)
@@ -169,13 +169,13 @@ def test_a_checkpoint_that_predicts_otherwise_is_not_written(
     """Whatever goes wrong between learner and file: here the modulation gets lost."""
     backbone = build(name, tmp_path)
     task = adapted(backbone)
-    plain = mtl.merge(backbone, Modulation.identity(1, backbone.modulation_width)).model
+    plain = mtl.networks.merge(backbone, Modulation.identity(1, backbone.modulation_width)).model
 
     def wrong(adapted: mtl.Adapted, task: int) -> Plain:
         made = plain_of(adapted, task)
         return Plain(made.backbone, plain, made.weight, made.bias)
 
-    monkeypatch.setattr("mtl.exporting.folder.plain_of", wrong)
+    monkeypatch.setattr("mtl.fewshot.exporting.folder.plain_of", wrong)
     with pytest.raises(RuntimeError, match="loaded again, is not the learner"):
         mtl.export(task, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mtl.files import naming_failures, recover_folder, remove_drafts, replacing, replacing_folder
+from mtl.tools.files import naming_failures, recover_folder, remove_drafts, replacing, replacing_folder
 
 
 def drafts_of_a_kill(path, opened, monkeypatch) -> None:
     """Save in a process that dies: nothing after the kill is run, the tidying of the draft neither."""
     with monkeypatch.context() as patched:
-        patched.setattr("mtl.files.shutil.rmtree", lambda *_, **__: None)
+        patched.setattr("mtl.tools.files.shutil.rmtree", lambda *_, **__: None)
         patched.setattr("pathlib.Path.unlink", lambda *_, **__: None)
         saving = opened(path)
         draft = saving.__enter__()
@@ -53,8 +53,8 @@ def killed_at_move(number: int, path: Path, monkeypatch) -> None:
         done.append(paths)
 
     with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-        patched.setattr("mtl.files.os.replace", moved)
-        patched.setattr("mtl.files.shutil.rmtree", lambda *_, **__: None)
+        patched.setattr("mtl.tools.files.os.replace", moved)
+        patched.setattr("mtl.tools.files.shutil.rmtree", lambda *_, **__: None)
         with replacing_folder(path) as draft:
             (draft / "new").touch()
 

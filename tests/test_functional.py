@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mtl
-from mtl.functional import Functional
+from mtl.metagrad.functional import Functional
 
 TASKS, EXAMPLES, WAYS = 3, 4, 2
 
@@ -142,7 +142,7 @@ def test_exact_estimators_are_maml_over_all_weights(kind, momentum):
     plain = network(kind)
     expected = unrolled(plain, 3, momentum)
     inner, meta = problem(Functional(plain), momentum=momentum)
-    for estimator in (mtl.Exact(), mtl.Rematerialised(), mtl.Truncated(3), mtl.Windowed(1)):
+    for estimator in (mtl.Exact(), mtl.Rematerialised(), mtl.metagrad.Truncated(3), mtl.Windowed(1)):
         assert close(estimator(inner, meta).grads, expected)
     assert not close(mtl.FirstOrder()(inner, meta).grads, expected, 1e-3), "second derivatives do matter here"
 
@@ -157,7 +157,8 @@ def test_lazy_windows_are_fewer_larger_steps():
 
 @pytest.mark.parametrize("tasks", [1, TASKS])
 @pytest.mark.parametrize(
-    ("pull", "tolerance"), [("reverse", 1e-9), ("forward-over-reverse", 1e-9), (mtl.FiniteDifference(1e-4), 1e-5)]
+    ("pull", "tolerance"),
+    [("reverse", 1e-9), ("forward-over-reverse", 1e-9), (mtl.metagrad.FiniteDifference(1e-4), 1e-5)],
 )
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # what torch's own batching of forward mode uses
 def test_pulls(tasks, pull, tolerance):

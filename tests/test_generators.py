@@ -7,12 +7,12 @@ import torch
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.generators.base import StepSizes
+from mtl.fewshot.generators.base import StepSizes
 
-KINDS = pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+KINDS = pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl.fewshot.GENERATORS)
 
 
-def made(kind: type[mtl.AbstractGenerator], **options) -> tuple[mtl.MetaLearner, mtl.SupportView]:
+def made(kind: type[mtl.fewshot.AbstractGenerator], **options) -> tuple[mtl.MetaLearner, mtl.fewshot.SupportView]:
     torch.manual_seed(0)
     b = backbone()
     learner = mtl.MetaLearner(b, kind(b.sites, b.width, **options))
@@ -73,7 +73,7 @@ def test_classes_of_unequal_size(kind):
     learner, view = made(kind)
     keep = torch.tensor([0, 1, 2, 4])
     views = [
-        mtl.SupportView(
+        mtl.fewshot.SupportView(
             view.features[t][:, keep], [a[t][:, keep] for a in view.activations], view.labels[t][:, keep], view.ways
         )
         for t in (slice(0, 2), slice(1, 2))
@@ -87,7 +87,9 @@ def test_low_precision_does_not_reach_the_generator():
     """Under autocast, and from features in bfloat16, what it emits is float32."""
     learner, view = made(mtl.SupportConditioned)
     expected = learner.generator(view)
-    low = mtl.SupportView(view.features.bfloat16(), [a.bfloat16() for a in view.activations], view.labels, view.ways)
+    low = mtl.fewshot.SupportView(
+        view.features.bfloat16(), [a.bfloat16() for a in view.activations], view.labels, view.ways
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert all(torch.equal(v, expected[k]) for k, v in learner.generator(view).items())
         assert {v.dtype for v in learner.generator(low).values()} == {torch.float32}

@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 
-from mtl.data import glyph_tasks, glyphs, scans
-from mtl.data.glyph_images import letter_images
-from mtl.data.glyph_tasks import FAMILIES, GlyphTasks, Plan, labelled_images
-from mtl.data.glyphs import SPLITS, load_scripts
+from mtl.data.embedded import glyph_tasks, glyphs, scans
+from mtl.data.embedded.glyph_images import letter_images
+from mtl.data.embedded.glyph_tasks import FAMILIES, GlyphTasks, Plan, labelled_images
+from mtl.data.embedded.glyphs import SPLITS, load_scripts
 
 HELD_OUT = ("train", "val", "test")
 

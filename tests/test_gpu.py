@@ -18,7 +18,7 @@ def network() -> mtl.Backbone:
     return mtl.load_backbone("vit_small_patch16_224", pretrained=False, img_size=96, depth=6).to("cuda")
 
 
-@pytest.mark.parametrize("pull", ["reverse", mtl.FiniteDifference(0.1)])
+@pytest.mark.parametrize("pull", ["reverse", mtl.metagrad.FiniteDifference(0.1)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_keeps_the_meta_gradient(network: mtl.Backbone, dtype: torch.dtype, pull: Any):
     expected = flat(mtl.Rematerialised()(*problem_of(network)))

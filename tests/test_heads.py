@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import mtl
-from mtl.heads import class_means
+from mtl.fewshot.heads import class_means
 
 UNEQUAL = torch.tensor([[0, 0, 0, 1, 2, 2], [2, 1, 0, 1, 1, 1]])
 ONE_SHOT = torch.tensor([[0, 1, 2], [2, 0, 1]])

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl.data.image_tasks import ImageTasks
-from mtl.data.images import open_images
-from mtl.data.splits import ClassSplit, class_labels, saved_split, split_classes
+from mtl.data.own.image_tasks import ImageTasks
+from mtl.data.own.images import open_images
+from mtl.data.own.splits import ClassSplit, class_labels, saved_split, split_classes
 
 CLASSES = ["ash", "birch", "cedar", "elm"]
 

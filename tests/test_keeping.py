@@ -11,13 +11,13 @@ from problems import regression
 from test_estimators import ALL
 
 import mtl
-from mtl import tensors
-from mtl.keeping import Kept
-from mtl.memory import LiveBytes
+from mtl.metagrad import tensors
+from mtl.metagrad.storage import StoredStates
+from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
-class Elsewhere(mtl.AbstractKeeper):
+class Elsewhere(mtl.metagrad.StateStorage):
     """Bytes instead of tensors: stands in for the host of a device that the tests do not have."""
 
     def put(self, tensors):
@@ -28,33 +28,33 @@ class Elsewhere(mtl.AbstractKeeper):
         return torch.load(io.BytesIO(kept))
 
 
-@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+@pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("keeper", [Elsewhere(), mtl.OnHost()])
-def test_every_estimator_gives_the_same_numbers(name, keeper):
+@pytest.mark.parametrize("storage", [Elsewhere(), mtl.metagrad.OnHost()])
+def test_every_estimator_gives_the_same_numbers(name, storage):
     problem, meta = regression(5, momentum=0.9, fixed_batch=False)
     expected = ALL[name](problem, meta)
-    found = ALL[name](replace(problem, keeper=keeper), meta)
+    found = ALL[name](replace(problem, storage=storage), meta)
     for k, v in expected.grads.items():
         torch.testing.assert_close(found.grads[k], v, rtol=0, atol=0)
     torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
 
 
-def wide(steps: int, keeper: mtl.AbstractKeeper) -> tuple[mtl.InnerProblem, dict]:
+def wide(steps: int, storage: mtl.metagrad.StateStorage) -> tuple[mtl.InnerProblem, dict]:
     """Fast weights that are larger than a step's graph."""
     meta = {"rate": torch.ones(1)}
     init = lambda meta: {"w": torch.ones(1, 50_000)}  # noqa: E731
     loss = lambda weights, meta, step=0: 0.5 * (weights["w"] ** 2).sum(1) * meta["rate"]  # noqa: E731
-    return mtl.InnerProblem(init, loss, loss, steps, mtl.InnerSGD(0.1, momentum=0.9), keeper=keeper), meta
+    return mtl.InnerProblem(init, loss, loss, steps, mtl.InnerSGD(0.1, momentum=0.9), storage=storage), meta
 
 
-def peak(estimator: mtl.AbstractEstimator, problem: mtl.InnerProblem, meta: dict) -> int:
+def peak(estimator: mtl.metagrad.AbstractEstimator, problem: mtl.InnerProblem, meta: dict) -> int:
     with LiveBytes() as counter:
         estimator(problem, meta)
     return counter.peak
 
 
-FLAT = [mtl.Rematerialised(), mtl.Windowed(4), mtl.Windowed(4, "lazy"), mtl.Truncated(4)]
+FLAT = [mtl.Rematerialised(), mtl.Windowed(4), mtl.Windowed(4, "lazy"), mtl.metagrad.Truncated(4)]
 
 
 @pytest.mark.parametrize("estimator", FLAT)
@@ -62,7 +62,7 @@ def test_states_elsewhere_make_memory_flat_in_the_number_of_steps(estimator):
     one = 50_000 * 4
     few, many = (peak(estimator, *wide(k, Elsewhere())) for k in (8, 24))
     assert many - few < 3 * one, "sub-steps of an adaptive window may come to differ in length"
-    here = peak(estimator, *wide(24, mtl.OnDevice()))
+    here = peak(estimator, *wide(24, mtl.metagrad.OnDevice()))
     lazy = isinstance(estimator, mtl.Windowed) and estimator.mode == "lazy"
     # weights, momentum and gradient of each of the steps that go elsewhere; lazy windows share their gradient
     assert here - many > 20 * (2 if lazy else 3) * one
@@ -76,7 +76,7 @@ def test_a_repeated_item_is_put_away_once():
             Counting.puts += 1
             return super().put(tensors)
 
-    kept = Kept(Counting(), [{"a": torch.zeros(2)}])
+    kept = StoredStates(Counting(), [{"a": torch.zeros(2)}])
     kept.append({"a": torch.ones(2)})
     kept.repeat()
     assert Counting.puts == 2
@@ -84,7 +84,7 @@ def test_a_repeated_item_is_put_away_once():
     assert [k["a"].tolist() for k in kept[1:]] == [[1.0, 1.0]] * 2
 
 
-@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+@pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 def test_one_step_and_implicit_estimators_warn_by_the_last_loss():
     """They linearise the last step: what acts in earlier losses only gets zero from them."""
     base, meta = regression(3)
@@ -92,20 +92,20 @@ def test_one_step_and_implicit_estimators_warn_by_the_last_loss():
     def own(weights, meta, step):
         return base.inner_loss(weights, meta if step < 2 else tensors.detach(meta), step)
 
-    for estimator in (mtl.OneStep(), mtl.SAMA(), mtl.Neumann(2)):
-        with pytest.warns(mtl.StructuralZeroWarning, match="'inner'"):
+    for estimator in (mtl.metagrad.OneStep(), mtl.metagrad.SAMA(), mtl.metagrad.Neumann(2)):
+        with pytest.warns(mtl.metagrad.StructuralZeroWarning, match="'inner'"):
             found = estimator(replace(base, inner_loss=own), meta)
         assert not found.grads["inner"].any()
-    assert mtl.Truncated(2)(replace(base, inner_loss=own), meta).grads["inner"].any()
+    assert mtl.metagrad.Truncated(2)(replace(base, inner_loss=own), meta).grads["inner"].any()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_host_leaves_the_device():
-    problem, meta = wide(8, mtl.OnHost())
+    problem, meta = wide(8, mtl.metagrad.OnHost())
     problem = replace(problem, init=lambda meta: {"w": torch.ones(1, 50_000, device="cuda")})
     meta = {k: v.cuda() for k, v in meta.items()}
-    expected = mtl.Rematerialised()(replace(problem, keeper=mtl.OnDevice()), meta)
+    expected = mtl.Rematerialised()(replace(problem, storage=mtl.metagrad.OnDevice()), meta)
     found = mtl.Rematerialised()(problem, meta)
     assert found.grads["rate"].equal(expected.grads["rate"])
-    assert mtl.OnHost().put(expected.weights)["w"][1].device.type == "cpu"
+    assert mtl.metagrad.OnHost().put(expected.weights)["w"][1].device.type == "cpu"

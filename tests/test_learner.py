@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.heads import class_means
+from mtl.fewshot.heads import class_means
 
 
 def episodes(n: int = 2, **options) -> mtl.Episode:
@@ -19,7 +19,9 @@ def episodes(n: int = 2, **options) -> mtl.Episode:
     return e
 
 
-def learner(kind: type = mtl.SupportConditioned, head: mtl.AbstractHead | None = None, **options) -> mtl.MetaLearner:
+def learner(
+    kind: type = mtl.SupportConditioned, head: mtl.fewshot.AbstractHead | None = None, **options
+) -> mtl.MetaLearner:
     torch.manual_seed(0)
     b = backbone()
     return mtl.MetaLearner(b, kind(b.sites, b.width), head, **options)
@@ -48,7 +50,7 @@ def test_closed_form_heads_leave_one_out(head, support):
         assert torch.allclose(fast[:, i], slow, atol=1e-10)
 
 
-@pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
+@pytest.mark.parametrize("head", [h() for h in mtl.fewshot.HEADS.values()], ids=repr)
 def test_as_linear_predicts_the_same(head, support):
     asked = torch.randn(2, 50, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weights = {k: v + 0.3 * torch.randn_like(v) for k, v in head.init(*support, 3).items()}
@@ -67,7 +69,7 @@ def test_linear_starts_as_nearest_class_mean(support):
 # --- generators ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+@pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl.fewshot.GENERATORS)
 def test_generators_start_near_the_identity_and_can_leave_it(kind):
     made, e = learner(kind), episodes()
     meta = made.generator(made.view(e.support))
@@ -105,7 +107,7 @@ def test_any_ways_and_shots(ways, shots):
 # --- the whole learner -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+@pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl.fewshot.GENERATORS)
 @pytest.mark.parametrize("head", [mtl.Cosine(), mtl.Ridge()], ids=repr)
 def test_meta_gradient_is_exact_through_a_frozen_network(kind, head):
     made = learner(kind, head, inner_steps=3)
@@ -140,7 +142,7 @@ def test_adapting_lowers_the_support_loss_and_leaves_no_graph():
     assert not any(v.requires_grad for v in (end.weights | end.meta).values())
 
 
-@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+@pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl.fewshot.GENERATORS)
 def test_what_is_adapted_stays_while_the_generator_trains_on(kind):
     made, e = learner(kind, inner_steps=1), episodes()
     adapted = made.adapt(e.support)
@@ -151,7 +153,7 @@ def test_what_is_adapted_stays_while_the_generator_trains_on(kind):
     assert torch.equal(adapted.logits(e.query.inputs), before)
 
 
-@pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
+@pytest.mark.parametrize("head", [h() for h in mtl.fewshot.HEADS.values()], ids=repr)
 @pytest.mark.parametrize("steps", [0, 2])
 def test_classes_of_unequal_size(head, steps):
     """Any order of the examples, one example of a class, and no inner step."""
@@ -194,7 +196,7 @@ def test_generator_of_another_backbone_is_refused():
 # --- saving and exporting --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", mtl.GENERATORS.values(), ids=mtl.GENERATORS)
+@pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl.fewshot.GENERATORS)
 def test_saved_learner_predicts_the_same(kind, tmp_path):
     made, e = learner(kind, mtl.Linear(), inner_steps=2), episodes()
     mtl.save_pretrained(made, tmp_path / "saved")
@@ -220,7 +222,7 @@ def test_the_inner_optimiser_is_used_and_saved(optimizer, tmp_path):
     assert torch.equal(made.adapt(e.support).logits(e.query.inputs), again.adapt(e.support).logits(e.query.inputs))
 
 
-@pytest.mark.parametrize("head", [h() for h in mtl.HEADS.values()], ids=repr)
+@pytest.mark.parametrize("head", [h() for h in mtl.fewshot.HEADS.values()], ids=repr)
 def test_exported_checkpoint_is_a_plain_timm_model(head, tmp_path):
     made, e = learner(head=head, inner_steps=3), episodes()
     adapted = made.adapt(e.support)

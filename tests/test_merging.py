@@ -11,9 +11,9 @@ from networks import NETWORKS, batch, build, modulation_of
 from torch import nn
 
 import mtl
-from mtl.backbones import Backbone
-from mtl.merging import merge
-from mtl.modulation import Modulation
+from mtl.networks.backbones import Backbone
+from mtl.networks.merging import merge
+from mtl.networks.modulation import Modulation
 
 # Networks whose every layer has a bias, or is followed by linear layers that have one.
 WHOLE = [
@@ -100,7 +100,7 @@ def test_a_reader_beside_the_linear_layer_is_noticed(tmp_path: Path):
         assert len(merged.unmerged) == left
 
 
-class _Vectors(mtl.backbones.AbstractAdapter):
+class _Vectors(mtl.networks.backbones.AbstractAdapter):
     """Plain vectors of four numbers."""
 
     def features(self, model: nn.Module, inputs: Any) -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_unknown_task(tmp_path: Path):
 
 def test_a_wrong_merge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backbone = build("vit_tiny_patch16_224", tmp_path)
-    monkeypatch.setattr("mtl.merging.network.fold", lambda *_: [])
+    monkeypatch.setattr("mtl.networks.merging.network.fold", lambda *_: [])
     with pytest.raises(RuntimeError, match="off by"):
         merge(backbone, modulation_of(backbone))
     assert hooks(backbone.model) > 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel
 
-from mtl.modulation import Modulation, Modulator, Site, find_sites, modulate
+from mtl.networks.modulation import Modulation, Modulator, Site, find_sites, modulate
 
 
 def vit(**kwargs) -> nn.Module:

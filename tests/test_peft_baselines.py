@@ -25,7 +25,7 @@ def test_tasks_are_fitted_one_by_one(name: str, tmp_path: Path):
     backbone = build(name, tmp_path)
     before = backbone.fingerprint()
     tasks = episode(backbone)
-    for method in mtl.peft_baselines(backbone, steps=30, lora_lr=0.02, ia3_lr=0.1):
+    for method in mtl.fewshot.peft_baselines(backbone, steps=30, lora_lr=0.02, ia3_lr=0.1):
         found = method(tasks)
         assert torch.equal(found, tasks.support.labels), "it fits what it sees"
         alone = method(tasks[1:])
@@ -37,4 +37,4 @@ def test_tasks_are_fitted_one_by_one(name: str, tmp_path: Path):
 
 def test_unknown_families_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no layers of the family 'timm'; leave this method out"):
-        mtl.peft_baselines(build("vit_tiny_patch16_224", tmp_path))
+        mtl.fewshot.peft_baselines(build("vit_tiny_patch16_224", tmp_path))

@@ -80,7 +80,7 @@ def test_training_on_a_sharded_network_is_training(sharded: Path):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "llama", "bert"])
 @pytest.mark.parametrize("place", ["both", "disk", "auto"])
 def test_a_spread_network_gives_the_meta_gradient_of_a_whole_one(name: str, place: Any, tmp_path: Path):
-    estimator = mtl.Windowed(2, pull=mtl.FiniteDifference(0.05))
+    estimator = mtl.Windowed(2, pull=mtl.metagrad.FiniteDifference(0.05))
     whole = load(name, tmp_path, last_k=1)
     episode = episode_for(whole)
     expected, _ = gradient(learner_of(whole, estimator=estimator), episode)
@@ -120,7 +120,7 @@ def test_stored_weights_are_put_in_place_as_they_are_read(tmp_path: Path):
     places = {"embed_tokens": "cpu", "layers.0": "disk", "layers.1": "cpu", "norm": "cpu", "rotary_emb": "cpu"}
     placed = mtl.load_backbone(tmp_path / "stored", device_map=places, offload_folder=tmp_path / "offload")
     assert placed.placed == torch.device("cpu")
-    estimator = mtl.Windowed(2, pull=mtl.FiniteDifference(0.05))
+    estimator = mtl.Windowed(2, pull=mtl.metagrad.FiniteDifference(0.05))
     expected, found = (gradient(learner_of(b, estimator=estimator), Sentences().sample(0))[0] for b in (whole, placed))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert placed.fingerprint() == whole.fingerprint()
@@ -144,7 +144,9 @@ def test_quantized_weights_have_a_meta_gradient(bits: Any, tmp_path: Path):
     backbone = mtl.load_backbone(tmp_path / "stored", quantization=bits)
     episode = Sentences().sample(0)
     exact, _ = gradient(learner_of(backbone, estimator=mtl.Rematerialised()), episode)
-    found, _ = gradient(learner_of(backbone, estimator=mtl.Rematerialised(mtl.FiniteDifference(0.05))), episode)
+    found, _ = gradient(
+        learner_of(backbone, estimator=mtl.Rematerialised(mtl.metagrad.FiniteDifference(0.05))), episode
+    )
     assert torch.cosine_similarity(found, exact, 0) > 0.99
     whole.modulator.install()
     full, _ = gradient(learner_of(whole, estimator=mtl.Rematerialised()), episode)

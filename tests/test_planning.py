@@ -38,7 +38,7 @@ def bert_of(folder: Path, layers: int) -> Config:
     return replace(SMALL, backbone=str(folder))
 
 
-@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+@pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 @pytest.mark.parametrize("name", ["bert", "resnet10t"])
 def test_predicted_is_what_a_real_run_holds(name, bert):
     config = bert if name == "bert" else replace(SMALL, backbone=name, image_size=32, last_k=1)

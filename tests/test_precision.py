@@ -17,7 +17,7 @@ from test_estimators import ALL
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.execution import Execution
+from mtl.metagrad.execution import Execution
 
 WIDE = {
     "vit": {
@@ -37,7 +37,7 @@ WIDE = {
         "vocab_size": 200,
     },
 }
-FD = mtl.FiniteDifference(0.1)
+FD = mtl.metagrad.FiniteDifference(0.1)
 ESTIMATORS = {
     "default": mtl.Windowed(),
     "exact": mtl.Exact(),
@@ -47,19 +47,19 @@ ESTIMATORS = {
     "rematerialised, differences": mtl.Rematerialised(FD),
     "windowed, differences": mtl.Windowed(pull=FD),
     "lazy": mtl.Windowed(mode="lazy"),
-    "truncated": mtl.Truncated(2),
-    "binomial": mtl.Binomial(1),
-    "horizon mixing": mtl.HorizonMixing(),
-    "truncation mixing": mtl.TruncationMixing(),
+    "truncated": mtl.metagrad.Truncated(2),
+    "binomial": mtl.metagrad.Binomial(1),
+    "horizon mixing": mtl.metagrad.HorizonMixing(),
+    "truncation mixing": mtl.metagrad.TruncationMixing(),
     "first-order": mtl.FirstOrder(),
-    "neumann": mtl.Neumann(3),
-    "imaml": mtl.ImplicitMAML(iterations=3),
-    "one-step": mtl.OneStep(),
-    "sama": mtl.SAMA(pull=FD),
-    "reptile": mtl.Reptile(),
+    "neumann": mtl.metagrad.Neumann(3),
+    "imaml": mtl.metagrad.ImplicitMAML(iterations=3),
+    "one-step": mtl.metagrad.OneStep(),
+    "sama": mtl.metagrad.SAMA(pull=FD),
+    "reptile": mtl.metagrad.Reptile(),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 
 
 @pytest.fixture(scope="module", params=WIDE)
@@ -93,7 +93,7 @@ def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dic
     return replace(problem, inner_loss=inner_loss), meta
 
 
-def flat(result: mtl.MetaGradient) -> torch.Tensor:
+def flat(result: mtl.metagrad.MetaGradient) -> torch.Tensor:
     return torch.cat([g.flatten() for g in result.grads.values()])
 
 
@@ -185,7 +185,7 @@ def test_training_runs_the_network_in_the_precision_that_accelerate_was_asked_fo
     assert b.precision == dtype
     assert seen == {dtype is not None, "generator False"}
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert all(json.loads(line)["left_out"] == 0 for line in log.splitlines())
+    assert all(json.loads(line)["skipped"] == 0 for line in log.splitlines())
 
 
 def test_an_overflow_in_training_lowers_the_scale_and_loses_no_episode(tmp_path: Path):
@@ -196,7 +196,7 @@ def test_an_overflow_in_training_lowers_the_scale_and_loses_no_episode(tmp_path:
     b.execution = replace(b.execution, loss_scale=2.0**30)
     config = mtl.TrainingConfig(steps=1, tasks_per_step=2, validate_every=1, validation_tasks=2, self_check=False)
     mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run", Accelerator(cpu=True))
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["left_out"] == 0
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["skipped"] == 0
     assert b.execution.loss_scale is not None
     assert 1 <= b.execution.loss_scale < 2.0**30
 
@@ -208,7 +208,7 @@ def test_an_episode_that_is_not_finite_does_not_cost_the_scale(tmp_path: Path):
     before = b.execution.loss_scale
     config = mtl.TrainingConfig(steps=1, tasks_per_step=2, validate_every=1, validation_tasks=2, self_check=False)
     mtl.train(learner, Blobs(poisoned=(1,)), Blobs(), config, tmp_path / "run", Accelerator(cpu=True))
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["left_out"] == 1
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["skipped"] == 1
     assert b.execution.loss_scale == before
 
 

@@ -9,7 +9,7 @@ from networks import NETWORKS, batch, build, modulation_of
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from mtl.backbones.prefix import FrozenPrefix
+from mtl.networks.backbones.prefix import FrozenPrefix
 
 
 def gradients(backbone, inputs, modulation) -> list[Tensor]:

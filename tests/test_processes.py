@@ -110,7 +110,7 @@ def test_all_processes_end_with_the_same_generator(name, two):
 
 
 def test_bad_episodes_are_left_out_in_all_processes_alike(two):
-    assert [r["left_out"] for r in records(two[0] / "poisoned")] == [1, 2, 4, 0]
+    assert [r["skipped"] for r in records(two[0] / "poisoned")] == [1, 2, 4, 0]
     assert all(torch.isfinite(g).all() for found in two[1] for g in found["poisoned"]["gradients"])
     assert "gradient_norm" not in records(two[0] / "poisoned")[2]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import backbone
 
 import mtl
-from mtl.data.glyph_tasks import glyph_backbone_file
+from mtl.data.embedded.glyph_tasks import glyph_backbone_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 import adapt
@@ -125,7 +125,7 @@ def test_few_shot_text(tmp_path, encoder, own):
     assert set(found.families) == {"texts" if own else "module"}
     assert (tmp_path / "run" / "accuracy.png").is_file()
     pages = (tmp_path / "run" / "episodes.md").read_text()
-    names = mtl.docstring_split(0).test if not own else [f"class {c}" for c in range(10)]
+    names = mtl.data.docstring_split(0).test if not own else [f"class {c}" for c in range(10)]
     assert sum(f"| {name} |" in pages for name in names) >= 2
 
 
@@ -414,11 +414,11 @@ LITTLE_MAML = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::mtl.StructuralZeroWarning")
+@pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 def test_maml_with_every_estimator(tmp_path, capsys):
     threads = torch.get_num_threads()
     config = maml.Config(**LITTLE_MAML, momentum=0.5, learned_sizes="layer", out=str(tmp_path))
-    with pytest.warns(mtl.StructuralZeroWarning, match="Reptile gives exactly zero for .*log_lr"):
+    with pytest.warns(mtl.metagrad.StructuralZeroWarning, match="Reptile gives exactly zero for .*log_lr"):
         rows = {r["method"]: r for r in maml.main(config)}
     assert len(rows) == 10
     assert rows["exact"]["MiB"] < rows["unrolled, exact"]["MiB"]

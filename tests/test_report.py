@@ -12,8 +12,8 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from mtl.figures import RIGHT, WRONG, accuracy_figure, curves_figure, episode_strip
-from mtl.report import Comparison, Row, Verdict, mean_interval, paired, verdicts
+from mtl.tools.comparison import Comparison, MethodResult, Verdict, mean_interval, paired, verdicts
+from mtl.tools.figures import RIGHT, WRONG, accuracy_figure, curves_figure, episode_strip
 
 FAMILIES = ("cells", "glyphs") * 4
 # Per-episode differences to "ours": always 0.1; 0.1 on cells and -0.1 on glyphs; nothing.
@@ -24,10 +24,10 @@ SIGN = np.array([1, -1] * 4)
 @pytest.fixture
 def comparison() -> Comparison:
     rows = (
-        Row("ridge", "baseline", OURS - 0.1, 0.01, 0),
-        Row("LoRA | rank 4", "baseline", OURS - 0.1 * SIGN, 1.5, 36864),
-        Row("twin", "control", OURS, 0.25, 1000),
-        Row("ours", "ours", OURS, 0.25, 1000),
+        MethodResult("ridge", "baseline", OURS - 0.1, 0.01, 0),
+        MethodResult("LoRA | rank 4", "baseline", OURS - 0.1 * SIGN, 1.5, 36864),
+        MethodResult("twin", "control", OURS, 0.25, 1000),
+        MethodResult("ours", "ours", OURS, 0.25, 1000),
     )
     return Comparison("5-way 1-shot", FAMILIES, rows, "ours")
 
@@ -73,7 +73,7 @@ def test_paired_needs_the_same_episodes():
 )
 def test_row_errors_name_the_method(change, message):
     with pytest.raises(ValueError, match=message):
-        Row(
+        MethodResult(
             **{"method": "ridge", "kind": "baseline", "accuracy": OURS, "seconds_per_task": 1, "adapted_values": 0}
             | change
         )
@@ -81,7 +81,7 @@ def test_row_errors_name_the_method(change, message):
 
 def test_row_is_independent_of_the_array_it_was_made_from():
     mine = OURS.copy()
-    row = Row("ours", "ours", mine, 1, 0)
+    row = MethodResult("ours", "ours", mine, 1, 0)
     mine[:] = 0
     assert row.accuracy.tolist() == OURS.tolist()
     with pytest.raises(ValueError, match="read-only"):
@@ -125,7 +125,7 @@ def test_verdicts(comparison):
 
 
 def test_one_episode_decides_nothing():
-    rows = tuple(Row(name, "ours", np.array([x]), 1, 0) for name, x in (("a", 1.0), ("b", 0.0)))
+    rows = tuple(MethodResult(name, "ours", np.array([x]), 1, 0) for name, x in (("a", 1.0), ("b", 0.0)))
     (verdict,) = verdicts(Comparison("one", ("cells",), rows, "a"))
     assert isinstance(verdict, Verdict)
     assert (verdict.difference, verdict.outcome) == (1.0, "ties")
@@ -171,7 +171,7 @@ def test_csv_holds_every_method_and_family(comparison, tmp_path):
 
 def test_json_round_trip_is_exact(comparison, tmp_path):
     path = tmp_path / "results.json"
-    thirds = Row("thirds", "control", np.full(8, 1 / 3), np.float64(0.1), np.int64(7))  # pyright: ignore[reportArgumentType]
+    thirds = MethodResult("thirds", "control", np.full(8, 1 / 3), np.float64(0.1), np.int64(7))  # pyright: ignore[reportArgumentType]
     before = replace(comparison, rows=(*comparison.rows, thirds))
     before.to_json(path)
     after = Comparison.from_json(path)

@@ -23,7 +23,7 @@ def tokens(backbone: mtl.Backbone, n: int = 8) -> dict[str, Tensor]:
     return inputs | {"attention_mask": mask, "input_ids": inputs["input_ids"].clamp(min=2)}
 
 
-def gradients(backbone: mtl.Backbone, estimator: mtl.AbstractEstimator) -> mtl.MetaGradient:
+def gradients(backbone: mtl.Backbone, estimator: mtl.metagrad.AbstractEstimator) -> mtl.metagrad.MetaGradient:
     torch.manual_seed(0)
     generator = mtl.SupportConditioned(backbone.sites, backbone.width, hidden=8, gate=0.2).double()
     learner = mtl.MetaLearner(backbone, generator, inner_steps=3, estimator=estimator)

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import mtl
-from mtl.data.docstrings import _docstrings, load_docstrings, mask_names
-from mtl.data.texts import open_texts
+from mtl.data.embedded.docstrings import _docstrings, load_docstrings, mask_names
+from mtl.data.own.texts import open_texts
 
 CLASSES = ["ash", "birch", "cedar", "elm"]
 ROWS = [(f"{c} number {'i' * (i + 1)}", c) for c in CLASSES for i in range(6)]
@@ -139,10 +139,10 @@ def test_docstrings_are_many_distinct_and_of_one_module_each():
     docstrings = load_docstrings()
     assert len(docstrings) > 3000
     assert len({d.text.lower() for d in docstrings}) == len(docstrings)
-    split = mtl.docstring_split(0)
+    split = mtl.data.docstring_split(0)
     parts = [set(p) for p in split.parts.values()]
     assert sum(map(len, parts)) == len(set.union(*parts))
-    assert mtl.docstring_split(1) != split
+    assert mtl.data.docstring_split(1) != split
     assert all(len([d for d in docstrings if d.module == m]) >= 20 for m in split.test)
 
 
@@ -235,7 +235,7 @@ def test_an_episode_depends_on_seed_and_index_alone(collection):
 
 def test_texts_are_tokenised_once(collection):
     calls = []
-    cache = mtl.TokenCache(lambda texts: calls.extend(texts) or preprocess(texts))
+    cache = mtl.data.TokenCache(lambda texts: calls.extend(texts) or preprocess(texts))
     sources = [tasks(collection, preprocess=cache, shots=s) for s in (1, 2)]
     for source in sources:
         for index in range(20):
@@ -283,7 +283,7 @@ def test_without_a_mask_unequal_lengths_do_not_stack(collection):
 def test_docstring_tasks_keep_to_their_modules():
     train = mtl.DocstringTasks("train", preprocess=preprocess, ways=3, shots=2, queries=3, families=("module", "owner"))
     assert [train.sample(i).families for i in range(2)] == [("module",), ("owner",)]
-    modules = set(mtl.docstring_split(0).train)
+    modules = set(mtl.data.docstring_split(0).train)
     for source in train.sources:
         assert {name.split("/")[0].split()[0].removesuffix(".py") for name in source.collection.items} <= modules
     with pytest.raises(ValueError, match="part='dev': expected one of train, val, test"):

@@ -90,7 +90,7 @@ def test_non_finite_episodes_are_left_out(tmp_path):
     with pytest.warns(UserWarning, match=r"step 1: an episode of the family 'family 1' has a non-finite loss"):
         mtl.train(fresh(), Blobs(poisoned=(1, 5)), Blobs(), config, tmp_path / "poisoned")
     [record] = records(tmp_path / "poisoned")
-    assert record["left_out"] == 1
+    assert record["skipped"] == 1
     assert torch.isfinite(torch.cat([v.flatten() for v in state(tmp_path / "poisoned").values()])).all()
 
     class Three:
@@ -105,7 +105,7 @@ def test_non_finite_episodes_are_left_out(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:step")
 def test_nothing_finite_stops_the_run(tmp_path):
-    with pytest.raises(mtl.NonFiniteLosses, match=r"last 2 steps.*lower outer_lr"):
+    with pytest.raises(mtl.fewshot.NonFiniteLosses, match=r"last 2 steps.*lower outer_lr"):
         mtl.train(fresh(), Blobs(poisoned=tuple(range(99))), Blobs(), replace(CONFIG, patience=2), tmp_path / "run")
 
 
@@ -224,7 +224,7 @@ def test_a_non_finite_support_set_is_left_out_too(tmp_path, windows):
     learner.inner_steps = 2 * windows
     with pytest.warns(UserWarning, match="is left out"):
         mtl.train(learner, Poisoned(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
-    assert records(tmp_path / "run")[0]["left_out"] == 1
+    assert records(tmp_path / "run")[0]["skipped"] == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
     mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "estimator.json").read_text())
     assert found["radius"] in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-    assert learner.estimator.pull == mtl.FiniteDifference(found["radius"]), "by name it is calibrated"
+    assert learner.estimator.pull == mtl.metagrad.FiniteDifference(found["radius"]), "by name it is calibrated"
     assert found["cosine"].keys() == {"scale", "shift", "log_lr"}
     assert 0.5 < found["cosine"]["scale"] <= 1 + 1e-6
     assert "cosine to exact" in capsys.readouterr().out
@@ -248,7 +248,9 @@ def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
     (tmp_path / "run" / "estimator.json").write_text(json.dumps(found | {"radius": 0.123}))
     again = fresh(estimator=mtl.Windowed(size=2, mode="lazy", pull="finite-difference"))
     mtl.train(again, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
-    assert again.estimator.pull == mtl.FiniteDifference(0.123), "a continued run keeps the radius that it began with"
+    assert again.estimator.pull == mtl.metagrad.FiniteDifference(0.123), (
+        "a continued run keeps the radius that it began with"
+    )
 
 
 def test_a_poor_estimator_and_a_cliff_are_told_of_once(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtl
-from mtl.transfer import Source, Student, Taps, Transfer, WhatAndWhere, attention_loss, matching_loss, stage_names
+from mtl.transfer import MatchingWeights, Source, Student, Taps, Transfer, attention_loss, matching_loss, stage_names
 from mtl.transfer.matching import resized
 
 GREY = {"in_chans": 1, "pretrained_cfg_overlay": {"input_size": (1, 32, 32)}}
@@ -35,7 +35,7 @@ def transfer(
     network = target(act_layer)
     taps = Taps(network, lambda: network.eval()(torch.zeros(1, 1, 32, 32)), (32, 32))
     student = Student(network.train(), taps, source.taps.channels).to(dtype)
-    choosing = WhatAndWhere(source.taps.channels, len(taps.names)).to(dtype)
+    choosing = MatchingWeights(source.taps.channels, len(taps.names)).to(dtype)
     for p in choosing.parameters():
         p.data += torch.randn_like(p)  # some weights of pairs below zero, and some above six in places
     optimizer = mtl.InnerSGD(lr, momentum=0.9)
@@ -101,7 +101,7 @@ EXACT = {
     "unrolled": mtl.Exact(),
     "rematerialised": mtl.Rematerialised(),
     "one window per step": mtl.Windowed(1),
-    "truncated at the start": mtl.Truncated(4),
+    "truncated at the start": mtl.metagrad.Truncated(4),
 }
 
 
@@ -124,15 +124,22 @@ def test_a_window_of_the_problem_is_fewer_larger_steps():
 
 
 @pytest.mark.parametrize(
-    "estimator", [mtl.FirstOrder(), mtl.Reptile(), mtl.OneStep(), mtl.SAMA("reverse"), mtl.Truncated(1)]
+    "estimator",
+    [
+        mtl.FirstOrder(),
+        mtl.metagrad.Reptile(),
+        mtl.metagrad.OneStep(),
+        mtl.metagrad.SAMA("reverse"),
+        mtl.metagrad.Truncated(1),
+    ],
 )
 def test_what_drops_second_derivatives_or_the_first_steps_gives_exactly_zero(estimator):
     t, batch = transfer(), batches()
     problem = t.problem(batch, batch(99))
-    if isinstance(estimator, mtl.Truncated):
+    if isinstance(estimator, mtl.metagrad.Truncated):
         found = estimator(problem, t.meta)
     else:
-        with pytest.warns(mtl.StructuralZeroWarning, match=r"where\.0\.weight.*inside the inner loss"):
+        with pytest.warns(mtl.metagrad.StructuralZeroWarning, match=r"where\.0\.weight.*inside the inner loss"):
             found = estimator(problem, t.meta)
     assert not any(g.any() for g in found.grads.values())
 
@@ -163,14 +170,14 @@ def test_an_outer_step_leaves_no_trace_in_the_target():
 def test_states_on_the_host_change_no_number():
     t, batch = transfer(), batches()
     expected = mtl.Windowed(3)(t.problem(batch, batch(99)), t.meta)
-    t = transfer(keeper=mtl.OnHost())
+    t = transfer(storage=mtl.metagrad.OnHost())
     found = mtl.Windowed(3)(t.problem(batch, batch(99)), t.meta)
     assert all(torch.equal(found.grads[k], v) for k, v in expected.grads.items())
 
 
 def test_untrained_meta_networks_match_every_pair_and_channel_alike():
     source = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
-    choice = WhatAndWhere([3, 5], 2)(source)
+    choice = MatchingWeights([3, 5], 2)(source)
     assert choice.where.shape == (2, 2, 2)
     assert torch.equal(choice.where, torch.ones(2, 2, 2))
     adapted = [torch.randn(2, 2, 16, 3), torch.randn(2, 2, 4, 5)]
@@ -276,11 +283,11 @@ def test_errors_name_the_way_out():
     with pytest.raises(ValueError, match="window that divides"):
         transfer(3, window=2)
     with pytest.raises(ValueError, match="a source and a target need a stage"):
-        WhatAndWhere([], 2)
+        MatchingWeights([], 2)
     noisy = target(drop_rate=0.5)
     taps = Taps(noisy.eval(), lambda: noisy(torch.zeros(1, 1, 32, 32)), (32, 32))
     with pytest.raises(ValueError, match="random numbers"):
-        Transfer(lambda x: [x], Student(noisy, taps, [1]), WhatAndWhere([1], 4), mtl.InnerSGD())
+        Transfer(lambda x: [x], Student(noisy, taps, [1]), MatchingWeights([1], 4), mtl.InnerSGD())
 
 
 def test_a_student_in_low_precision_stays_near_and_gives_gradients_in_full():

@@ -21,7 +21,7 @@ from tiny import Blobs, backbone
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mtl
-from mtl.training import check
+from mtl.fewshot.training import check
 
 # Weights that do not move: the gradients of all steps can be compared, unmixed with what Adam makes of rounding.
 STILL = mtl.TrainingConfig(
@@ -38,7 +38,7 @@ class Scenario:
     config: mtl.TrainingConfig
     poisoned: tuple[int, ...] = ()
     until: int | None = None  # the machine goes away before this step
-    estimator: mtl.AbstractEstimator = field(default_factory=mtl.Windowed)
+    estimator: mtl.metagrad.AbstractEstimator = field(default_factory=mtl.Windowed)
 
 
 SCENARIOS = {
@@ -83,7 +83,7 @@ def go() -> None:
     raise MachineGone
 
 
-def learner(estimator: mtl.AbstractEstimator, rank: int) -> mtl.MetaLearner:
+def learner(estimator: mtl.metagrad.AbstractEstimator, rank: int) -> mtl.MetaLearner:
     torch.manual_seed(0)
     b = backbone()
     torch.manual_seed(rank)  # every process starts elsewhere: training has to see to it that they agree
@@ -143,7 +143,7 @@ def main(folder: Path, processes: int, names: list[str]) -> None:
     rank = accelerator.process_index
     written = note_writes(folder)
     if rank == 1:
-        check.calibrated = lambda *_, **__: mtl.FiniteDifference(123.0)
+        check.calibrated = lambda *_, **__: mtl.metagrad.FiniteDifference(123.0)
     die = lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else None  # noqa: E731
     found = {n: run(n, folder / n, accelerator, die if n == "dying" else go) for n in names}
     torch.save(found | {"written": list(written)}, folder / f"rank-{rank}.pt")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from mtl.estimators import Rematerialised
+from mtl.metagrad.estimators import Rematerialised
 from mtl.planning.choices import keepings
 from mtl.planning.config import Config
 from mtl.planning.workplace import Workplace

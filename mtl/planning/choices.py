@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtl.backbones import Backbone
-from mtl.estimators import (
+from mtl.metagrad.estimators import (
     SAMA,
     AbstractEstimator,
     Binomial,
@@ -21,6 +20,7 @@ from mtl.estimators import (
     TruncationMixing,
     Windowed,
 )
+from mtl.networks.backbones import Backbone
 from mtl.planning.config import Config
 from mtl.planning.work import takes_pull
 

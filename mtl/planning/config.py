@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mtl.modulation import SiteKind
+from mtl.networks.modulation import SiteKind
 
 Precision = Literal["fp32", "bf16", "bf16-stored"]
 

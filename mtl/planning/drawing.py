@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mtl.figures import ACCENT, GREY, REFERENCE, WRONG, saved_figure
 from mtl.planning.choices import UNROLLED
 from mtl.planning.planner import Plan, Predicted
+from mtl.tools.figures import ACCENT, GREY, REFERENCE, WRONG, saved_figure
 
 LOOKS: dict[tuple[str, str], dict[str, Any]] = {
     (UNROLLED, ""): {"color": WRONG, "marker": "o"},

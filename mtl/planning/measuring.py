@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from mtl import tensors
 from mtl.episode import Episode, Inputs
-from mtl.estimators import MetaGradient
-from mtl.estimators.base import outer_adjoint, through_init
-from mtl.generators import SupportView
-from mtl.inner import InnerProblem, Trajectory, inner_gradient
-from mtl.learner import MetaLearner
-from mtl.memory import LiveBytes, Watching, stored_bytes
+from mtl.fewshot.generators import SupportView
+from mtl.fewshot.learner import MetaLearner
+from mtl.metagrad import tensors
+from mtl.metagrad.estimators import MetaGradient
+from mtl.metagrad.estimators.base import outer_adjoint, through_init
+from mtl.metagrad.problem import InnerProblem, Trajectory, inner_gradient
+from mtl.metagrad.products import AbstractPull
+from mtl.metagrad.tensors import Tensors
 from mtl.planning.work import Work
-from mtl.pulls import AbstractPull
-from mtl.tensors import Tensors
+from mtl.tools.memory import LiveBytes, Watching, stored_bytes
 
 
 def meta_step(learner: MetaLearner, episode: Episode) -> MetaGradient:

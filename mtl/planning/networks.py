@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
-from mtl.backbones import AbstractAdapter, Backbone, TimmImages
-from mtl.backbones.loading import loader
-from mtl.backbones.transformers_networks import load_transformers
-from mtl.modulation import SiteKind
+from mtl.networks.backbones import AbstractAdapter, Backbone, TimmImages
+from mtl.networks.backbones.loading import loader
+from mtl.networks.backbones.transformers_networks import load_transformers
+from mtl.networks.modulation import SiteKind
 
 Module = TypeVar("Module", bound=nn.Module)
 Mode = FakeTensorMode | torch.device

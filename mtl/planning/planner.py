@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from mtl.estimators import Exact, FirstOrder, Rematerialised, StructuralZeroWarning
+from mtl.metagrad.estimators import Exact, FirstOrder, Rematerialised, StructuralZeroWarning
+from mtl.metagrad.products import PULLS
 from mtl.planning.advice import Change, changes
 from mtl.planning.choices import Keeping, estimators, keepings, representative
 from mtl.planning.config import Config
@@ -16,7 +17,6 @@ from mtl.planning.measuring import Arithmetic
 from mtl.planning.networks import META
 from mtl.planning.work import takes_pull, work
 from mtl.planning.workplace import Workplace
-from mtl.pulls import PULLS
 
 GIB = 2**30
 

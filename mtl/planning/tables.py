@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from mtl.files import replacing
 from mtl.planning.choices import UNROLLED
 from mtl.planning.planner import Plan, Predicted
+from mtl.tools.files import replacing
 
 HEAD = ("estimator", "pull")
 

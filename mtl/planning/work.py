@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.estimators import AbstractEstimator
-from mtl.inner import InnerProblem, InnerSGD
-from mtl.pulls import AbstractPull, Products, as_pull
-from mtl.tensors import Tensors
+from mtl.metagrad.estimators import AbstractEstimator
+from mtl.metagrad.optimizers import InnerSGD
+from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.products import AbstractPull, Products, as_pull
+from mtl.metagrad.tensors import Tensors
 
 FLAT = (1e-3,) * 8
 """Curvatures so low that adaptive windows are walked back in one piece, and conjugate gradients are done at once."""

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mtl.backbones import HFText
 from mtl.episode import Episode, Examples, Inputs
-from mtl.estimators import AbstractEstimator, Exact
-from mtl.generators import Static
-from mtl.learner import MetaLearner
+from mtl.fewshot.generators import Static
+from mtl.fewshot.learner import MetaLearner
+from mtl.metagrad.estimators import AbstractEstimator, Exact
+from mtl.metagrad.products import as_pull
+from mtl.networks.backbones import HFText
 from mtl.planning.choices import Keeping
 from mtl.planning.config import Config
 from mtl.planning.measuring import Arithmetic, arithmetic, beginning, memory, pull_arithmetic, standing_bytes
 from mtl.planning.networks import Mode, backbone_in, moved
-from mtl.pulls import as_pull
 
 
 class Workplace:

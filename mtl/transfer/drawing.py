@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mtl.figures import ACCENT, GREY, INK, saved_figure
+from mtl.tools.figures import ACCENT, GREY, INK, saved_figure
 
 WIDEST = 9.0  # points, of the largest weight
 

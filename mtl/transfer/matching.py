@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl.execution import autocast
-from mtl.transfer.choosing import Choice
+from mtl.metagrad.execution import autocast
 from mtl.transfer.taps import Taps
+from mtl.transfer.weighting import Choice
 
 Size = tuple[int, int]
 Pairs = list[Tensor]

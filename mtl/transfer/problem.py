@@ -1,4 +1,4 @@
-r"""Meta-transfer as an :class:`~mtl.inner.InnerProblem`: the weights of a matching loss, judged by the target's own.
+r"""Meta-transfer as an :class:`~mtl.metagrad.InnerProblem`: weights of a matching loss, judged by the target's own.
 
 From the target's present weights :math:`\theta_0`, K steps on the matching loss alone and one on the target's own loss,
 
@@ -8,7 +8,7 @@ From the target's present weights :math:`\theta_0`, K steps on the matching loss
     \theta_{K+1} = \theta_K - \alpha \nabla_\theta L_{own}(\theta_K; B_K), \qquad
     \min_\phi L_{own}(\theta_{K+1}; B_{outer}),
 
-so :math:`\phi`, the weights of :class:`~mtl.transfer.choosing.WhatAndWhere`, acts inside the inner loss only (type L).
+so :math:`\phi`, the weights of :class:`~mtl.transfer.MatchingWeights`, acts inside the inner loss only (type L).
 An estimator that drops second derivatives gives it zero, and so does one that looks at the last step alone.
 """
 
@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mtl.functional import Functional
-from mtl.inner import AbstractInnerOptimizer, InnerProblem
-from mtl.keeping import AbstractKeeper, OnDevice
-from mtl.tensors import Tensors
-from mtl.transfer.choosing import Choice, WhatAndWhere
+from mtl.metagrad.functional import Functional
+from mtl.metagrad.optimizers import AbstractInnerOptimizer
+from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.storage import OnDevice, StateStorage
+from mtl.metagrad.tensors import Tensors
 from mtl.transfer.matching import Student, matching_loss
+from mtl.transfer.weighting import Choice, MatchingWeights
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(n, C, H, W)`` and labels ``(n,)``."""
@@ -45,7 +46,7 @@ class Transfer:
         window: the matching steps are K / window ones, each of ``window`` times the loss, on every ``window``-th
             minibatch: what lazy windows with plain descent amount to, and have to be compared with. 1 is the loop as it
             stands.
-        keeper: where states wait, see :class:`mtl.OnHost`.
+        storage: where states wait, see :class:`mtl.metagrad.OnHost`.
 
     Raises:
         ValueError: K is less than one or no multiple of the window, or the target draws random numbers.
@@ -53,11 +54,11 @@ class Transfer:
 
     source: Callable[[Tensor], list[Tensor]]
     student: Student
-    choosing: WhatAndWhere
+    choosing: MatchingWeights
     optimizer: AbstractInnerOptimizer
     matching_steps: int = 2
     window: int = 1
-    keeper: AbstractKeeper = field(default_factory=OnDevice)
+    storage: StateStorage = field(default_factory=OnDevice)
 
     def __post_init__(self) -> None:
         if self.matching_steps < 1 or self.window < 1 or self.matching_steps % self.window:
@@ -106,7 +107,7 @@ class Transfer:
             outer_loss=lambda weights, meta: own_loss(weights, *outer),
             num_steps=last + 1,
             optimizer=self.optimizer,
-            keeper=self.keeper,
+            storage=self.storage,
         )
 
     def choose(self, meta: Tensors, source: Sequence[Tensor]) -> Choice:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtl.backbones import Backbone
+from mtl.networks.backbones import Backbone
 from mtl.transfer.taps import Taps
 
 

@@ -1,0 +1,310 @@
+"""Embedded few-shot benchmark: episodes that sort images of letters by character, typeface, orientation or defect.
+
+Every image has all four attributes. An episode's *family* is the attribute its labels stand for; the other three are
+nuisances, drawn independently of the class from pools of two or three values. Nothing but the labelled support says
+which attribute counts: it is the one whose values differ between all classes. Images of an episode also share
+document conditions (:class:`~mtl.data.embedded.scans.Document`) that the shipped backbone was not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from mtl.data.embedded.glyphs import SPLITS, Split, load_scripts
+from mtl.data.embedded.scans import ANGLES, DEFECTS, SIDE, SLANTS, STYLES, WIDTHS, Document, damage, place, weights
+from mtl.data.own.ranges import IntOrRange, as_range
+from mtl.episode import Episode, Examples
+
+FAMILIES = ("character", "typeface", "orientation", "defect")
+MEAN, STD = 0.7, 0.3  # pixels are normalised to (pixel - MEAN) / STD, in episodes and in pretraining alike
+POOL = (
+    2,
+    3,
+)  # fewest and most values of a nuisance in an episode; always fewer than ways, so that the label stands out
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What ``n`` images show: ``(n,)`` indices into the split's characters, the character's font files, and the
+    split's :data:`STYLES`, :data:`ANGLES` and :data:`DEFECTS`. A typeface is a pair (file, style)."""
+
+    character: np.ndarray
+    file: np.ndarray
+    style: np.ndarray
+    orientation: np.ndarray
+    defect: np.ndarray
+
+    def columns(self) -> tuple[np.ndarray, ...]:
+        return self.character, self.file, self.style, self.orientation, self.defect
+
+
+@dataclass(frozen=True)
+class Bank:
+    """All letters of a split in one list.
+
+    Args:
+        masters: ``(rows, weights, 64, 64)`` uint8; file ``f`` of character ``c`` is row ``first_row[c] + f``.
+        script: ``(characters,)`` index into the split's scripts.
+        files: ``(characters,)`` number of font files.
+        orientable: ``(characters,)`` bool.
+    """
+
+    masters: Tensor
+    first_row: np.ndarray
+    script: np.ndarray
+    files: np.ndarray
+    orientable: np.ndarray
+
+
+@cache
+def load_bank(split: Split) -> Bank:
+    """The letters of a split, rendered on first use."""
+    scripts = load_scripts(split)
+    counts = [len(s.characters) for s in scripts]
+    files = np.repeat([len(s.files) for s in scripts], counts)
+    return Bank(
+        masters=weights(torch.cat([s.masters.flatten(0, 1) for s in scripts])),
+        first_row=np.cumsum(files) - files,
+        script=np.repeat(np.arange(len(scripts)), counts),
+        files=files,
+        orientable=torch.cat([s.orientable for s in scripts]).numpy(),
+    )
+
+
+def draw_images(split: Split, attributes: Attributes, document: Document, generator: Generator) -> Tensor:
+    """Normalised images ``(n, 1, 32, 32)`` with the given attributes."""
+    degrees = torch.tensor(ANGLES[split])[torch.from_numpy(attributes.orientation)] + document.skew
+    ink = typeset(split, attributes.character, attributes.file, attributes.style, degrees, generator)
+    ink = damage(ink, [DEFECTS[split][i] for i in attributes.defect], generator)
+    return (document.apply(ink, generator) - MEAN) / STD
+
+
+def typeset(
+    split: Split, character: np.ndarray, file: np.ndarray, style: np.ndarray, degrees: Tensor, generator: Generator
+) -> Tensor:
+    """Letters on no page yet, ``(n, 1, 32, 32)``: indices as in :class:`Attributes`, and by how much each is turned."""
+    bank = load_bank(split)
+    rows = torch.from_numpy(bank.first_row[character] + file)
+    weight, slant, width = _style_columns(split, style)
+    return place(bank.masters[rows, weight], slant, width, degrees, generator)
+
+
+def any_typeface(split: Split, character: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """File and style for each character, drawn independently."""
+    return rng.integers(load_bank(split).files[character]), rng.integers(len(STYLES[split]), size=len(character))
+
+
+def _style_columns(split: Split, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight index, slant and width, ``(n,)`` each, of the chosen styles."""
+    table = torch.tensor([(s.weight, SLANTS[s.slant], WIDTHS[s.width]) for s in STYLES[split]])[
+        torch.from_numpy(chosen)
+    ]
+    return table[:, 0].long(), table[:, 1], table[:, 2]
+
+
+def labelled_images(split: Split, n: int, rng: np.random.Generator) -> tuple[Tensor, Attributes]:
+    """Independent images on clean pages with all their attributes, for pretraining; ``(n, 1, 32, 32)``."""
+    bank = load_bank(split)
+    character = rng.integers(len(bank.script), size=n)
+    file, style = any_typeface(split, character, rng)
+    attributes = Attributes(
+        character=character,
+        file=file,
+        style=style,
+        orientation=rng.integers(len(ANGLES[split]), size=n),
+        defect=rng.integers(len(DEFECTS[split]), size=n),
+    )
+    return draw_images(split, attributes, Document(), Generator().manual_seed(int(rng.integers(2**62)))), attributes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An episode before it is drawn: what its images show, ordered by class, and the seed of everything else."""
+
+    family: str
+    ways: int
+    shots: int
+    support: Attributes
+    query: Attributes
+    pixel_seed: int
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The values an episode draws from, support and query apart; the label attribute's pool has ``ways`` values.
+
+    ``typeface`` holds rows (file, style). Where the two sides may share values both fields hold the same array.
+    """
+
+    character: tuple[np.ndarray, np.ndarray]
+    typeface: tuple[np.ndarray, np.ndarray]
+    orientation: tuple[np.ndarray, np.ndarray]
+    defect: tuple[np.ndarray, np.ndarray]
+
+
+class GlyphTasks:
+    """Endless episodes of one split, each a function of ``(seed, split, index)`` alone.
+
+    Support and query never share a typeface in the character and orientation families, nor a character in the typeface
+    and defect families. Within an episode all characters come from one script. Examples are ordered by class.
+
+    Args:
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"pretrain"`` for the letters the backbone has seen.
+        ways: classes per episode, or ``(low, high)``, both included, drawn per episode.
+        shots: support images per class, or a range.
+        queries: query images per class.
+        families: which attributes to sort by; episode ``i`` takes family ``i % len(families)``.
+        seed: any non-negative integer.
+
+    Raises:
+        ValueError: for an unknown split or family, or more ways than the split has classes in some family.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        ways: IntOrRange = 5,
+        shots: IntOrRange = 5,
+        queries: int = 10,
+        families: tuple[str, ...] = FAMILIES,
+        seed: int = 0,
+    ) -> None:
+        self.split: Split = split
+        self.ways, self.shots = as_range("ways", ways, 2), as_range("shots", shots, 1)
+        self.queries, self.families, self.seed = as_range("queries", queries, 1)[0], tuple(families), seed
+        available = classes(split)
+        for family in self.families:
+            if family not in available:
+                raise ValueError(f"families={families!r}: {family!r} is not one of {', '.join(FAMILIES)}")
+            if self.ways[1] > available[family]:
+                raise ValueError(
+                    f"ways={ways}: the {family} family of split {split!r} has {available[family]} classes per episode; "
+                    f"ask for at most that many ways or leave {family!r} out of families"
+                )
+        if not self.families:
+            raise ValueError(f"families=(): name at least one of {', '.join(FAMILIES)}")
+
+    def sample(self, index: int) -> Episode:
+        """Episode number ``index`` (``>= 0``); images ``(1, examples, 1, 32, 32)``, one task."""
+        plan = self.plan(index)
+        generator = Generator().manual_seed(plan.pixel_seed)
+        document = Document.draw(generator)
+        sides = zip(plan.support.columns(), plan.query.columns(), strict=True)
+        images = draw_images(self.split, Attributes(*map(np.concatenate, sides)), document, generator)
+        support, query = images.split([plan.ways * plan.shots, plan.ways * self.queries])
+        return Episode(_examples(support, plan.ways), _examples(query, plan.ways), plan.ways, families=(plan.family,))
+
+    def plan(self, index: int) -> Plan:
+        """What the images of episode ``index`` show, without drawing them."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        family = self.families[index % len(self.families)]
+        ways, shots = (int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
+        pools = self._pools(family, ways, rng)
+        support = _assign(pools, 0, family, ways, shots, rng)
+        query = _assign(pools, 1, family, ways, self.queries, rng)
+        return Plan(family, ways, shots, support, query, pixel_seed=int(rng.integers(2**62)))
+
+    def _pools(self, family: str, ways: int, rng: np.random.Generator) -> Pools:
+        """Draw what may appear on either side; see the class docstring for what the sides must not share."""
+        fewest, most = (min(size, ways - 1) for size in POOL)
+        size = {a: ways if a == family else int(rng.integers(fewest, most + 1)) for a in FAMILIES}
+        sides = 2 if family in ("typeface", "defect") else 1
+        characters = self._characters(family, size["character"] * sides, rng)
+        styles = rng.permutation(len(STYLES[self.split]))
+        files = rng.integers(load_bank(self.split).files[characters[0]], size=len(styles))
+        typefaces = np.stack([files, styles], 1)
+        k, t = size["character"], size["typeface"]
+        apart = family in ("character", "orientation")
+        turns = rng.permutation(len(ANGLES[self.split]))[: size["orientation"]]
+        defects = rng.permutation(len(DEFECTS[self.split]))[: size["defect"]]
+        return Pools(
+            character=(characters[:k], characters[-k:]),
+            typeface=(typefaces[:t], typefaces[t : 2 * t] if apart else typefaces[:t]),
+            orientation=(turns, turns),
+            defect=(defects, defects),
+        )
+
+    def _characters(self, family: str, n: int, rng: np.random.Generator) -> np.ndarray:
+        """``n`` distinct characters of one script that has as many; readable upright if the label is orientation."""
+        bank = load_bank(self.split)
+        usable = bank.orientable if family == "orientation" else np.ones_like(bank.orientable)
+        counts = np.bincount(bank.script[usable])
+        script = rng.choice(np.flatnonzero(counts >= n))
+        return rng.permutation(np.flatnonzero(usable & (bank.script == script)))[:n]
+
+
+def classes(split: Split) -> dict[str, int]:
+    """Most classes an episode of each family can have."""
+    per_script = np.bincount(load_bank(split).script)
+    return {
+        "character": int(per_script.max()),
+        "typeface": len(STYLES[split]),
+        "orientation": len(ANGLES[split]),
+        "defect": len(DEFECTS[split]),
+    }
+
+
+def _assign(pools: Pools, side: int, family: str, ways: int, each: int, rng: np.random.Generator) -> Attributes:
+    """``each`` images per class: class ``i`` takes value ``i`` of the label attribute, the rest is drawn at random."""
+    drawn = {}
+    for attribute in FAMILIES:
+        pool = getattr(pools, attribute)[side]
+        value = np.repeat(np.arange(ways), each) if attribute == family else rng.integers(len(pool), size=ways * each)
+        drawn[attribute] = pool[value]
+    file, style = drawn["typeface"].T
+    return Attributes(drawn["character"], file, style, drawn["orientation"], drawn["defect"])
+
+
+def _examples(images: Tensor, ways: int) -> Examples:
+    return Examples(images[None], torch.arange(ways).repeat_interleave(len(images) // ways)[None])
+
+
+# ----------------------------------------------------------------------------------------------------------- for people
+
+
+def contact_sheet(tasks: GlyphTasks, indices: list[int], path: str | Path, columns: int = 5) -> Path:
+    """Write a PNG of episodes, one row per class: up to ``columns`` support images, a gap, as many query images."""
+    blocks = [_block(tasks.sample(i), columns) for i in indices]
+    height, width = max(b.shape[0] for b in blocks), max(b.shape[1] for b in blocks)
+    padded = [np.pad(b, ((0, height - b.shape[0]), (0, width - b.shape[1] + 12)), constant_values=128) for b in blocks]
+    rows = [np.concatenate(padded[i : i + 4], 1) for i in range(0, len(padded), 4)]
+    rows = [np.pad(r, ((0, 12), (0, rows[0].shape[1] - r.shape[1])), constant_values=128) for r in rows]
+    picture = Image.fromarray(np.concatenate(rows))
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
+    return Path(path)
+
+
+def _block(episode: Episode, columns: int) -> np.ndarray:
+    parts = []
+    for examples in (episode.support, episode.query):
+        assert isinstance(examples.inputs, Tensor)
+        pixels = ((examples.inputs[0, :, 0] * STD + MEAN) * 255).round().clamp(0, 255).byte()
+        by_class = pixels.view(episode.ways, -1, SIDE, SIDE)[:, :columns]
+        parts.append(by_class.transpose(1, 2).reshape(episode.ways * SIDE, -1).numpy())
+    gap = np.full((len(parts[0]), 6), 128, np.uint8)
+    return np.concatenate([parts[0], gap, parts[1]], 1)
+
+
+# ---------------------------------------------------------------------------------------------------- shipped backbone
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def glyph_backbone_file() -> Path:
+    """Weights of the shipped backbone (safetensors, half precision, plain timm names)."""
+    return _ASSETS / "glyphs_backbone.safetensors"
+
+
+def glyph_backbone_info() -> dict[str, Any]:
+    """What to build for :func:`glyph_backbone_file`: timm ``model`` and ``kwargs``, input ``mean`` and ``std``."""
+    return json.loads((_ASSETS / "glyphs_backbone.json").read_text())

@@ -1,0 +1,10 @@
+"""People's own images: folders, csv tables, parquet and Hugging Face data sets, all through :func:`open_images`.
+
+Whatever can be wrong with the data is said when it is opened, not in the middle of a night of training.
+"""
+
+from mtl.data.own.images.collection import ImageCollection, Mode, Reader
+from mtl.data.own.images.files import SUFFIXES
+from mtl.data.own.images.opening import open_images
+
+__all__ = ["SUFFIXES", "ImageCollection", "Mode", "Reader", "open_images"]

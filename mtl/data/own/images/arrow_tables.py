@@ -1,0 +1,53 @@
+"""Images in tables of ``datasets``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from mtl.data.own.images.collection import Reader
+from mtl.data.own.images.files import IMAGE_COLUMNS
+from mtl.data.own.sources.arrow_tables import labels_and_parts
+from mtl.data.own.sources.listing import Listing, Options, column_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def from_tables(tables: Mapping[str, Dataset], options: Options, root: Path, where: str) -> Listing[Reader]:
+    """The images of tables by split; ``where`` is what messages call them."""
+    import datasets
+
+    features = next(iter(tables.values())).features
+    pictures = [k for k, f in features.items() if isinstance(f, datasets.Image)]
+    image = column_of(features, options.column, pictures or IMAGE_COLUMNS, "image", where)
+    labels, parts = labels_and_parts(tables, options, where)
+    undecoded = [t.select_columns([image]).cast_column(image, datasets.Image(decode=False)) for t in tables.values()]
+    folder = root.parent if root.is_file() else root
+    return Listing(where, _Rows(datasets.concatenate_datasets(undecoded), image, folder), labels, parts)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Undecoded images of a table: ``{"bytes", "path"}`` in one column; paths are relative to ``root``."""
+
+    table: Dataset
+    column: str
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name(self, index: int) -> str:
+        return f"row {index} of column {self.column!r}"
+
+    def open(self, index: int) -> Image.Image:
+        cell = self.table[index][self.column]
+        if cell is None:
+            raise ValueError("the row has no image")
+        return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else self.root / cell["path"])

@@ -1,0 +1,53 @@
+"""From a listing to a collection: what cannot be read, and classes that are left with nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from tqdm import tqdm
+
+from mtl.data.own.images.collection import ImageCollection, Mode, Reader, checked_mode
+from mtl.data.own.sources.listing import Listing
+
+
+def checked_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unreadable: str) -> ImageCollection:
+    """The readable images by class; the caller of the caller is warned of the others."""
+    reader = listing.examples
+    bad = {} if verify == "off" else _unreadable(reader, decode=verify == "decode")
+    reasons = tuple(f"{reader.name(i)} ({reason})" for i, reason in bad.items())
+    listing.warn_of(reasons, "image", on_unreadable)
+    items = listing.by_class(bad, "image", "repair or remove them")
+    return ImageCollection(listing.source, items, reader, mode, listing.divided(), reasons)
+
+
+def _unreadable(reader: Reader, decode: bool) -> dict[int, str]:
+    """Reasons by position. Threads, because Pillow releases the lock while it reads and decodes."""
+    count = len(reader)
+    found: dict[int, str] = {}
+    # by the chunk, because a million futures take a gigabyte
+    chunks = [range(start, min(start + 64, count)) for start in range(0, count, 64)]
+    with ThreadPoolExecutor() as pool, tqdm(total=count, desc="checking images", disable=count <= 500) as bar:
+        for chunk, reasons in zip(chunks, pool.map(partial(_reasons, reader, decode), chunks), strict=True):
+            found |= {i: reason for i, reason in zip(chunk, reasons, strict=True) if reason}
+            bar.update(len(chunk))
+    return found
+
+
+def _reasons(reader: Reader, decode: bool, indices: Iterable[int]) -> list[str]:
+    return [_reason(reader, decode, i) for i in indices]
+
+
+def _reason(reader: Reader, decode: bool, index: int) -> str:
+    """Why an image cannot be read; empty when it can."""
+    try:
+        with reader.open(index) as image:
+            checked_mode(image)
+            if decode:
+                image.load()
+            else:
+                image.verify()
+    except Exception as error:  # see ImageCollection.image
+        return str(error) or type(error).__name__
+    return ""

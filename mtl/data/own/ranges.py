@@ -1,0 +1,23 @@
+"""Sizes of episodes that are fixed, or drawn anew for each episode."""
+
+from __future__ import annotations
+
+IntOrRange = int | tuple[int, int]
+"""A number, or an inclusive range ``(low, high)`` from which each episode draws its own."""
+
+
+def as_range(name: str, value: IntOrRange, least: int) -> tuple[int, int]:
+    """``(low, high)``, both included; of a number both are that number.
+
+    >>> as_range("ways", 5, least=2), as_range("shots", (1, 5), least=1)
+    ((5, 5), (1, 5))
+
+    Raises:
+        ValueError: calling it ``name``, when it is empty or starts below ``least``.
+    """
+    low, high = (value, value) if isinstance(value, int) else value
+    if not least <= low <= high:
+        raise ValueError(
+            f"{name}={value!r}: expected an integer of at least {least}, or (low, high) with {least} <= low <= high"
+        )
+    return low, high

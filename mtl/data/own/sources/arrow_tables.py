@@ -1,0 +1,71 @@
+"""Tables of ``datasets``: parquet, ``save_to_disk`` folders, the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mtl.data.own.sources.listing import LABEL_COLUMNS, Options, column_of
+from mtl.data.own.splits import class_labels, part_named
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+
+def open_tables(
+    source: str | Path | Dataset | DatasetDict, kind: Literal["hub", "parquet", "disk"] | None, options: Options
+) -> dict[str, Dataset]:
+    """Tables by split; with ``options.split`` that one alone.
+
+    Args:
+        source: an object at hand, or what lies where ``kind`` says.
+    """
+    if not isinstance(source, str | Path):
+        return _by_split(source, options.split, "the data set")
+    data = _from_hub(str(source), options) if kind == "hub" else _from_disk(kind, Path(source).expanduser())
+    return _by_split(data, options.split, str(source))
+
+
+def labels_and_parts(tables: Mapping[str, Dataset], options: Options, where: str) -> tuple[list[str], list[str | None]]:
+    """The class of every row of all tables, and the part that it comes in."""
+    import datasets
+
+    features = next(iter(tables.values())).features
+    classes = [k for k, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    label = column_of(features, options.label_column, classes or LABEL_COLUMNS, "label", where)
+    labels: list[str] = []
+    for key, table in tables.items():
+        names = table.features[label].names if label in classes else None
+        labels += class_labels(table.select_columns([label])[:][label], f"{where} {key}".strip(), names)
+    return labels, [part_named(key) for key, table in tables.items() for _ in range(len(table))]
+
+
+def _from_disk(kind: Literal["hub", "parquet", "disk"] | None, root: Path) -> Dataset | DatasetDict:
+    """Parquet files, or what ``save_to_disk`` wrote."""
+    import datasets
+
+    if kind == "disk":
+        return datasets.load_from_disk(str(root))
+    where = {"data_files": str(root)} if root.is_file() else {"data_dir": str(root)}
+    return datasets.load_dataset("parquet", **where)  # type: ignore[return-value]
+
+
+def _from_hub(name: str, options: Options) -> Dataset | DatasetDict:
+    """A data set of the hub, or of its cache."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, options.config)  # type: ignore[return-value]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name!r} is no file or folder here, and loading it as a hub data set failed "
+            f"({type(error).__name__}: {error}); check the path, or the id and the network"
+        ) from error
+
+
+def _by_split(data: Dataset | DatasetDict, split: str | None, where: str) -> dict[str, Dataset]:
+    tables = dict(data) if isinstance(data, dict) else {"": data}
+    if split is not None and split not in tables:
+        raise ValueError(f"{where} has no split {split!r}; it has {list(tables)}")
+    return {k: v for k, v in tables.items() if split in (None, k)}  # type: ignore[misc]

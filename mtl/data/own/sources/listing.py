@@ -1,0 +1,108 @@
+"""What a source holds before anything is checked, what may be asked of it, and how its columns are told."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from mtl.data.own.splits import disjoint_parts
+
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
+Examples = TypeVar("Examples", bound=Sized)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`~mtl.open_images` or :func:`~mtl.open_texts` was told about the source."""
+
+    column: str | None  # of images or texts
+    label_column: str | None
+    split: str | None
+    config: str | None
+    image_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Listing(Generic[Examples]):
+    """What a source holds, unchecked: example ``i`` has class ``labels[i]`` and is in ``parts[i]``, or in no part."""
+
+    source: str
+    examples: Examples
+    labels: Sequence[str]
+    parts: Sequence[str | None]
+
+    def by_class(self, skipped: Container[int], noun: str, repair: str) -> dict[str, tuple[int, ...]]:
+        """Positions by class, of the examples that are not left out; class names sorted.
+
+        Args:
+            noun: what an example is, for messages.
+            repair: what can be done about a class without any that is left; follows the list of them.
+
+        Raises:
+            ValueError: fewer than two classes, or a class with none left.
+        """
+        items: dict[str, list[int]] = {label: [] for label in sorted(set(self.labels))}
+        for i, label in enumerate(self.labels):
+            if i not in skipped:
+                items[label].append(i)
+        if len(items) < 2:
+            raise ValueError(
+                f"{self.source} has {len(items)} classes, {list(items)}; few-shot episodes need two at least"
+            )
+        if empty := [label for label, indices in items.items() if not indices]:
+            raise ValueError(f"no {noun} of these classes of {self.source} can be read: {empty}; {repair}")
+        return {label: tuple(indices) for label, indices in items.items()}
+
+    def divided(self) -> dict[str, tuple[str, ...]]:
+        """See :func:`~mtl.data.own.splits.disjoint_parts`."""
+        return disjoint_parts(self.parts, self.labels, self.source)
+
+    def warn_of(self, reasons: Sequence[str], noun: str, on_unreadable: str) -> None:
+        """Say which examples are left out, to the caller of the caller of the caller; or refuse.
+
+        Raises:
+            ValueError: when there are some and ``on_unreadable`` is ``"raise"``.
+        """
+        if not reasons:
+            return
+        told = f"{len(reasons)} of {len(self.labels)} {noun}s of {self.source} cannot be read: {_some(reasons)}"
+        if on_unreadable == "raise":
+            raise ValueError(f'{told}; remove them, or skip them with on_unreadable="skip"')
+        warnings.warn(f"{told}; they are skipped", stacklevel=4)
+
+
+def column_of(names: Iterable[str], asked: str | None, usual: Sequence[str], role: str, where: str) -> str:
+    """The column that is asked for, or else the only one that goes by a usual name."""
+    names = list(names)
+    found = [k for k in names if (k == asked if asked is not None else k.lower() in usual or k in usual)]
+    if len(found) == 1:
+        return found[0]
+    what = f"no column {asked!r}" if asked is not None else f"{len(found) or 'no'} columns that may be the {role}"
+    raise ValueError(f"{where} has {what} among {names}; name one with {role}_column=")
+
+
+def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    """Refuse a value that is not among those known.
+
+    Args:
+        choices: value and known values by name.
+    """
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {tuple(known)}")
+
+
+def refuse(options: Mapping[str, object], because: str) -> None:
+    """Refuse options that have no meaning for a source; None is one that was not given."""
+    if given := [f"{name}={value!r}" for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"{because}, where {', '.join(given)} has no meaning; leave it out, or pass the path of a table"
+        )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,9 @@
+"""People's own texts: tables, class folders and Hugging Face data sets, all through :func:`open_texts`.
+
+Whatever can be wrong with the data is said when it is opened, not in the middle of a night of training.
+"""
+
+from mtl.data.own.texts.collection import TextCollection
+from mtl.data.own.texts.opening import SUFFIXES, open_texts, read_texts
+
+__all__ = ["SUFFIXES", "TextCollection", "open_texts", "read_texts"]

@@ -1,6 +1,0 @@
-"""An adapted task as a plain checkpoint: a folder that timm or transformers loads without this package."""
-
-from mtl.exporting.folder import Exported, export
-from mtl.exporting.parity import Parity
-
-__all__ = ["Exported", "Parity", "export"]

@@ -1,0 +1,262 @@
+"""Judge methods on the same episodes: ours, controls that show whether the adaptation is real, and baselines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mtl.episode import Episode, TaskSource, stacked
+from mtl.fewshot.baselines import Method, baselines
+from mtl.fewshot.learner import MetaLearner
+from mtl.metagrad.tensors import Tensors
+from mtl.networks.backbones import Backbone
+from mtl.tools.comparison import Comparison, Kind, MethodResult, mean_interval
+
+
+def evaluate(
+    methods: MetaLearner | Sequence[Method],
+    tasks: TaskSource,
+    *,
+    episodes: int = 600,
+    setting: str = "test",
+    reference: str | None = None,
+    tasks_per_chunk: int = 8,
+    progress: bool = True,
+) -> Comparison:
+    """Accuracy of every method on episodes ``0 .. episodes - 1``, the same for all.
+
+    Args:
+        methods: a learner alone, or methods from :func:`learner_method`, :func:`controls` and
+            :func:`mtl.baselines`.
+        reference: the method that paired differences are taken from; the first one by default.
+        tasks_per_chunk: tasks judged in one forward pass, at most; chunks are made nearly equal.
+        progress: show a bar.
+
+    Raises:
+        ValueError: fewer than one episode, no method, two methods of one name, or a reference that is none of them.
+    """
+    methods = [learner_method(methods)] if isinstance(methods, MetaLearner) else list(methods)
+    _check(methods, episodes, tasks_per_chunk, reference)
+    accuracy = {m.name: np.full(episodes, np.nan) for m in methods}
+    seconds = dict.fromkeys(accuracy, 0.0)
+    families: list[str] = [""] * episodes
+    ways = 0
+    for indices in tqdm(_chunks(episodes, tasks_per_chunk), desc=setting, unit="chunk", disable=not progress):
+        for places, episode in stacked([tasks.sample(i) for i in indices]):
+            at = [indices[p] for p in places]
+            for i, family in zip(at, _families(episode), strict=True):
+                families[i] = family
+            ways = max(ways, episode.ways)
+            for method in methods:
+                start = time.perf_counter()
+                predicted = method(episode).cpu()
+                seconds[method.name] += time.perf_counter() - start
+                _check_shape(method, predicted, episode.query.labels)
+                accuracy[method.name][at] = (predicted == episode.query.labels).float().mean(1).numpy()
+    rows = [
+        MethodResult(m.name, m.kind, accuracy[m.name], seconds[m.name] / episodes, m.adapted_values(ways))
+        for m in methods
+    ]
+    return Comparison(setting, tuple(families), tuple(rows), reference or methods[0].name)
+
+
+def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, reference: str | None) -> None:
+    """Refuse now what :class:`mtl.tools.comparison.Comparison` would refuse after all the computing."""
+    if episodes < 1 or tasks_per_chunk < 1 or not methods:
+        raise ValueError(
+            f"evaluate(episodes={episodes}, tasks_per_chunk={tasks_per_chunk}) with {len(methods)} methods: "
+            "expected at least one of each"
+        )
+    names = [m.name for m in methods]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"evaluate: two methods are called {repeated}; results are kept by name, rename one")
+    if reference is not None and reference not in names:
+        raise ValueError(f"evaluate(reference={reference!r}): expected one of {names}")
+
+
+def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
+    # Comparing would broadcast, and a wrong shape would become a wrong accuracy.
+    if predicted.shape != labels.shape:
+        raise ValueError(
+            f"{method.name!r} predicted {tuple(predicted.shape)} labels; "
+            f"expected (tasks, queries) {tuple(labels.shape)}"
+        )
+
+
+def _chunks(episodes: int, size: int) -> list[list[int]]:
+    """Nearly equal runs of at most ``size``: no last task is left alone, which the controls could not judge."""
+    return [part.tolist() for part in np.array_split(np.arange(episodes), -(-episodes // size))]
+
+
+def _families(episode: Episode) -> tuple[str, ...]:
+    """The families of an episode; a source that names none has one."""
+    return episode.families or ("tasks",) * episode.tasks
+
+
+def learner_method(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
+    """The learner itself, by default with the inner steps that it was trained with."""
+    return _method(learner, f"{name}, {_steps(learner, steps)}", "ours", _own, steps)
+
+
+def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
+    """A learner with a static generator: the control that conditioning has to beat."""
+    return _method(learner, f"static modulation, {_steps(learner, steps)}", "control", _own, steps)
+
+
+def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
+    """The same learner with its generator misled. The inner loop and the head always get the right support set.
+
+    - another task's support: of a task drawn from the others of the chunk, of any family or of the same; a task whose
+      family has no second one in its chunk gets the support of another family there, so that with many families or
+      small chunks the two controls hardly differ (raise ``tasks_per_chunk``);
+    - shuffled labels: the right examples with their labels permuted, so that other examples share a class; with one
+      example per class there is nothing to shuffle, and a generator that ignores the numbering of classes sees no
+      difference;
+    - identity: scale one and shift zero, with the step sizes that the generator emits.
+    """
+    misled = {
+        "another task's support": _another_task,
+        "another task's, same family": _same_family,
+        "shuffled labels": _shuffled_labels,
+        "identity": _identity,
+    }
+    suffix = _steps(learner, steps)
+    return [_method(learner, f"{name}, {suffix}", "control", emit, steps) for name, emit in misled.items()]
+
+
+Emit = Callable[[MetaLearner, Episode], Tensors]
+
+
+def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int | None) -> Method:
+    @torch.no_grad()
+    def predict(episode: Episode) -> Tensor:
+        episode = episode.to(learner.device)
+        return learner.adapt(episode.support, steps=steps, meta=emit(learner, episode)).predict(episode.query.inputs)
+
+    return Method(name, predict, lambda ways: _adapted_values(learner, ways), kind)
+
+
+def _own(learner: MetaLearner, episode: Episode) -> Tensors:
+    return learner.generator(learner.view(episode.support))
+
+
+def _of_tasks(learner: MetaLearner, episode: Episode, chosen: Tensor) -> Tensors:
+    return _own(learner, Episode(episode.support.map(lambda v: v[chosen.to(v.device)]), episode.query, episode.ways))
+
+
+def _another_task(learner: MetaLearner, episode: Episode) -> Tensors:
+    _require_two(episode)
+    shift = torch.randint(1, episode.tasks, (episode.tasks,), generator=torch.Generator().manual_seed(episode.tasks))
+    return _of_tasks(learner, episode, (torch.arange(episode.tasks) + shift) % episode.tasks)
+
+
+def _same_family(learner: MetaLearner, episode: Episode) -> Tensors:
+    _require_two(episode)
+    families = _families(episode)
+    members = {f: [t for t, g in enumerate(families) if g == f] for f in dict.fromkeys(families)}
+    following = {t: tasks[(i + 1) % len(tasks)] for tasks in members.values() for i, t in enumerate(tasks)}
+    # A task without a second of its family in the chunk borrows its neighbour's support: never its own.
+    following = {t: u if u != t else (t + 1) % episode.tasks for t, u in following.items()}
+    return _of_tasks(learner, episode, torch.tensor([following[t] for t in range(episode.tasks)]))
+
+
+def _shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
+    labels = _shuffled(episode.support.labels)
+    return learner.generator(replace(learner.view(episode.support), labels=labels))
+
+
+def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
+    """Labels ``(tasks, n)`` in one other order. Of a few examples many orders only renumber the classes: draw again."""
+    before, shuffled = labels.unsqueeze(1) == labels.unsqueeze(2), labels
+    for seed in range(draws):
+        order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(seed)).to(labels.device)
+        shuffled = labels[:, order]
+        if ((shuffled.unsqueeze(1) == shuffled.unsqueeze(2)) != before).flatten(1).any(1).all():
+            break
+    return shuffled
+
+
+def _identity(learner: MetaLearner, episode: Episode) -> Tensors:
+    meta = _own(learner, episode)
+    if "scale" not in meta:  # a task code starts at zero and its decoder adds an offset
+        return meta | {"base": torch.zeros_like(meta["base"])}
+    return meta | {"scale": torch.ones_like(meta["scale"]), "shift": torch.zeros_like(meta["shift"])}
+
+
+def _require_two(episode: Episode) -> None:
+    if episode.tasks < 2:
+        raise ValueError(
+            "a chunk of one task holds no other task's support; raise tasks_per_chunk or the number of episodes"
+        )
+
+
+def _adapted_values(learner: MetaLearner, ways: int) -> int:
+    own = learner.generator.options.get("size", 2 * learner.generator.modulation_width)
+    example = torch.zeros(1, ways, learner.backbone.width)
+    return int(own) + sum(v.numel() for v in learner.head.init(example, torch.arange(ways)[None], ways).values())
+
+
+def _steps(learner: MetaLearner, steps: int | None) -> str:
+    steps = learner.inner_steps if steps is None else steps
+    return f"{steps} step{'' if steps == 1 else 's'}"
+
+
+def validation_accuracy(method: Method, tasks: TaskSource, episodes: int, tasks_per_chunk: int = 8) -> float:
+    """Mean accuracy on the first episodes, for choosing a setting."""
+    comparison = evaluate([method], tasks, episodes=episodes, tasks_per_chunk=tasks_per_chunk, progress=False)
+    return mean_interval(comparison.rows[0].accuracy)[0]
+
+
+def tune(
+    candidates: Mapping[float, Method], tasks: TaskSource, episodes: int = 40, tasks_per_chunk: int = 8
+) -> tuple[float, dict[float, float]]:
+    """The setting with the best accuracy on *validation* episodes, and the accuracy of each.
+
+    Raises:
+        ValueError: without candidates.
+    """
+    if not candidates:
+        raise ValueError("tune: no candidates; give {setting: method}, a few settings a factor of three apart")
+    scores = {value: validation_accuracy(m, tasks, episodes, tasks_per_chunk) for value, m in candidates.items()}
+    return max(scores, key=scores.__getitem__), scores
+
+
+GRID = {
+    "c": ("logistic", (1.0, 10.0, 100.0)),
+    "l2": ("ridge", (0.01, 0.1, 1.0)),
+    "head_lr": ("head only", (0.003, 0.01, 0.03)),
+    "modulation_lr": ("scale/shift", (0.005, 0.01, 0.02)),
+    "full_lr": ("full", (1e-3, 3e-3, 1e-2)),
+}
+"""Of every setting of :func:`mtl.baselines`: the baseline it belongs to, and what :func:`tuned_baselines` tries."""
+
+
+def tuned_baselines(
+    backbone: Backbone, tasks: TaskSource, *, episodes: int = 40, full: bool = True, steps: int = 50
+) -> tuple[list[Method], dict[str, float]]:
+    """The baselines, each at its best setting on *validation* tasks: a baseline left untuned is a straw man.
+
+    Args:
+        tasks: validation tasks of the ways and shots that will be tested.
+        episodes: of these, per candidate setting.
+        full: include full fine-tuning, by far the slowest.
+        steps: of the fine-tuned ones.
+
+    Returns:
+        The methods, and the chosen settings by name.
+    """
+    chosen: dict[str, Any] = {}
+    grid = {k: v for k, v in GRID.items() if full or k != "full_lr"}
+    for setting, (name, values) in tqdm(grid.items(), desc="tuning baselines", unit="baseline"):
+        options: list[dict[str, Any]] = [{setting: value} for value in values]
+        tried = [m for o in options for m in baselines(backbone, steps=steps, **o) if m.name.startswith(name)]
+        chosen[setting], _ = tune(dict(zip(values, tried, strict=True)), tasks, episodes)
+    found = baselines(backbone, steps=steps, **chosen)
+    return [m for m in found if full or not m.name.startswith("full")], chosen

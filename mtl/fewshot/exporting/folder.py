@@ -1,0 +1,111 @@
+"""The exported folder: written as a whole, after the comparison, or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mtl.episode import Inputs
+from mtl.fewshot.exporting.inputs import pick
+from mtl.fewshot.exporting.parity import Parity, parity_of, stored_low
+from mtl.fewshot.exporting.plain import plain_of
+from mtl.fewshot.exporting.timm_folder import write_timm
+from mtl.fewshot.exporting.transformers_folder import write_transformers
+from mtl.fewshot.heads import Linear
+from mtl.fewshot.learner import Adapted
+from mtl.networks.backbones import TimmImages
+from mtl.tools.files import replacing_folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote.
+
+    Args:
+        folder: where it lies.
+        load: the one line of Python that loads it, from inside the folder.
+        class_names: in the order of the classifier's outputs.
+        parity: measured on the files in the folder.
+        notes: what is good to know about the checkpoint; also in its config.
+    """
+
+    folder: Path
+    load: str
+    class_names: tuple[str, ...]
+    parity: Parity
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def export(
+    adapted: Adapted,
+    folder: str | Path,
+    task: int = 0,
+    class_names: Sequence[str] | None = None,
+    inputs: Inputs | None = None,
+) -> Exported:
+    """Write one adapted task as a plain checkpoint, load it again and compare.
+
+    - timm: ``model.safetensors`` with a classifier of ``ways`` outputs, and timm's own ``config.json``;
+      ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it, as does ``checkpoint_path=``.
+    - transformers: what ``AutoModel.from_pretrained`` loads, with its tokenizer or image processor where there is one;
+      ``head.safetensors`` with the classifier's weight ``(ways, width)`` and bias ``(ways,)``; and ``mtl.json``.
+
+    Predictions are those of ``adapted``. Logits are too, up to one positive factor per example (the length of the
+    features, where the head normalises them) that is one on average over the support set.
+
+    Args:
+        folder: must not exist, or be empty. It appears whole, after the comparison, or not at all.
+        task: which of the adapted tasks.
+        class_names: as many as classes; by default the names that were adapted to, else ``"0"``, ``"1"``, ...
+        inputs: what to compare on, ``(n, ...)`` or tokens by name; by default the support set.
+
+    Raises:
+        FileExistsError: the folder holds something.
+        ValueError: a plain network of this architecture cannot hold the modulation or the classifier.
+        RuntimeError: the checkpoint, loaded again, predicts something else.
+    """
+    folder = _free(Path(folder))
+    names = _names(adapted, class_names)
+    compare_on = pick(adapted.support.inputs, task) if inputs is None else inputs
+    plain = plain_of(adapted, task)
+    write = write_timm if isinstance(plain.backbone.adapter, TimmImages) else write_transformers
+    # Building networks draws random weights; the caller's random numbers stay what they would have been.
+    with replacing_folder(folder) as draft, torch.random.fork_rng(devices=[]):
+        written = write(plain, names, draft)
+        parity = parity_of(adapted, task, compare_on, written.logits)
+        notes = _notes(adapted)
+        facts = {"version": version("mtl"), "backbone": plain.backbone.name, "load": written.load}
+        facts |= {"class_names": names, "notes": notes, "parity": asdict(parity), **written.facts}
+        (draft / written.file).write_text(json.dumps(written.config | {"mtl": facts}, indent=2) + "\n")
+    return Exported(folder, written.load, names, parity, notes)
+
+
+def _notes(adapted: Adapted) -> tuple[str, ...]:
+    notes = []
+    if not isinstance(head := adapted.learner.head, Linear):
+        notes.append(
+            f"the {type(head).__name__} head normalises features and a plain classifier does not: predictions are the "
+            "same, probabilities differ by a temperature per example"
+        )
+    if stored_low(adapted):
+        notes.append("the backbone ran in half precision, the checkpoint is float32: near ties may fall otherwise")
+    return tuple(notes)
+
+
+def _free(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is already there and would be replaced; remove it or choose another folder")
+    return folder
+
+
+def _names(adapted: Adapted, given: Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(given if given is not None else adapted.class_names or map(str, range(adapted.ways)))
+    if len(names) != adapted.ways:
+        raise ValueError(f"class_names={list(names)}: expected {adapted.ways} names, one per class of the task")
+    return names

@@ -1,0 +1,76 @@
+"""Whether a checkpoint, loaded again, predicts what the learner does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.episode import Inputs
+from mtl.fewshot.exporting.inputs import map_inputs
+from mtl.fewshot.learner import Adapted
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close the checkpoint, loaded again, is to the learner.
+
+    Args:
+        examples: number of inputs compared.
+        agreeing: how many get the same class from both. A tie closer than ``tolerance`` may fall either way.
+        error: largest difference of logits after one positive factor per example, relative to their spread.
+        tolerance: what ``error`` may be; coarser where the learner itself rounds coarsely.
+    """
+
+    examples: int
+    agreeing: int
+    error: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.agreeing} of {self.examples} predictions agree, logits to {self.error:.1e} of their spread "
+            f"(allowed {self.tolerance:.0e})"
+        )
+
+
+def parity_of(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Inputs], Tensor]) -> Parity:
+    """Compare one task on ``inputs``, and refuse what differs by more than rounding."""
+    reference, found = reference_logits(adapted, task, inputs), logits(inputs).float()
+    factors = fitted_factors(found, reference)
+    # Where classes differ by less than a thousandth of the logits, what remains is float32's own rounding.
+    spread = (found.amax(1) - found.amin(1)).max().clamp_min(1e-3 * found.abs().max())
+    error = float((found - factors * reference).abs().max() / spread) if bool((factors > 0).all()) else math.inf
+    agreeing = int((found.argmax(1) == reference.argmax(1)).sum())
+    parity = Parity(len(found), agreeing, error, _tolerance(adapted))
+    if not error <= parity.tolerance:
+        raise RuntimeError(
+            f"the exported checkpoint, loaded again, is not the learner: {parity}. Nothing was written; "
+            f"keep predicting with the learner and report {adapted.learner.backbone.name}"
+        )
+    return parity
+
+
+def reference_logits(adapted: Adapted, task: int, inputs: Inputs) -> Tensor:
+    """The learner's logits ``(n, ways)`` of one task, on the CPU."""
+    tasks = adapted.support.labels.shape[0]
+    repeated = map_inputs(inputs, lambda v: v.unsqueeze(0).expand(tasks, *v.shape))
+    return adapted.logits(repeated)[task].cpu().float()
+
+
+def fitted_factors(found: Tensor, reference: Tensor) -> Tensor:
+    """The factor per example, ``(n, 1)``, that brings the reference nearest to what was found."""
+    return (found * reference).sum(1, keepdim=True) / reference.square().sum(1, keepdim=True)
+
+
+def _tolerance(adapted: Adapted) -> float:
+    """Rounding is 1e-5 to 1e-3 of the logits' spread (TF32: ten times that); a modulation left out moves all of it."""
+    return 0.25 if stored_low(adapted) else 1e-2 if adapted.learner.device.type == "cpu" else 5e-2
+
+
+def stored_low(adapted: Adapted) -> bool:
+    """Whether the backbone ran in half precision."""
+    return next(adapted.learner.backbone.model.parameters()).dtype in (torch.bfloat16, torch.float16)

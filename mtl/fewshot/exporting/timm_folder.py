@@ -1,0 +1,87 @@
+"""Writing a checkpoint of timm: one file of weights with the classifier in it, and timm's own config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from mtl.data.embedded.glyph_tasks import glyph_backbone_info
+from mtl.fewshot.exporting.inputs import like
+from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
+from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
+from mtl.networks.backbones.timm_networks import TIMM_POOLING
+
+# What load_backbone takes for itself; the rest are arguments of the network. The export is float32 on the CPU.
+_OURS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
+
+
+def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
+    """Leave the files in ``draft`` and load them again."""
+    architecture, args = _timm_architecture(plain.backbone)
+    adapter = plain.backbone.adapter
+    assert isinstance(adapter, TimmImages)
+    model = _timm_model(plain, architecture, args)
+    save_for_hf(model, str(draft), {"label_names": list(names)}, model_args=args, safe_serialization=True)
+    create = {"num_classes": len(names), **args}
+    again = timm.create_model(architecture, checkpoint_path=str(draft / "model.safetensors"), **create).eval()
+    keywords = "".join(f", {k}={v!r}" for k, v in create.items())
+    config = json.loads((draft / "config.json").read_text())
+    # The tag and the larger test size are those of the weights that these came from.
+    kept = {k: v for k, v in config["pretrained_cfg"].items() if k not in ("tag", "pool_size") and "test" not in k}
+    return Written(
+        f'timm.create_model({architecture!r}, checkpoint_path="model.safetensors"{keywords})',
+        "config.json",
+        config | {"pretrained_cfg": kept | adapter.config},
+        {"architecture": architecture, "model_args": args, "preprocessing": adapter.config},
+        lambda inputs: again(like(inputs, again)),
+    )
+
+
+def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
+    """The name in timm's registry, and the JSON-able arguments that the network was built with."""
+    load = backbone.spec()["load"]
+    args = {k: v for k, v in load.items() if k not in _OURS | {"pretrained_cfg_overlay"}}
+    if load["pooling"] is not None:
+        args["global_pool"] = TIMM_POOLING.get(load["pooling"], load["pooling"])
+    if load["name"] == EMBEDDED:
+        info = glyph_backbone_info()
+        return info["model"], {k: v for k, v in info["kwargs"].items() if k != "num_classes"} | args
+    folder = Path(load["name"])
+    if folder.is_dir():
+        config = json.loads((folder / "config.json").read_text())
+        known = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+        return config["architecture"], known | args
+    return load["name"].removeprefix("timm/"), args
+
+
+def _timm_model(plain: Plain, architecture: str, args: dict[str, Any]) -> nn.Module:
+    """What timm builds with a classifier, holding the merged weights."""
+    model: Any = timm.create_model(architecture, num_classes=len(plain.bias), **args).eval()
+    classifier = model.get_classifier()
+    prefix = next((name for name, module in model.named_modules() if module is classifier), "")
+    wanted = {f"{prefix}.weight", f"{prefix}.bias"}
+    state = {**plain.model.state_dict(), f"{prefix}.weight": plain.weight, f"{prefix}.bias": plain.bias}
+    own = model.state_dict()
+    if not isinstance(classifier, nn.Linear) or not wanted <= own.keys():
+        raise ValueError(
+            f"{architecture} ends in {type(classifier).__name__}, not in a Linear layer with a bias on its "
+            f"{plain.backbone.width} pooled features, so no plain checkpoint can hold it; {SEPARATELY}"
+        )
+    _require_same_keys(architecture, own, state)
+    model.load_state_dict(state)
+    return model
+
+
+def _require_same_keys(architecture: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    other = own.keys() ^ state.keys() | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
+    if other:
+        raise ValueError(
+            f"{architecture} with a classifier differs from {architecture} without one in {some(other)}, so features "
+            f"and classifier do not fit in one plain checkpoint; {SEPARATELY}"
+        )

@@ -1,0 +1,131 @@
+"""The support-conditioned generator: a labelled support set in; scale, shift and inner step sizes of every site out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtl.fewshot.generators.base import AbstractGenerator, SupportView
+from mtl.fewshot.heads import class_means
+from mtl.metagrad.tensors import Tensors
+from mtl.networks.modulation import Modulation, Site
+
+EPS = 1e-6
+
+
+class SupportConditioned(AbstractGenerator):
+    r"""Scale and shift as a function of the support set, starting at the identity.
+
+    .. math:: \text{scale}_s = 1 + b_s + r_s\, g_s(z, a_s), \qquad \text{shift}_s = b'_s + r'_s\, g'_s(z, a_s)
+
+    The task vector :math:`z` pools statistics of the labelled features (:class:`TaskEncoder`); :math:`a_s` are the
+    class-wise statistics of the site's own activations; :math:`g` is shared by sites of one width, told apart by a site
+    embedding. The gates :math:`r` start small but not at zero, so the modulation starts next to the identity and every
+    weight has a gradient. The offset :math:`b` is what is common to all tasks.
+
+    Invariant to the order of the support examples and to the numbering of classes; any number of ways and of (unequal)
+    shots.
+
+    Args:
+        sites: the backbone's sites.
+        width: width of the pooled features.
+        step_size: initial inner step size, > 0.
+        hidden: width of the trunk.
+        gate: initial standard deviation of the gates.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], width: int, step_size: float = 0.1, hidden: int = 128, gate: float = 1e-2
+    ) -> None:
+        super().__init__(sites, width, step_size, hidden=hidden, gate=gate)
+        distinct = sorted(set(self.widths))
+        self.encoder = TaskEncoder(width, hidden)
+        self.site_embedding = nn.Embedding(len(self.widths), hidden)
+        self.read = nn.ModuleDict(
+            {str(w): nn.Sequential(nn.LayerNorm(4 * w), nn.Linear(4 * w, hidden)) for w in distinct}
+        )
+        self.trunk = nn.Sequential(
+            nn.LayerNorm(3 * hidden), nn.Linear(3 * hidden, hidden), nn.GELU(), nn.LayerNorm(hidden)
+        )
+        self.write = nn.ModuleDict({str(w): nn.Linear(hidden, 2 * w) for w in distinct})
+        self.gate = nn.Parameter(gate * torch.randn(2 * self.modulation_width))
+        self.base = nn.Parameter(torch.zeros(2 * self.modulation_width))
+        self.rates = nn.Linear(hidden, 2 * len(self.widths) + 1)
+        nn.init.zeros_(self.rates.weight)
+        nn.init.zeros_(self.rates.bias)
+
+    def forward(self, view: SupportView) -> Tensors:
+        # The backbone may run in low precision; what decides the modulation does not.
+        with torch.autocast(view.features.device.type, enabled=False):
+            return self._emit(view)
+
+    def _emit(self, view: SupportView) -> Tensors:
+        task = self.encoder(view.features.to(self.base), view.labels, view.ways)
+        scales, shifts = [], []
+        for i, activation in enumerate([*view.activations, view.features]):
+            width = str(activation.shape[-1])
+            statistics = class_statistics(activation.to(self.base), view.labels, view.ways)
+            site = self.site_embedding.weight[i].expand_as(task)
+            hidden = self.trunk(torch.cat([task, self.read[width](statistics), site], -1))
+            scale, shift = self.write[width](hidden).chunk(2, dim=-1)
+            scales.append(scale)
+            shifts.append(shift)
+        out = self.base + self.gate * torch.cat(scales + shifts, -1)
+        scale, shift = out.chunk(2, dim=-1)
+        return {"scale": 1 + scale, "shift": shift, "log_lr": self.step_sizes_of.log_lr + self.rates(task)}
+
+    def init(self, meta: Tensors) -> Tensors:
+        return {"scale": meta["scale"], "shift": meta["shift"]}
+
+    def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
+        return Modulation(weights["scale"], weights["shift"])
+
+
+def class_statistics(values: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Per channel: mean, spread, spread between class means, and spread inside classes.
+
+    ``(tasks, n, c) -> (tasks, 4 c)``. The spread inside classes is zero for one example per class.
+    """
+    means = class_means(values, labels, ways)
+    own = torch.gather(means, 1, labels.unsqueeze(-1).expand_as(values))
+    mean = values.mean(1)
+    spread = (values - mean.unsqueeze(1)).square().mean(1)
+    between = (means - means.mean(1, keepdim=True)).square().mean(1)
+    within = (values - own).square().mean(1)
+    return torch.cat([mean, *((v + EPS).sqrt() for v in (spread, between, within))], -1)
+
+
+class TaskEncoder(nn.Module):
+    """What distinguishes this task: ``(tasks, n, width)`` labelled features to ``(tasks, hidden)``.
+
+    Class statistics say where the features lie. Pairs of examples say what the labels *mean*: a property that all pairs
+    of different classes differ in, and no pair of one class does, is the one being asked for. Even one example per
+    class shows it, by the properties that examples of different classes share.
+    """
+
+    def __init__(self, width: int, hidden: int, channels: int = 64) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
+        self.compare = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        self.out = nn.Sequential(
+            nn.LayerNorm(4 * channels + 2 * hidden),
+            nn.Linear(4 * channels + 2 * hidden, hidden),
+            nn.GELU(),
+            nn.LayerNorm(hidden),
+        )
+
+    def forward(self, features: Tensor, labels: Tensor, ways: int) -> Tensor:
+        x = self.project(features)
+        pairs = self.compare((x.unsqueeze(1) - x.unsqueeze(2)).abs())
+        same = labels.unsqueeze(1) == labels.unsqueeze(2)
+        others = ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+        pooled = [_masked_mean(pairs, mask) for mask in (same & others, ~same)]
+        return self.out(torch.cat([class_statistics(x, labels, ways), *pooled], -1))
+
+
+def _masked_mean(pairs: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the pairs in the mask, zero when there is none: ``(tasks, n, n, c), (tasks, n, n) -> (tasks, c)``."""
+    weight = mask.to(pairs.dtype)
+    return torch.einsum("tijc,tij->tc", pairs, weight) / weight.sum((1, 2)).clamp_min(1).unsqueeze(-1)

@@ -1,0 +1,48 @@
+"""A short task code, adapted by the inner loop and decoded to scale and shift (CAVIA, arXiv 1810.03642)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mtl.fewshot.generators.base import AbstractGenerator, SupportView
+from mtl.metagrad.tensors import Tensors
+from mtl.networks.modulation import Modulation, Site
+
+
+class TaskCode(AbstractGenerator):
+    """The fast weights are a code of ``size`` numbers per task, zero at first.
+
+    The decoder acts *inside* the inner loss. So the decoder is a meta-parameter of the inner loss and of the outer
+    loss: first-order estimators see half of its gradient.
+
+    Args:
+        sites: the backbone's sites.
+        width: width of the pooled features.
+        step_size: initial inner step size, > 0.
+        size: numbers in the code.
+
+    Raises:
+        ValueError: when ``size`` is not positive.
+    """
+
+    def __init__(self, sites: Sequence[Site], width: int, step_size: float = 0.1, size: int = 100) -> None:
+        super().__init__(sites, width, step_size, size=size)
+        if size < 1:
+            raise ValueError(f"TaskCode(size={size}): expected at least one number, about 100 is usual")
+        # A random decoder and a zero code: the identity at first, and a gradient for both.
+        self.decoder = nn.Parameter(torch.randn(2 * self.modulation_width, size) * size**-0.5)
+        self.base = nn.Parameter(torch.zeros(2 * self.modulation_width))
+
+    def forward(self, view: SupportView) -> Tensors:
+        code = view.features.new_zeros(view.labels.shape[0], self.decoder.shape[1])
+        return {"code": code, "decoder": self.decoder, "base": self.base, "log_lr": self.step_sizes_of.log_lr}
+
+    def init(self, meta: Tensors) -> Tensors:
+        return {"code": meta["code"]}
+
+    def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
+        scale, shift = (weights["code"] @ meta["decoder"].T + meta["base"]).chunk(2, dim=-1)
+        return Modulation(1 + scale, shift)

@@ -1,0 +1,187 @@
+"""Classification heads as functions of features, fast weights and the support set, batched over tasks.
+
+A head either keeps fast weights of its own (``Cosine``, ``Linear``: initialised from class means, then adapted) or none
+(``NearestClassMean``, ``Ridge``: solved in closed form from the support features each time). Inside the inner loop a
+closed-form head judges every support example by the *others* (leave one out): an example's own mean would give it away.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl.metagrad.tensors import Tensors
+
+
+def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Mean feature of every class: ``(tasks, n, width), (tasks, n) -> (tasks, ways, width)``.
+
+    Classes may differ in size.
+    """
+    members = F.one_hot(labels, ways).to(features.dtype)
+    return members.mT @ features / members.sum(1).clamp_min(1).unsqueeze(-1)
+
+
+class AbstractHead(abc.ABC):
+    """From features to logits, one classifier per task."""
+
+    @abc.abstractmethod
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        """Fast weights before the first inner step, from support features ``(tasks, n, width)``."""
+
+    @abc.abstractmethod
+    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        """``(tasks, m, width) -> (tasks, m, ways)``.
+
+        ``support`` are the support features and labels under the same modulation.
+        """
+
+    @abc.abstractmethod
+    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        """Logits of the support examples themselves, for the inner loss."""
+
+    @abc.abstractmethod
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+        """A plain linear classifier with the same predictions.
+
+        Weight ``(tasks, ways, width)`` and bias ``(tasks, ways)``. Its logits are these logits times a positive number
+        per example (the inverse length of the feature vector where the head normalises).
+        """
+
+
+@dataclass(frozen=True)
+class Cosine(AbstractHead):
+    """Scaled cosine to one adapted vector per class (arXiv 1804.09458).
+
+    Args:
+        scale: logits lie in ``-scale .. scale``.
+    """
+
+    scale: float = 10.0
+
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        # Unit vectors, so that one step size suits networks whose features differ in length.
+        return {"head.weight": F.normalize(class_means(F.normalize(features, dim=-1), labels, ways), dim=-1)}
+
+    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(weights["head.weight"], dim=-1).mT
+
+    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return self.logits(support[0], weights, support, ways)
+
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+        weight = self.scale * F.normalize(weights["head.weight"], dim=-1)
+        return weight, torch.zeros_like(weight[..., 0])
+
+
+@dataclass(frozen=True)
+class Linear(AbstractHead):
+    """Linear layer that starts as the nearest-class-mean rule (Proto-MAML, arXiv 1903.03096, section 3.3).
+
+    Args:
+        scale: the squared distances that the rule starts from are divided by ``width / scale``.
+    """
+
+    scale: float = 10.0
+
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        means = class_means(features, labels, ways)
+        factor = self.scale / features.shape[-1]
+        return {"head.weight": 2 * factor * means, "head.bias": -factor * means.square().sum(-1)}
+
+    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return features @ weights["head.weight"].mT + weights["head.bias"].unsqueeze(1)
+
+    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return self.logits(support[0], weights, support, ways)
+
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+        return weights["head.weight"], weights["head.bias"]
+
+
+@dataclass(frozen=True)
+class NearestClassMean(AbstractHead):
+    """Scaled cosine to the mean support feature of each class; nothing to adapt but the features (arXiv 1703.05175).
+
+    Args:
+        scale: logits lie in ``-scale .. scale``.
+    """
+
+    scale: float = 10.0
+
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        return {}
+
+    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return F.normalize(features, dim=-1) @ self.as_linear(weights, support, ways)[0].mT
+
+    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        unit, labels = F.normalize(support[0], dim=-1), support[1]
+        members = F.one_hot(labels, ways).to(unit.dtype)
+        sums, counts = members.mT @ unit, members.sum(1)
+        logits = self.logits(support[0], weights, support, ways)
+        # Only an example's own class changes when it is left out; a class of one keeps its only example.
+        own_sum = torch.gather(sums, 1, labels.unsqueeze(-1).expand_as(unit)) - unit
+        alone = torch.gather(counts, 1, labels) == 1
+        own_mean = torch.where(alone.unsqueeze(-1), unit, own_sum)
+        own = self.scale * (unit * F.normalize(own_mean, dim=-1)).sum(-1, keepdim=True)
+        return torch.where(members.bool(), own, logits)
+
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+        means = class_means(F.normalize(support[0], dim=-1), support[1], ways)
+        weight = self.scale * F.normalize(means, dim=-1)
+        return weight, torch.zeros_like(weight[..., 0])
+
+
+@dataclass(frozen=True)
+class Ridge(AbstractHead):
+    """Ridge regression onto centred one-hot labels (R2-D2, arXiv 1805.08136).
+
+    In closed form, at the cost of a matrix as large as the support set.
+
+    Args:
+        l2: ridge penalty on unit-length features, > 0.
+        scale: factor on the regression's outputs, which lie near ``-1 .. 1``.
+
+    Raises:
+        ValueError: when ``l2`` is not positive.
+    """
+
+    l2: float = 1.0
+    scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.l2 > 0:
+            raise ValueError(
+                f"Ridge(l2={self.l2}): expected a positive penalty, or one example per class has no unique solution"
+            )
+
+    def _solve(self, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        unit = F.normalize(support[0], dim=-1)
+        targets = F.one_hot(support[1], ways).to(unit.dtype) - 1 / ways
+        gram = unit @ unit.mT + self.l2 * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
+        inverse = torch.linalg.inv(gram)
+        return unit, targets, inverse, inverse @ targets
+
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        return {}
+
+    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return F.normalize(features, dim=-1) @ self.as_linear(weights, support, ways)[0].mT
+
+    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        _, targets, inverse, dual = self._solve(support, ways)
+        # Leave-one-out predictions of ridge regression, exactly, from the one solve (Allen's PRESS identity).
+        return self.scale * (targets - dual / inverse.diagonal(dim1=1, dim2=2).unsqueeze(-1))
+
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+        unit, _, _, dual = self._solve(support, ways)
+        weight = self.scale * dual.mT @ unit
+        return weight, torch.zeros_like(weight[..., 0])
+
+
+HEADS: dict[str, type[AbstractHead]] = {"cosine": Cosine, "linear": Linear, "ncm": NearestClassMean, "ridge": Ridge}

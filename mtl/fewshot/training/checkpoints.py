@@ -1,0 +1,128 @@
+"""The states of a run on disk: the last two, each written as a whole, and the newest one that is still whole found."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtl.tools.files import naming_failures, remove_drafts, replacing
+
+KIND = "state of an mtl training run"
+_END_OF_ZIP = b"PK\x05\x06"
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+
+class Checkpoints:
+    """``checkpoints/step-00000050.pt`` and the one before it.
+
+    Two, because a file that was whole when it was written may not be when it is read.
+
+    Args:
+        run: the folder of the run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "checkpoints"
+        self._whole: Path | None = None  # the last one written, or the one that was read
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a state, and remove all that are older than the one before it.
+
+        Raises:
+            OSError: it could not be written; what was there still is.
+        """
+        path = self.path(state["step"])
+        # In memory first: what fails later is a plain write of a known size, and the generator is small beside the
+        # frozen backbone. torch's own writer reports a full disk as an internal error of its archive.
+        contents = _sealed(state)
+        with naming_failures(path, len(contents)), replacing(path) as draft:
+            draft.write_bytes(contents)
+        for other in self._found():
+            if other not in (path, self._whole) and _step(other) < state["step"]:
+                other.unlink()
+        self._whole = path
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state that is whole, None where nothing was saved. A damaged one is named in a warning.
+
+        Raises:
+            ValueError: a file is of another program, or all are damaged. Nothing is changed.
+        """
+        damaged: dict[Path, str] = {}
+        for path in self._found():
+            try:
+                state = _read(path)
+            except _Damaged as error:
+                damaged[path] = str(error)
+                continue
+            for other, why in damaged.items():
+                warnings.warn(f"{other} cannot be read ({why}); the run goes on from {path.name}", stacklevel=3)
+            self._whole = path
+            return state
+        if damaged:
+            listed = "; ".join(f"{path}: {why}" for path, why in damaged.items())
+            raise ValueError(
+                f"no checkpoint of this run can be read ({listed}). Nothing was changed: bring one of these files back "
+                f"from a copy, or give the run another folder to begin anew"
+            )
+        return None
+
+    def remove_drafts(self) -> None:
+        """Remove what a kill in the middle of :meth:`save` left."""
+        if self.folder.is_dir():
+            remove_drafts(self.folder / "step-*.pt")
+
+    def _found(self) -> list[Path]:
+        """Newest first."""
+        there = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((p for p in there if _NAME.fullmatch(p.name)), key=_step, reverse=True)
+
+
+class _Damaged(Exception):
+    """A file that is not what was once written."""
+
+
+def _step(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    assert found
+    return int(found[1])
+
+
+def _sealed(state: dict[str, Any]) -> bytes:
+    """A file that torch.load reads, with a checksum of the whole as the comment of its zip archive."""
+    buffer = io.BytesIO()
+    torch.save({"kind": KIND} | state, buffer)
+    contents = buffer.getbuffer()
+    contents[-2:] = _SEAL_LENGTH.to_bytes(2, "little")  # of the comment; there is none yet
+    return b"".join([contents, _seal(contents)])
+
+
+def _seal(contents: memoryview) -> bytes:
+    return KIND.encode() + hashlib.sha256(contents).digest()
+
+
+_SEAL_LENGTH = len(_seal(memoryview(b"")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise _Damaged(error.strerror) from error
+    view = memoryview(contents)
+    if view[-_SEAL_LENGTH:] == _seal(view[:-_SEAL_LENGTH]):
+        return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    if KIND.encode() in contents:
+        raise _Damaged("its checksum is wrong")
+    if _END_OF_ZIP not in contents:
+        raise _Damaged(f"its end is missing after {len(contents):,} bytes")
+    raise ValueError(f"{path} is no {KIND}; move it elsewhere, or give this run another folder")

@@ -1,0 +1,267 @@
+"""One training run: its state, an outer step of it, validation, records and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from mtl.episode import Episode, TaskSource, stacked
+from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.saving import CONFIG, inner_options, save_pretrained
+from mtl.fewshot.training.check import FILE, check_estimator
+from mtl.fewshot.training.checkpoints import Checkpoints
+from mtl.fewshot.training.config import TrainingConfig
+from mtl.fewshot.training.optimizer import parameter_groups, schedule
+from mtl.fewshot.training.processes import chunk_size, of_main, precision_of
+from mtl.fewshot.training.records import METRICS, append, forget_after
+from mtl.fewshot.training.sums import Totals, backward
+from mtl.tools.comparison import mean_interval
+from mtl.tools.files import check_writable, recover_folder, remove_drafts
+
+NOTHING_KEPT = {"accuracy": -1.0, "step": 0}
+
+
+class NonFiniteLosses(RuntimeError):
+    """Too many steps in a row had no episode with a finite loss and gradient."""
+
+
+class Run:
+    """The state of one training run, and what is done with it in each step."""
+
+    def __init__(self, learner: MetaLearner, config: TrainingConfig, folder: Path, accelerator: Accelerator) -> None:
+        self.learner = learner.to(accelerator.device)
+        self.config = config
+        self.folder = folder
+        self.accelerator = accelerator
+        learner.backbone.precision = precision_of(accelerator, learner.backbone.precision)
+        self.tasks_per_chunk = chunk_size(config, learner.backbone.execution, accelerator)
+        self.checkpoints = Checkpoints(folder)
+        self.step = self.saved = 0
+        self.best: dict[str, Any] = dict(NOTHING_KEPT)
+        self.failed_steps = 0
+        self.warned_cliff = False
+        self.settings = self._settings()
+        self.parameters = [p for p in learner.generator.parameters() if p.requires_grad]
+        for p in self.parameters:
+            broadcast(p.data)
+        self.optimizer = torch.optim.AdamW(parameter_groups(learner, config))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: schedule(s, config))
+
+    # --- one outer step ----------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Sequence[Episode]) -> dict[str, float]:
+        """Sum the meta-gradients of this process's episodes, add those of the others, divide, clip, step."""
+        start = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
+        for group in batch:
+            for first in range(0, group.tasks, self.tasks_per_chunk):
+                chunk = group[first : first + self.tasks_per_chunk].to(self.accelerator.device)
+                self._accumulate(chunk, totals)
+        counted, skipped = self._reduce(totals)
+        metrics = {"step": self.step + 1, "skipped": skipped}
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        # Finite cotangents can still overflow in the generator; one such step would leave nothing but NaN behind.
+        moved = counted > 0 and math.isfinite(norm)
+        if moved:
+            self.optimizer.step()
+            metrics |= totals.means(counted) | {"gradient_norm": norm}
+            self._warn_of_cliff(metrics)
+        self.failed_steps = 0 if moved else self.failed_steps + 1
+        if self.failed_steps >= self.config.patience:
+            raise NonFiniteLosses(self._failure_message())
+        self.schedule.step()
+        self.step += 1
+        return metrics | {"seconds": time.perf_counter() - start}
+
+    def check(self, tasks: TaskSource) -> str:
+        """See :func:`mtl.fewshot.training.check.check_estimator`."""
+        if not self.config.self_check:
+            return ""
+        episode = tasks.sample(0).to(self.accelerator.device)
+        return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
+
+    def _warn_of_cliff(self, metrics: dict[str, float]) -> None:
+        if metrics["past_cliff"] > 0.5 and not self.warned_cliff and self.accelerator.is_main_process:
+            self.warned_cliff = True
+            warnings.warn(
+                f"step {self.step + 1}: {metrics['past_cliff']:.0%} of the windows are past the cliff (max_rho "
+                f"{metrics['max_rho']:.2f}): adaptive windows cost as much as Rematerialised there, and other modes "
+                "point elsewhere; a lower inner step size or a shorter window helps",
+                stacklevel=3,
+            )
+
+    def _failure_message(self) -> str:
+        return (
+            f"no episode of the last {self.failed_steps} steps had a finite loss and gradient; lower outer_lr "
+            f"({self.config.outer_lr}) or the inner step size, or look at the inputs"
+        )
+
+    def _accumulate(self, chunk: Episode, totals: Totals) -> None:
+        """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
+        record: dict[str, Tensor] = {}
+        backbone = self.learner.backbone
+        seen = backbone.prepare(chunk.support.inputs)
+        meta = self.learner.generator(self.learner.view(chunk.support, seen))
+        detached, before = {k: v.detach() for k, v in meta.items()}, backbone.execution
+        while True:
+            result = self.learner.meta_gradient(chunk, detached, record, seen)
+            finite = before.all_finite([result.losses, *result.grads.values()])
+            if finite or not backbone.lower_loss_scale():
+                break
+        if finite:
+            backward(meta, result.grads, chunk.tasks)
+            totals.add(result.losses, record["accuracy"], result.diagnostics, result.pulls)
+            return
+        backbone.execution = before  # it was not the scale
+        if chunk.tasks > 1:
+            for t in range(chunk.tasks):
+                self._accumulate(chunk[t : t + 1], totals)
+        else:
+            totals.skip()
+            family = f" of the family {chunk.families[0]!r}" if chunk.families else ""
+            warnings.warn(
+                f"step {self.step + 1}: an episode{family} has a non-finite loss or gradient and is left out",
+                stacklevel=2,
+            )
+
+    def _reduce(self, totals: Totals) -> tuple[float, float]:
+        """Sum gradients and totals over processes, divide the gradients by the number of episodes.
+
+        Returns:
+            That number, and how many episodes were left out.
+        """
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = torch.cat([g.flatten() for g in gradients] + [totals.sums])
+        flat = self.accelerator.reduce(flat, "sum")
+        assert isinstance(flat, Tensor)
+        *sums, totals.sums = flat.split([*(g.numel() for g in gradients), len(totals.sums)])
+        counted, skipped = totals.sums[:2].tolist()
+        for p, g in zip(self.parameters, sums, strict=True):
+            p.grad = (g / max(counted, 1.0)).view_as(p)
+        return counted, skipped
+
+    # --- validation, records, checkpoints ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, tasks: TaskSource) -> dict[str, float]:
+        """Accuracy on the validation episodes; keeps the generator when it is the best so far."""
+        n = self.config.validation_tasks
+        mine = list(range(self.accelerator.process_index, n, self.accelerator.num_processes))
+        correct = torch.zeros(n, device=self.accelerator.device)
+        for first in range(0, len(mine), self.tasks_per_chunk):
+            indices = mine[first : first + self.tasks_per_chunk]
+            for places, episode in stacked([tasks.sample(i) for i in indices]):
+                adapted = self.learner.adapt(episode.support)
+                hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
+                correct[[indices[p] for p in places]] = hits.float().mean(1)
+        total = self.accelerator.reduce(correct, "sum")
+        assert isinstance(total, Tensor)
+        mean, half = mean_interval(total.cpu().numpy())
+        if mean > self.best["accuracy"]:
+            self.best = {"accuracy": mean, "step": self.step}
+            if self.accelerator.is_main_process:
+                save_pretrained(self.learner, self.folder / "best", self.best)
+        interval = {} if math.isnan(half) else {"validation_accuracy_half_width": half}  # NaN is not JSON
+        return {"validation_accuracy": mean} | interval
+
+    def best_so_far(self) -> dict[str, str]:
+        return {"best": f"{self.best['accuracy']:.3f}"} if self.best["step"] else {}
+
+    def log(self, metrics: dict[str, float]) -> None:
+        self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.step)
+        if self.accelerator.is_main_process:
+            append(self.folder / METRICS, metrics)
+
+    def save(self) -> None:
+        """Write a checkpoint as a whole or not at all."""
+        if self.accelerator.is_main_process:
+            state = {
+                "settings": self.settings,
+                "step": self.step,
+                "generator": self.learner.generator.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+            }
+            self.checkpoints.save(state)
+        self.accelerator.wait_for_everyone()
+        self.saved = self.step
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint when there is one.
+
+        The main process reads it for all: they go on from the same one, also where they do not see the same files.
+
+        Raises:
+            ValueError: the folder holds something else, or nothing that can be read.
+            OSError: the folder cannot be written to.
+        """
+        main = self.accelerator.is_main_process
+        state = of_main(self.checkpoints.newest() if main else None)
+        if state is not None:
+            self._check_settings(state["settings"])
+            self.step = self.saved = state["step"]
+            self.learner.generator.load_state_dict(state["generator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        if main and self.step < self.config.steps:  # a finished run is left as it is
+            self._tidy()
+        self.best = of_main(self._kept() if main and self.step else dict(NOTHING_KEPT))
+
+    def last_good_state(self) -> str:
+        """For whoever reads why the run ended."""
+        if not self.saved:
+            return f"{self.folder} has no checkpoint yet (save_every={self.config.save_every}): the run begins anew"
+        path = self.checkpoints.path(self.saved)
+        return f"{path} is whole (step {self.saved} of {self.config.steps}): the same command goes on from there"
+
+    def _tidy(self) -> None:
+        """Remove what a kill left, and the metrics of steps that will be taken again."""
+        check_writable(self.checkpoints.folder)  # now, not after the steps of the first interval
+        recover_folder(self.folder / "best")
+        remove_drafts(self.folder / METRICS)
+        remove_drafts(self.folder / FILE)
+        self.checkpoints.remove_drafts()
+        forget_after(self.folder / METRICS, self.step)
+
+    def _kept(self) -> dict[str, Any]:
+        """Accuracy and step of ``best/``. The folder itself is asked: a kill may have come between its writing and
+        that of the checkpoint."""
+        config = self.folder / "best" / CONFIG
+        return json.loads(config.read_text())["extra"] if config.is_file() else dict(NOTHING_KEPT)
+
+    def _settings(self) -> dict[str, Any]:
+        """What must not change within a run. How it is cut into chunks, processes and checkpoints may."""
+        free = {"tasks_per_chunk", "save_every", "workers", "patience", "self_check"}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in free}
+        learner = self.learner
+        return settings | {
+            "backbone": learner.backbone.fingerprint(),
+            "generator": type(learner.generator).__name__,
+            "generator_options": learner.generator.options,
+            "head": repr(learner.head),
+            "inner_steps": learner.inner_steps,
+            "inner_optimizer": type(learner.optimizer).__name__,
+            "inner_options": inner_options(learner),
+            "estimator": repr(learner.estimator),
+        }
+
+    def _check_settings(self, saved: dict[str, Any]) -> None:
+        now = self.settings
+        changed = [f"{k}: {saved.get(k)!r} there, {now.get(k)!r} now" for k in now if saved.get(k) != now.get(k)]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); "
+                "give this run another folder, or remove that one"
+            )

@@ -1,7 +1,0 @@
-"""Folding a task's scale and shift into the weights: out comes a plain timm or transformers module."""
-
-from mtl.merging.layer import scale_and_shift_input, scale_and_shift_output
-from mtl.merging.network import Merged, merge
-from mtl.merging.tracing import LinearMap
-
-__all__ = ["LinearMap", "Merged", "merge", "scale_and_shift_input", "scale_and_shift_output"]

@@ -1,0 +1,68 @@
+"""Meta-gradients through an inner loop, for any bilevel problem: state it once, estimate its gradient in many ways.
+
+This sub-package imports torch and nothing else. An :class:`InnerProblem` says what is adapted and judged, an estimator
+turns it and the meta-parameters into a :class:`MetaGradient`.
+"""
+
+from mtl.metagrad.diagnostics import Agreement, calibrated, curvature, self_check
+from mtl.metagrad.estimators import (
+    SAMA,
+    AbstractEstimator,
+    Binomial,
+    Exact,
+    FirstOrder,
+    HorizonMixing,
+    ImplicitMAML,
+    MetaGradient,
+    Neumann,
+    OneStep,
+    Rematerialised,
+    Reptile,
+    StructuralZeroWarning,
+    Truncated,
+    TruncationMixing,
+    Windowed,
+    proximal,
+)
+from mtl.metagrad.functional import Functional
+from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerAdam, InnerSGD
+from mtl.metagrad.problem import InnerProblem, solve
+from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
+from mtl.metagrad.storage import OnDevice, OnHost, StateStorage
+
+__all__ = [
+    "SAMA",
+    "AbstractEstimator",
+    "AbstractInnerOptimizer",
+    "AbstractPull",
+    "Agreement",
+    "Binomial",
+    "Exact",
+    "FiniteDifference",
+    "FirstOrder",
+    "ForwardOverReverse",
+    "Functional",
+    "HorizonMixing",
+    "ImplicitMAML",
+    "InnerAdam",
+    "InnerProblem",
+    "InnerSGD",
+    "MetaGradient",
+    "Neumann",
+    "OnDevice",
+    "OnHost",
+    "OneStep",
+    "Rematerialised",
+    "Reptile",
+    "Reverse",
+    "StateStorage",
+    "StructuralZeroWarning",
+    "Truncated",
+    "TruncationMixing",
+    "Windowed",
+    "calibrated",
+    "curvature",
+    "proximal",
+    "self_check",
+    "solve",
+]

@@ -1,0 +1,82 @@
+"""Meta-gradient from the binomial expansion of the product of inner steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mtl.metagrad import tensors
+from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init, warn_of_zeros
+from mtl.metagrad.problem import InnerProblem, Trajectory, unroll
+from mtl.metagrad.products import Adjoint, PullChoice, add_products, as_pull, through_updates
+from mtl.metagrad.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Binomial(AbstractEstimator):
+    r"""Keep the terms with at most ``order`` curvatures of :math:`\prod_k (I - \alpha H_k)` (arXiv 2604.13263).
+
+    .. math::
+
+        s_0^k = v, \qquad s_l^k = s_l^{k+1} - \alpha H_k s_{l-1}^{k+1}, \qquad
+        \lambda_k = \sum_{l \le L} s_l^k, \qquad \text{acc} \mathrel{-}= \alpha M_k \lambda_{k+1}
+
+    with :math:`v` the gradient of the outer loss. The sums :math:`\lambda` of all orders are carried, and any optimiser
+    in the place of :math:`-\alpha`. The pulls of one step share an anchor, so all but the first are cheap.
+
+    Cost: K gradients and :math:`\sum_{l=0}^{\min(L, K-1)} (K - l)` pulls (none for ``order=0``): *more* than the exact
+    sweep needs. What it buys is that the steps do not wait for one another.
+    Equals: :class:`mtl.Exact` when ``order >= K``, :class:`mtl.FirstOrder` for ``order=0``. Far from exact once
+    ``K * lr * h_max`` exceeds the order: the series has not begun to converge.
+
+    Args:
+        order: most factors of curvature in a term, >= 0.
+        pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
+
+    Raises:
+        ValueError: when ``order`` is negative.
+    """
+
+    order: int = 1
+    pull: PullChoice = "reverse"
+
+    def __post_init__(self) -> None:
+        as_pull(self.pull)
+        if self.order < 0:
+            raise ValueError(f"Binomial(order={self.order}): expected 0 (first-order) or more; K is exact")
+
+    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        trajectory = unroll(problem, meta)
+        losses, adjoint = outer_adjoint(problem, meta, trajectory)
+        if self.order == 0:
+            warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "update"})
+            first = trajectory.weights[0], trajectory.states[0]
+            adjoint, _ = through_updates(problem, meta, *first, trajectory.gradients, adjoint)
+            pulls = 0
+        else:
+            adjoint, pulls = self._sweep(problem, meta, trajectory, adjoint)
+        grads = through_init(problem, meta, adjoint)
+        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls)
+
+    def _sweep(
+        self, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, adjoint: Adjoint
+    ) -> tuple[Adjoint, int]:
+        orders, pulls = [adjoint], 0  # the sums up to order 0, 1, ...; those that are not listed equal the last
+        for step in range(problem.num_steps - 1, -1, -1):
+            weights, state = trajectory.weights[step], trajectory.states[step]
+            products = as_pull(self.pull).at(problem, weights, meta, step)
+            gradients = trajectory.gradients[step : step + 1]
+            carried = [through_updates(problem, meta, weights, state, gradients, a) for a in orders]
+            curved = [products(cotangent) for _, cotangent in carried]
+            pulls += len(curved)
+            new = [carried[0][0]]
+            new += [_with_curvature(direct, h) for (direct, _), (h, _) in zip(carried[1:], curved, strict=False)]
+            if len(new) <= self.order:
+                new.append(_with_curvature(carried[-1][0], curved[-1][0]))
+            # Only the full sum adds to the meta-parameters, and with its own products.
+            received = tensors.add(carried[-1][0].meta, curved[-1][1])
+            orders = [replace(a, meta=received) for a in new]
+        return orders[-1], pulls
+
+
+def _with_curvature(adjoint: Adjoint, h: Tensors) -> Adjoint:
+    return add_products(adjoint, (h, tensors.zeros_like(adjoint.meta)))

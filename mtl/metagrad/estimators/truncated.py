@@ -1,0 +1,44 @@
+"""Meta-gradient through the last inner steps only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
+from mtl.metagrad.problem import InnerProblem, unroll
+from mtl.metagrad.products import PullChoice, as_pull
+from mtl.metagrad.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Truncated(AbstractEstimator):
+    """Sweep the last ``steps`` inner steps, then hand the cotangent to the initial weights as it is (arXiv 1810.10667).
+
+    Cost: K gradients and ``min(steps, K)`` pulls, memory of one step.
+    Equals: :class:`mtl.Exact` when ``steps >= K``. What the earlier steps owe to a meta-parameter inside the inner loss
+    is lost: little in stiff directions, whose cotangent has died out by then, most in slow ones.
+
+    Args:
+        steps: how many of the last steps are differentiated, at least one (none is :class:`mtl.FirstOrder`).
+        pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
+
+    Raises:
+        ValueError: when ``steps`` is not positive.
+    """
+
+    steps: int = 5
+    pull: PullChoice = "reverse"
+
+    def __post_init__(self) -> None:
+        as_pull(self.pull)
+        if self.steps < 1:
+            raise ValueError(f"Truncated(steps={self.steps}): expected at least one step; for none use FirstOrder()")
+
+    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        trajectory = unroll(problem, meta)
+        losses, adjoint = outer_adjoint(problem, meta, trajectory)
+        pulls = min(self.steps, problem.num_steps)
+        steps = range(problem.num_steps - 1, problem.num_steps - 1 - pulls, -1)
+        adjoint = exact_sweep(problem, meta, trajectory, adjoint, steps, as_pull(self.pull))
+        grads = through_init(problem, meta, adjoint)
+        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls)

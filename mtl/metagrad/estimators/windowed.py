@@ -1,0 +1,199 @@
+"""Windowed meta-gradient estimation: one gradient, or one linearisation of it, serves a window of inner steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtl.metagrad import tensors
+from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init
+from mtl.metagrad.problem import InnerProblem, Trajectory, unroll
+from mtl.metagrad.products import AbstractPull, Adjoint, Products, PullChoice, add_products, as_pull, through_updates
+from mtl.metagrad.tensors import Tensors
+
+Mode = Literal["adaptive", "exact-forward", "lazy"]
+Anchor = Literal["start", "middle", "end"]
+
+
+@dataclass(frozen=True)
+class Windowed(AbstractEstimator):
+    r"""Reuse one gradient over a window of inner steps (the idea of arXiv 2006.04298).
+
+    The K steps are cut into windows of ``size`` (the last may be shorter, with n steps). On the way back a window is
+    linearised at one anchor,
+
+    .. math:: \lambda \mathrel{-}= n \alpha H_a \lambda, \qquad \text{acc} \mathrel{-}= n \alpha M_a \lambda,
+
+    instead of at each of its steps. The modes differ in the steps really taken and in how a window is walked back:
+
+    - ``"lazy"``: the gradient is evaluated once per window and applied n times; its sweep is exact *for that coarse
+      loop*. With plain SGD on a fixed batch this is exactly MAML with K / size steps of size ``size * lr``: compare
+      with that before claiming a gain. Adapting later takes the K fine steps.
+    - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window,
+      on the same anchor graph).
+    - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of
+      the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
+      it is high the sub-steps shrink to single ones, which are the exact sweep at its price.
+
+    Cost: lazy K/size gradients and K/size pulls; otherwise K gradients and K/size pulls (more in adaptive mode where
+    curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
+    Equals: :class:`mtl.Exact` at ``size=1`` in every mode. Past ``size * lr * h_max >= 2`` a plain window is unstable
+    and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``, the largest relative change of
+    the cotangent per step, and ``past_cliff``, the fraction of windows over which it adds up to more than one.
+
+    Args:
+        size: inner steps per window, at least 1.
+        mode: see above.
+        anchor: which step of the window is linearised; ``"middle"`` cancels the drift of curvature to first order for
+            odd sizes, and nearly for even ones. Lazy windows always use their start.
+        pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
+        substeps: pulls per window in mode ``"exact-forward"``; 1 .. size.
+        tau: aimed-for relative change of the cotangent per sub-step in mode ``"adaptive"``; in (0, 1).
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    size: int = 5
+    mode: Mode = "adaptive"
+    anchor: Anchor = "middle"
+    pull: PullChoice = "reverse"
+    substeps: int = 1
+    tau: float = 0.5
+
+    def __post_init__(self) -> None:
+        as_pull(self.pull)
+        if self.size < 1:
+            raise ValueError(
+                f"Windowed(size={self.size}): a window needs at least one inner step; size=1 is the exact gradient"
+            )
+        if self.mode not in ("adaptive", "exact-forward", "lazy"):
+            raise ValueError(f"Windowed(mode={self.mode!r}): expected 'adaptive', 'exact-forward' or 'lazy'")
+        if self.anchor not in ("start", "middle", "end"):
+            raise ValueError(f"Windowed(anchor={self.anchor!r}): expected 'start', 'middle' or 'end'")
+        if not 1 <= self.substeps <= self.size:
+            raise ValueError(f"Windowed(substeps={self.substeps}): expected 1 .. size ({self.size})")
+        if self.substeps > 1 and self.mode != "exact-forward":
+            raise ValueError(
+                f"Windowed(substeps={self.substeps}, mode={self.mode!r}): only mode='exact-forward' takes substeps"
+            )
+        if not 0 < self.tau < 1:
+            raise ValueError(f"Windowed(tau={self.tau}): expected a number between 0 and 1; smaller is closer to exact")
+
+    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        trajectory = unroll(problem, meta, reuse=self.size if self.mode == "lazy" else 1)
+        losses, adjoint = outer_adjoint(problem, meta, trajectory)
+        walk = _Walk(problem, meta, trajectory, adjoint, as_pull(self.pull))
+        for start in reversed(range(0, problem.num_steps, self.size)):
+            stop = min(start + self.size, problem.num_steps)
+            if self.mode == "adaptive":
+                walk.adaptively(start, stop, self._anchor, self.tau)
+            else:
+                pieces = 1 if self.mode == "lazy" else min(self.substeps, stop - start)
+                walk.in_pieces(start, stop, self._anchor(start, stop), pieces)
+        adjoint, pulls, diagnostics = walk.adjoint, walk.pulls, walk.diagnostics()
+        del walk  # it holds the last anchor's graph
+        grads = through_init(problem, meta, adjoint)
+        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls, diagnostics)
+
+    def _anchor(self, start: int, stop: int) -> int:
+        if self.mode == "lazy" or self.anchor == "start":
+            return start
+        return stop - 1 if self.anchor == "end" else start + (stop - start) // 2
+
+
+class _Walk:
+    """The sweep in progress: the adjoint so far, and what is counted on the way."""
+
+    def __init__(
+        self, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, adjoint: Adjoint, pull: AbstractPull
+    ) -> None:
+        self.adjoint = adjoint
+        self.pulls = 0
+        self.rhos: list[Tensor] = []
+        self.windows: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
+        self._anchor, self._products = -1, _no_products
+        self._agree = problem.execution.sync_max
+        self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
+        # Not a closure over self: in a cycle the last anchor's graph would live on until the garbage collector comes.
+        self._back: Callable[[int, int, Adjoint], tuple[Adjoint, Tensors]] = lambda start, stop, adjoint: (
+            through_updates(
+                problem,
+                meta,
+                trajectory.weights[start],
+                trajectory.states[start],
+                trajectory.gradients[start:stop],
+                adjoint,
+            )
+        )
+
+    def in_pieces(self, start: int, stop: int, anchor: int, pieces: int) -> None:
+        """Walk back from ``stop`` to ``start`` in nearly equal pieces, all linearised at one anchor."""
+        bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
+        first = len(self.rhos)
+        for low, high in reversed(list(pairwise(bounds))):
+            self._accept(*self._pull(low, high, anchor))
+        self._close(first, stop - start)
+
+    def adaptively(self, start: int, stop: int, anchor: Callable[[int, int], int], tau: float) -> None:
+        """Walk back in sub-steps that change the cotangent of no task by much more than ``tau``.
+
+        The last accepted sub-step predicts the next. One that turns out to change a cotangent by more than ``2 tau`` is
+        taken again, shorter, at an anchor of its own: past the cliff the middle of the whole window says little about
+        its ends.
+        """
+        first, whole = len(self.rhos), stop - start
+        while stop > start:
+            length = stop - start
+            if self.rhos:
+                length = min(length, _steps_within(tau, self.rhos[-1]))
+            candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
+            rho = self._agree(rho)
+            if length > 1 and float(rho) * length > 2 * tau:
+                length = min(length - 1, _steps_within(tau, rho))
+                candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
+                rho = self._agree(rho)
+            self._accept(candidate, rho)
+            stop -= length
+        self._close(first, whole)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        if not self.rhos:
+            return {}
+        past = (torch.stack(self.windows) > 1).float().mean()
+        return {"max_rho": torch.stack(self.rhos).amax(), "past_cliff": past}
+
+    def _pull(self, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensor]:
+        if anchor != self._anchor:
+            self._products = _no_products  # or two graphs are alive while the next is built
+            self._anchor, self._products = anchor, self._at(anchor)
+        direct, cotangent = self._back(start, stop, self.adjoint)
+        h, m = self._products(cotangent)
+        self.pulls += 1
+        before = tensors.norm(self.adjoint.weights)
+        change = tensors.norm(h) / before.clamp_min(torch.finfo(before.dtype).tiny)
+        return add_products(direct, (h, m)), change.amax() / (stop - start)
+
+    def _accept(self, adjoint: Adjoint, rho: Tensor) -> None:
+        self.adjoint = adjoint
+        self.rhos.append(rho)
+
+    def _close(self, first: int, steps: int) -> None:
+        self.windows.append(steps * torch.stack(self.rhos[first:]).amax())
+
+
+def _no_products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+    raise AssertionError("no anchor yet")
+
+
+def _steps_within(tau: float, rho: Tensor) -> int:
+    """The largest number of steps, at least one, whose predicted change stays within ``tau``."""
+    value = float(rho)
+    # Not finite: the episode is lost anyway, and is reported by whoever sees its loss.
+    return max(1, int(tau / max(value, 1e-9))) if math.isfinite(value) else 1

@@ -1,0 +1,106 @@
+"""A whole network as a function of its weights, for inner loops that adapt all of them (MAML, transfer to a target)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mtl.metagrad.tensors import Tensors
+
+
+class Functional:
+    """A network as a function of its weights, with a leading task axis on both sides.
+
+    Row ``t`` of what comes out depends on row ``t`` of the weights and of the inputs only. A single task is a plain
+    call of the network with other weights: hooks run, and whatever can be differentiated in the network can be here,
+    as often. More tasks are one call under :func:`torch.func.vmap`: a convolution becomes a grouped one, and every
+    operation of the network needs a batching rule.
+
+    **Batch normalisation.** A call never changes a buffer: layers in training mode normalise by the statistics of the
+    task's own batch and write their running statistics to copies that are let go, so the steps of an inner loop leave
+    no trace and repeating one repeats its numbers. Layers in evaluation mode normalise by the running statistics that
+    the network has. MAML wants batch statistics at all times: ``nn.BatchNorm2d(n, track_running_stats=False)``, or the
+    network left in training mode.
+
+    **Derivatives.** Reverse and finite-difference pulls work wherever the network has the derivatives. Forward over
+    reverse works through convolutions and batch normalisation; PyTorch has no formula for group normalisation.
+
+    Dropout in training mode draws anew in every call, which no inner problem allows: set it to zero.
+
+    Args:
+        network: read, never changed. Its mode counts at every call.
+
+    >>> affine = Functional(nn.Linear(3, 2))
+    >>> affine(affine.weights(tasks=4), torch.zeros(4, 5, 3)).shape
+    torch.Size([4, 5, 2])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def weights(self, tasks: int = 1) -> Tensors:
+        """Copies of the parameters, ``(tasks, *shape)`` each; one that has several names comes under its first."""
+        found = self.network.named_parameters()
+        return {k: p.detach().expand(tasks, *p.shape).clone() for k, p in found}
+
+    def __call__(self, weights: Mapping[str, Tensor], *inputs: Any, **named: Any) -> Any:
+        """The network's output for each task.
+
+        Args:
+            weights: by parameter name, ``(tasks, *shape)``. Parameters that are left out are those of the network, the
+                same for all tasks and constant.
+            inputs, named: the network's own arguments, each a tensor or a container of tensors ``(tasks, n, ...)``.
+
+        Returns:
+            What the network returns, each tensor with the task axis in front.
+
+        Raises:
+            ValueError: for a name that is no parameter, or when numbers of tasks differ.
+        """
+        constants = {k: p.detach() for k, p in self.network.named_parameters()}
+        tasks = _tasks(weights, constants, (inputs, named))
+        copies = self._copies()
+        call = lambda state, inputs, named: functional_call(self.network, constants | state, inputs, named)  # noqa: E731
+        if tasks == 1:
+            # Not row 0: the derivative of an index is a tensor of zeros, that of a view is a view.
+            state, inputs, named = tree_map_only(Tensor, lambda t: t.squeeze(0), (dict(weights), inputs, named))
+            return tree_map_only(Tensor, lambda t: t.unsqueeze(0), call(state | copies, inputs, named))
+        # Statistics differ from task to task, counts of batches do not (and a count may be read as a number).
+        each = {k: b.expand(tasks, *b.shape).clone() for k, b in copies.items() if b.is_floating_point()}
+        rows = {k: 0 if k in weights or k in each else None for k in (*weights, *copies)}
+        return vmap(call, in_dims=(rows, 0, 0))({**weights, **copies, **each}, inputs, named)
+
+    def loaded(self, weights: Mapping[str, Tensor], task: int = 0) -> nn.Module:
+        """A plain network with the weights of one task; buffers, such as running statistics, are copied as they are."""
+        network = copy.deepcopy(self.network)
+        with torch.no_grad():
+            for name, value in weights.items():
+                network.get_parameter(name).copy_(value[task])
+        return network
+
+    def _copies(self) -> Tensors:
+        """Copies of the buffers that a forward pass may write to."""
+        training = [(name, m) for name, m in self.network.named_modules() if m.training]
+        buffers = (found for name, m in training for found in m.named_buffers(name, recurse=False))
+        return {k: b.clone() for k, b in buffers}
+
+
+def _tasks(weights: Mapping[str, Tensor], known: Tensors, arguments: Any) -> int:
+    """The number of tasks, once names and task axes are known to fit."""
+    if unknown := sorted(weights.keys() - known.keys()):
+        raise ValueError(f"weights {unknown} are no parameters of the network; it has {list(known)}")
+    if wrong := [k for k, v in weights.items() if v.shape[1:] != known[k].shape]:
+        found, expected = tuple(weights[wrong[0]].shape), ("tasks", *known[wrong[0]].shape)
+        raise ValueError(f"the weight {wrong[0]!r} has shape {found}, expected {expected}")
+    sizes = [len(v) for v in (*weights.values(), *tree_leaves(arguments)) if isinstance(v, Tensor)]
+    if len(set(sizes)) != 1:
+        raise ValueError(
+            f"weights and inputs have {sorted(set(sizes))} tasks; both need one row per task, expand those with one"
+        )
+    return sizes[0]

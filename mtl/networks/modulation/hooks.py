@@ -1,0 +1,163 @@
+"""Applying a modulation: hooks on the sites of a model, and what they do during the call in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mtl.networks.modulation.layers import hook, uncompiled
+from mtl.networks.modulation.sites import Modulation, Site
+
+PerSite = list[tuple[Tensor, Tensor]]
+"""Scale and shift of every site, each ``(tasks, C)``."""
+
+
+@dataclass
+class _Recording:
+    examples: int
+    mask: Tensor | None
+    means: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class Modulator:
+    """Owns the hooks on a model's sites, and what they do during the call in progress.
+
+    The parameters of a call live here only while it runs. A backward that recomputes activations after that has to
+    bring them back, see :meth:`as_now`; without, the recomputation runs unmodulated, and torch reports the different
+    number of saved tensors: nothing is silently wrong.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        self.model = uncompiled(model)
+        self.sites = tuple(sites)
+        self.width = sum(s.width for s in self.sites)
+        self.active: PerSite | None = None
+        self._recording: _Recording | None = None
+        self._handles: list[RemovableHandle] = []
+        self.install()
+
+    def install(self) -> None:
+        """Put the hooks on the model; no effect if they are there."""
+        if not self._handles:
+            layers = [self.model.get_submodule(s.name) for s in self.sites]
+            self._handles = [hook(layer, lambda x, i=i: self._at_site(i, x)) for i, layer in enumerate(layers)]
+
+    def remove(self) -> None:
+        """Take the hooks off the model; :meth:`install` puts them back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def removed(self) -> Iterator[nn.Module]:
+        """The model without the hooks, to copy it."""
+        self.remove()
+        try:
+            yield self.model
+        finally:
+            self.install()
+
+    def modulating(self, modulation: Modulation | None) -> AbstractContextManager[None]:
+        """Forwards inside see this modulation, with rows grouped by task along their first axis.
+
+        Raises:
+            ValueError: the modulation is not as wide as the sites together.
+        """
+        return _Seeing(self, None if modulation is None else self._per_site(modulation))
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """A context in which forwards see the modulation of this moment, whenever and how often it is entered."""
+        return _Seeing(self, self.active)
+
+    @contextmanager
+    def recording(self, examples: int, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
+        """Fills the list, on leaving, with each site's mean over positions: ``(examples, width)`` in float32.
+
+        Args:
+            mask: ``(examples, length)``, 0 at padding tokens, which are left out of the mean.
+        """
+        found: list[Tensor] = []
+        previous, self._recording = self._recording, _Recording(examples, mask)
+        try:
+            yield found
+            calls = [self._recording.means[i] for i in range(len(self.sites))]
+            found.extend(torch.stack(means).mean(0) for means in calls)
+        finally:
+            self._recording = previous
+
+    def _per_site(self, modulation: Modulation) -> PerSite:
+        if modulation.width != self.width:
+            raise ValueError(
+                f"the modulation is {modulation.width} wide but the {len(self.sites)} sites take {self.width} channels "
+                "together; build it with Modulation.identity(tasks, backbone.modulation_width)"
+            )
+        widths = [s.width for s in self.sites]
+        return list(zip(modulation.scale.split(widths, 1), modulation.shift.split(widths, 1), strict=True))
+
+    def _at_site(self, i: int, x: Tensor) -> Tensor | None:
+        if self._recording is not None:
+            means = self._recording.means.setdefault(i, [])
+            means.append(_position_mean(x, self.sites[i].channel_dim, self._recording))
+        if self.active is None:
+            return None
+        return modulate(x, *self.active[i], self.sites[i].channel_dim)
+
+
+class _Seeing(AbstractContextManager[None]):
+    """Sets what a modulator applies, and puts back what it was; may be entered again, also while entered."""
+
+    def __init__(self, modulator: Modulator, active: PerSite | None) -> None:
+        self._modulator, self._active = modulator, active
+        self._before: list[PerSite | None] = []
+
+    def __enter__(self) -> None:
+        self._before.append(self._modulator.active)
+        self._modulator.active = self._active
+
+    def __exit__(self, *exception: object) -> None:
+        self._modulator.active = self._before.pop()
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tensor:
+    """``scale * x + shift`` in the dtype of ``x``.
+
+    Args:
+        x: ``(tasks * rows, ...)``, rows of one task together.
+        scale: ``(tasks, C)``, any float dtype; kept in float32 outside and cast here.
+        shift: ``(tasks, C)``.
+        channel_dim: the axis of ``x`` that has size ``C``: 1 or -1.
+    """
+    tasks, width = scale.shape
+    rows = len(x) // tasks
+    shape = [len(x)] + [1] * (x.dim() - 1)
+    shape[channel_dim] = width
+    # The vectors are repeated by row, rather than x grouped by task, so that the result is no view: where a network
+    # works in place on a view, the hooks that gather sharded weights for the way back are lost.
+    scale, shift = (v.to(x.dtype).unsqueeze(1).expand(tasks, rows, width).reshape(shape) for v in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
+def _position_mean(x: Tensor, channel_dim: int, recording: _Recording) -> Tensor:
+    """Mean over everything but example and channel: ``(examples, C)``."""
+    # Rows that are parts of an example (windows, flattened tokens) become one more position axis.
+    grouped = x.detach().float().movedim(channel_dim, -1).unflatten(0, (recording.examples, -1))
+    weights = _position_weights(grouped, recording.mask)
+    if weights is None:
+        return grouped.flatten(1, -2).mean(1)
+    weights = weights.expand(*grouped.shape[:-1], 1)
+    return (grouped * weights).flatten(1, -2).sum(1) / weights.flatten(1, -2).sum(1).clamp_min(1)
+
+
+def _position_weights(grouped: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask, shaped to broadcast against ``(examples, positions..., C)``; None when no axis is the token axis."""
+    if mask is None:
+        return None
+    axis = next((d for d in range(1, grouped.dim() - 1) if grouped.shape[d] == mask.shape[1]), None)
+    if axis is None:
+        return None
+    return mask.to(grouped).reshape([-1 if d == 0 else mask.shape[1] if d == axis else 1 for d in range(grouped.dim())])

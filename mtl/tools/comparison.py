@@ -1,0 +1,233 @@
+"""Methods judged on the same episodes: intervals, paired differences, tables (in %) and files (fractions, 0 .. 1)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mtl.tools.files import replacing
+
+Kind = Literal["baseline", "ours", "control"]
+ALL = "all"  # the name under which the episodes of all families are pooled
+
+
+def mean_interval(x: ArrayLike) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval, ``1.96 std / sqrt(n)`` with the unbiased ``std``.
+
+    The normal 1.96 is the field's convention; below some 30 episodes it makes the interval too narrow.
+    ``x`` is ``(n,)``. A half width needs two values: it is NaN for ``n = 1``, and so is the mean for ``n = 0``.
+    """
+    values = np.asarray(x, dtype=np.float64)
+    if values.size < 2:
+        return (values.item() if values.size else math.nan), math.nan
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(values.size))
+
+
+def paired(reference: ArrayLike, other: ArrayLike) -> tuple[float, float]:
+    """Mean and half width of ``reference - other``, taken episode by episode.
+
+    Episodes differ in difficulty far more than methods do, and that part cancels here: two methods whose own
+    intervals overlap can still differ clearly. Both are ``(episodes,)``, the same episodes in the same order.
+
+    Raises:
+        ValueError: when the shapes differ, for then the episodes cannot be the same.
+    """
+    a, b = np.asarray(reference, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"cannot pair accuracies {a.shape} with {b.shape}: both need the same episodes in one order")
+    return mean_interval(a - b)
+
+
+@dataclass(frozen=True, eq=False)
+class MethodResult:
+    """One method on one setting.
+
+    Args:
+        method: its name in tables and figures.
+        kind: ``"baseline"``, ``"ours"`` or ``"control"``.
+        accuracy: ``(episodes,)`` in ``0 .. 1``; kept as a read-only float64 copy.
+        seconds_per_task: time to adapt to one task and predict its queries.
+        adapted_values: how many numbers are adapted per task.
+
+    Raises:
+        ValueError: naming the method, for NaN, percentages, other shapes, unknown kinds, negative or infinite costs.
+    """
+
+    method: str
+    kind: Kind
+    accuracy: np.ndarray
+    seconds_per_task: float
+    adapted_values: int
+
+    def __post_init__(self) -> None:
+        accuracy = np.array(self.accuracy, dtype=np.float64)
+        accuracy.setflags(write=False)
+        object.__setattr__(self, "accuracy", accuracy)
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"{self.method!r}: kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
+        if accuracy.ndim != 1 or not accuracy.size:
+            raise ValueError(f"{self.method!r}: accuracy has shape {accuracy.shape}, expected (episodes,)")
+        wrong = accuracy[~((accuracy >= 0) & (accuracy <= 1))]  # NaN compares false, so it is wrong too
+        if wrong.size:
+            raise ValueError(f"{self.method!r}: {wrong.size} accuracies are not in 0 .. 1, the first is {wrong[0]}")
+        for name in ("seconds_per_task", "adapted_values"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{self.method!r}: {name}={getattr(self, name)} must be finite and not negative")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the reference beats ``method`` on the episodes of one family, or of ``"all"``.
+
+    ``difference`` is the mean of reference minus method, paired, in ``-1 .. 1``; ``half_width`` is its 95 %
+    interval's. ``outcome`` is the *reference's*; ``"ties"`` when the interval contains 0, or there is one episode.
+    """
+
+    method: str
+    family: str
+    difference: float
+    half_width: float
+    outcome: Literal["wins", "ties", "loses"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Several methods on the same episodes of one setting.
+
+    Args:
+        setting: for example ``"5-way 1-shot"``.
+        families: the kind of task of each episode, ``(episodes,)``.
+        rows: one per method, in the order in which tables list them.
+        reference: the method from which the others are subtracted.
+
+    Raises:
+        ValueError: naming the rows, when lengths differ, names repeat or the reference is unknown.
+    """
+
+    setting: str
+    families: tuple[str, ...]
+    rows: tuple[MethodResult, ...]
+    reference: str
+
+    def __post_init__(self) -> None:
+        methods, episodes = [r.method for r in self.rows], len(self.families)
+        if unequal := [f"{r.method!r} has {r.accuracy.size}" for r in self.rows if r.accuracy.size != episodes]:
+            raise ValueError(f"{self.setting}: {episodes} episodes have a family, but {', '.join(unequal)} accuracies")
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"{self.setting}: each method needs its own name, got {methods}")
+        if self.reference not in methods:
+            raise ValueError(f"{self.setting}: reference {self.reference!r} is not one of {methods}")
+        if ALL in self.families and len(set(self.families)) > 1:
+            raise ValueError(f"{self.setting}: a family cannot be called {ALL!r}, which names all families together")
+
+    def row(self, method: str) -> MethodResult:
+        """The row of one method; ``KeyError`` when there is none."""
+        return {r.method: r for r in self.rows}[method]
+
+    def by_family(self) -> dict[str, Comparison]:
+        """The comparison restricted to each family, in order of first appearance."""
+        found = {}
+        for name in dict.fromkeys(self.families):
+            mask = np.array([family == name for family in self.families])
+            rows = tuple(replace(r, accuracy=r.accuracy[mask]) for r in self.rows)
+            found[name] = replace(self, families=(name,) * int(mask.sum()), rows=rows)
+        return found
+
+    def parts(self) -> dict[str, Comparison]:
+        """All episodes under ``"all"``, followed by each family when there are several.
+
+        ``"all"`` weighs episodes, not families, equally; its interval is for episodes drawn from the whole mixture.
+        """
+        return {ALL: self} | (self.by_family() if len(set(self.families)) > 1 else {})
+
+    def verdict(self, method: str, family: str = ALL) -> Verdict:
+        """The reference against ``method`` on all these episodes, reported under the name ``family``."""
+        difference, half_width = paired(self.row(self.reference).accuracy, self.row(method).accuracy)
+        # Equal up to rounding is a tie, and so is the NaN half width of a single episode.
+        clear = abs(difference) > half_width + 1e-12
+        outcome = ("wins" if difference > 0 else "loses") if clear else "ties"
+        return Verdict(method, family, difference, half_width, outcome)
+
+    def table(self, markdown: bool = False) -> str:
+        """An aligned table in percent: accuracy, each family when there are several, paired difference, costs."""
+        parts = self.parts()
+        heads = ["method", "accuracy ± 95 %", *list(parts)[1:], "difference  ", "s/task", "adapted values"]
+        note = f"{self.setting}, {len(self.families)} episodes; accuracies in % ± a 95 % interval.\nDifference: "
+        note += f"{self.reference} minus method, paired; * its interval excludes 0, uncorrected for many comparisons."
+        return f"{_aligned([heads, *(_cells(parts, r) for r in self.rows)], markdown)}\n\n{note}\n"
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line per method and family, ``"all"`` included; accuracies in ``0 .. 1``."""
+        parts = [(ALL, self), *self.by_family().items()]
+        records = [_record(name, part, row) for name, part in parts for row in part.rows]
+        with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything, each episode's accuracy included; :meth:`from_json` restores it exactly."""
+        rows = [vars(r) | {"accuracy": r.accuracy.tolist(), "adapted_values": int(r.adapted_values)} for r in self.rows]
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(vars(self) | {"rows": rows}, allow_nan=False), encoding="utf-8")
+
+    @staticmethod
+    def from_json(path: str | Path) -> Comparison:
+        """Load what :meth:`to_json` wrote; ``ValueError`` naming the file when it is something else or invalid."""
+        try:
+            content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows, families = tuple(MethodResult(**r) for r in content["rows"]), tuple(content["families"])
+            return Comparison(**content | {"rows": rows, "families": families})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not a saved comparison: {error}") from error
+
+
+def verdicts(comparison: Comparison, per_family: bool = True) -> list[Verdict]:
+    """The reference against each other method: on all episodes and, when there are several, on each family.
+
+    Each interval stands on its own: of many true ties one in twenty comes out as a win or a loss.
+    """
+    parts = comparison.parts() if per_family else {ALL: comparison}
+    others = [r.method for r in comparison.rows if r.method != comparison.reference]
+    return [part.verdict(method, name) for method in others for name, part in parts.items()]
+
+
+def _cells(parts: Mapping[str, Comparison], row: MethodResult) -> list[str]:
+    """One line of the table; percentages to a tenth, paired differences, which are far more precise, to a hundredth."""
+    intervals = [mean_interval(part.row(row.method).accuracy) for part in parts.values()]
+    accuracies = [f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in intervals]
+    v = parts[ALL].verdict(row.method)
+    # A blank in place of the star keeps the decimal points of the column in line.
+    difference = f"{100 * v.difference:+.2f} ± {100 * v.half_width:.2f} {' ' if v.outcome == 'ties' else '*'}"
+    if row.method == parts[ALL].reference:
+        difference = "reference  "
+    return [row.method, *accuracies, difference, f"{row.seconds_per_task:.3g}", f"{row.adapted_values:,}"]
+
+
+def _aligned(cells: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Columns padded to their widest cell; the first to the left, numbers to the right."""
+    if markdown:
+        cells = [[c.replace("|", r"\|") for c in row] for row in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    head, *body = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    if not markdown:
+        return "\n".join("  ".join(line).rstrip() for line in [head, ["-" * w for w in widths], *body])
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
+
+
+def _record(family: str, part: Comparison, row: MethodResult) -> dict[str, Any]:
+    """One line of the long format: the verdict with what it rests on; the reference ties with itself."""
+    mean, half = mean_interval(row.accuracy)
+    record = {"setting": part.setting, "method": row.method, "kind": row.kind, "family": family}
+    record |= {"episodes": row.accuracy.size, "accuracy": mean, "accuracy_half_width": half}
+    record |= {"reference": part.reference} | vars(part.verdict(row.method, family))
+    return record | {"seconds_per_task": row.seconds_per_task, "adapted_values": row.adapted_values}

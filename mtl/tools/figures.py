@@ -1,0 +1,284 @@
+"""Figures for talks and papers. Each writes ``path`` (``.png``, ``.svg`` or ``.pdf``) and returns the figure.
+
+They are built without ``pyplot``: no backend is chosen, no window opens and nothing stays open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from mtl.tools.comparison import Comparison, mean_interval, verdicts
+from mtl.tools.files import replacing
+
+INK, GREY, PALE, ACCENT, RIGHT, WRONG = "#1f2937", "#6b7280", "#e5e7eb", "#1d4ed8", "#15803d", "#dc2626"
+REFERENCE: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": (0, (4, 3))}
+# Shape and filling say what colour says, for prints and for colour-blind readers.
+LOOKS: dict[str, dict[str, Any]] = {
+    "ours": {"color": ACCENT, "marker": "D"},
+    "baseline": {"color": GREY, "marker": "o"},
+    "control": {"color": GREY, "marker": "o", "markerfacecolor": "white"},
+}
+STYLE: Any = {
+    **{"font.size": 14, "axes.titlesize": 17, "axes.titleweight": "bold", "axes.titlelocation": "left"},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "white"),
+    **{"axes.edgecolor": GREY, "grid.color": PALE, "axes.axisbelow": True},
+    "svg.hashsalt": "mtl",  # the same figure gives the same bytes
+}
+LEADS = {"wins": INK, "ties": GREY, "loses": WRONG}
+ROW = 1.25  # height of a strip's row, in images
+PerEpisode = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
+
+
+@contextmanager
+def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of ``width`` by ``height`` inches that is saved when the block ends well."""
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in ("png", "svg", "pdf"):
+        raise ValueError(f"{path}: a figure needs the suffix .png, .svg or .pdf")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        figure.set_layout_engine("constrained", w_pad=0.1)
+        yield figure
+        with replacing(path) as draft:
+            figure.savefig(draft, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+
+
+def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figure:
+    """Dots with 95 % intervals: a column per setting, all episodes above, a small panel per family below.
+
+    Methods keep one order everywhere: ours, baselines, controls, the most accurate first. The dashed line is the
+    reference. Numbers at the right are its paired lead in points: bold where the interval excludes 0, red where it
+    trails. Whether it differs from a method is read there, for the intervals of the dots may overlap all the same.
+
+    Raises:
+        ValueError: without a comparison, or for another suffix.
+    """
+    if not comparisons:
+        raise ValueError("accuracy_figure needs at least one comparison")
+    places = _places(comparisons)
+    smalls = [c.by_family() if len(c.parts()) > 1 else {} for c in comparisons]
+    widths = [max(len(small), 1) for small in smalls]
+    heights = [0.34 * len(places)] + [0.27 * len(places)] * any(smalls)
+    with saved_figure(path, 4 + max(1.5 * sum(widths), 6 * len(widths)), 1.7 + sum(heights)) as figure:
+        grid = figure.add_gridspec(len(heights), sum(widths), height_ratios=heights)
+        for i, (comparison, small) in enumerate(zip(comparisons, smalls, strict=True)):
+            start, stop = sum(widths[:i]), sum(widths[: i + 1])
+            panel = figure.add_subplot(grid[0, start:stop])
+            _dots(panel, comparison, places, named=i == 0, size=8)
+            _leads(panel, comparison, places)
+            panel.set_title(comparison.setting)
+            for column, (family, part) in enumerate(small.items(), start):
+                panel = figure.add_subplot(grid[1, column])
+                _dots(panel, part, places, named=column == 0, size=5)
+                panel.set_title(family, fontsize=14, fontweight="normal")
+        figure.supxlabel("accuracy in %, mean and 95 % interval over episodes", fontsize=14)
+        _legend(figure, comparisons)
+    return figure
+
+
+def _places(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """Height of each method, 0 at the top: by kind, a gap between kinds, then by accuracy averaged over settings."""
+    rows = [row for c in comparisons for row in c.rows]
+    kinds = {row.method: list(LOOKS).index(row.kind) for row in rows}
+    means = {m: np.mean([row.accuracy.mean() for row in rows if row.method == m]) for m in kinds}
+    order, present = sorted(kinds, key=lambda m: (kinds[m], -means[m])), sorted(set(kinds.values()))
+    return {m: i + 0.5 * present.index(kinds[m]) for i, m in enumerate(order)}
+
+
+def _dots(panel: Axes, comparison: Comparison, places: Mapping[str, float], named: bool, size: float) -> None:
+    for row in comparison.rows:
+        mean, half = (100 * v for v in mean_interval(row.accuracy))
+        look = LOOKS[row.kind] | {"markersize": size, "elinewidth": size / 3.5, "zorder": 3}
+        panel.errorbar(mean, places[row.method], xerr=np.nan_to_num(half), **look)
+        if row.method == comparison.reference:
+            panel.axvline(mean, zorder=1, **REFERENCE)
+    panel.set_ylim(max(places.values()) + 0.7, -0.7)
+    panel.set_yticks(list(places.values()), list(places) if named else [])
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=int(size) - 1, steps=[1, 2, 5, 10], min_n_ticks=2))
+    panel.tick_params(axis="y", length=0)
+    panel.grid(axis="y")
+    panel.spines["left"].set_visible(False)
+    panel.margins(x=0.08)
+
+
+def _leads(panel: Axes, comparison: Comparison, places: Mapping[str, float]) -> None:
+    """The reference's paired lead over each method, as the labels of a second axis: these the layout keeps clear."""
+    found = verdicts(comparison, per_family=False)
+    leads = [f"{100 * v.difference:+.1f}".rjust(5, "\N{FIGURE SPACE}") + f" ± {100 * v.half_width:.1f}" for v in found]
+    axis = panel.secondary_yaxis("right")
+    axis.set_yticks([places[v.method] for v in found], [t.replace("-", "\N{MINUS SIGN}") for t in leads], fontsize=12)
+    axis.tick_params(length=0)
+    axis.spines["right"].set_visible(False)
+    for v, text in zip(found, axis.get_yticklabels(), strict=True):
+        text.set(fontweight="normal" if v.outcome == "ties" else "bold", color=LEADS[v.outcome])
+    panel.annotate("paired lead", (1, 1), (12, 6), "axes fraction", "offset points", fontsize=12, color=GREY)
+
+
+def _legend(figure: Figure, comparisons: Sequence[Comparison]) -> None:
+    present = {row.kind for c in comparisons for row in c.rows}
+    looks = {kind: look for kind, look in LOOKS.items() if kind in present}
+    handles = [Line2D([], [], linestyle="none", markersize=8, label=kind, **look) for kind, look in looks.items()]
+    references = " / ".join(dict.fromkeys(c.reference for c in comparisons))
+    handles.append(Line2D([], [], label=f"reference: {references}", **REFERENCE))
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handletextpad=0.4)
+
+
+def episode_strip(
+    inputs_support: PerEpisode,
+    labels_support: PerEpisode,
+    inputs_query: PerEpisode,
+    labels_query: PerEpisode,
+    predictions: PerEpisode,
+    path: str | Path,
+    title: str = "",
+    shots: int = 2,
+    queries: int = 10,
+) -> Figure:
+    """A row per episode: its support set by class, then queries framed by whether the prediction is right.
+
+    Queries are not chosen by outcome: the first of each class, then the second of each, until there are
+    ``queries``. A wrong one names the class it was taken for. The percentage at the left counts all queries.
+
+    Args:
+        inputs_support: ``(episodes, n_support, channels, height, width)``, or one ``(n_support, ...)`` per episode;
+            grey or RGB, of any range: each episode is scaled to its own minimum and maximum.
+        labels_support: ``(episodes, n_support)`` integers, or one ``(n_support,)`` per episode.
+        inputs_query, labels_query: likewise with ``n_query``; ``predictions`` are classes, like ``labels_query``.
+        shots, queries: how many images are shown at most, per class and per episode.
+
+    Raises:
+        ValueError: for no episode, numbers of episodes or examples that differ, or channels other than 1 or 3.
+    """
+    columns = (inputs_support, labels_support, inputs_query, labels_query, predictions)
+    if len({len(c) for c in columns}) != 1 or not len(predictions):
+        raise ValueError(f"expected one entry per episode in each argument, got {[len(c) for c in columns]}")
+    with saved_figure(path, 1, 1) as figure:  # its size follows from what is drawn
+        panel = figure.add_subplot()
+        ends = [_strip(panel, i, [_array(c[i]) for c in columns], shots, queries) for i in range(len(predictions))]
+        right, bottom = max(ends), ROW * len(ends)
+        figure.set_size_inches(1 + 0.9 * right, 0.5 + 0.9 * bottom + 0.4 * bool(title))
+        panel.set(xlim=(-1.1, right), ylim=(bottom - 0.15, -0.5), aspect="equal", title=title)
+        panel.set_axis_off()
+    return figure
+
+
+def _strip(panel: Axes, row: int, episode: Sequence[np.ndarray], shots: int, queries: int) -> float:
+    """Draw one episode, given in the order of :func:`episode_strip`'s arguments; return its right end."""
+    support, labels, query, truth, guesses = episode
+    if len(support) != len(labels) or not len(query) == len(truth) == len(guesses):
+        raise ValueError(f"episode {row}: images, labels and predictions differ in number: {[len(a) for a in episode]}")
+    images, x, y = _displayable(np.concatenate([support, query])), 0.0, ROW * row
+    panel.text(-0.2, y + 0.5, f"{100 * np.mean(guesses == truth):.0f} %", ha="right", va="center")
+    for label in np.unique(labels):
+        for i in np.flatnonzero(labels == label)[:shots]:
+            _draw(panel, images[i], x, y, _letter(label))
+            x += 1.04
+        x += 0.12
+    x += 0.4
+    if row == 0:
+        panel.text(0, -0.15, "support", color=GREY)
+        panel.text(x, -0.15, "queries: class, or class → guess", color=GREY)
+    for i in _first_of_each(truth, queries):
+        wrong = "" if guesses[i] == truth[i] else f" → {_letter(guesses[i])}"
+        _draw(panel, images[len(support) + i], x, y, _letter(truth[i]) + wrong, frame=WRONG if wrong else RIGHT)
+        x += 1.14
+    return x
+
+
+def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices ``(<= count,)`` sorted by class: the first example of each class, then each second one, and so on."""
+    rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
+    chosen = np.lexsort((labels, rank))[:count]
+    return chosen[np.argsort(labels[chosen], kind="stable")]
+
+
+def _displayable(images: np.ndarray) -> np.ndarray:
+    """``(n, channels, height, width)`` of any range to ``(n, height, width)`` or ``(n, height, width, 3)``, 0 .. 1."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"episodes need images (n, 1 or 3, height, width), got {images.shape}")
+    low, high = images.min(), images.max()
+    images = (images - low) / (high - low if high > low else 1.0)
+    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+
+
+def _draw(panel: Axes, image: np.ndarray, x: float, y: float, text: str, frame: str = "") -> None:
+    """Draw an image in the unit square at the right of ``x``, below ``y``, keeping its proportions."""
+    height, width = np.array(image.shape[:2]) / max(image.shape[:2])
+    left, top = x + (1 - width) / 2, y + (1 - height) / 2
+    panel.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, top + height, top))
+    if frame:
+        panel.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=frame, linewidth=4))
+    box = {"facecolor": frame or INK, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
+    where = (left + 0.06, top + height - 0.06)
+    panel.text(*where, text, va="bottom", color="white", fontsize=10, fontweight="bold", bbox=box)
+
+
+def _letter(label: Any) -> str:
+    """A, B, C ... rather than digits, which the images may show; numbers beyond Z."""
+    return chr(ord("A") + int(label)) if 0 <= label < 26 else str(int(label))
+
+
+def _array(x: Tensor | np.ndarray) -> np.ndarray:
+    return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float32)
+
+
+def curves_figure(metrics: Sequence[Mapping[str, float]], path: str | Path) -> Figure:
+    """Loss and accuracy against the step: training smoothed over its pale raw values, validation as dots.
+
+    Args:
+        metrics: one per logged step, in order: ``step`` and any of ``loss``, ``accuracy`` (``0 .. 1``),
+            ``validation_loss``, ``validation_accuracy`` and ``validation_*_half_width``; other keys are ignored.
+
+    Raises:
+        ValueError: when there is neither a loss nor an accuracy to draw.
+    """
+    logged = set().union(*metrics)
+    names = [name for name in ("loss", "accuracy") if {name, f"validation_{name}"} & logged]
+    if not names:
+        raise ValueError(f"no loss or accuracy to draw among the metrics {sorted(logged)}")
+    with saved_figure(path, 6.5 * len(names), 4.5) as figure:
+        for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            _curve(panel, metrics, name, unit=100 if name == "accuracy" else 1)
+            panel.set(title="accuracy, %" if name == "accuracy" else name, xlabel="step")
+            panel.grid(axis="y")
+            panel.legend()
+    return figure
+
+
+def _curve(panel: Axes, metrics: Sequence[Mapping[str, float]], name: str, unit: float) -> None:
+    steps, values, _ = _series(metrics, name)
+    if len(steps):
+        panel.plot(steps, unit * values, color=ACCENT, alpha=0.2, linewidth=1)
+        panel.plot(steps, unit * _smoothed(values), color=ACCENT, linewidth=2.5, label="training, smoothed")
+    steps, values, halves = _series(metrics, f"validation_{name}")
+    if len(steps):
+        look = {"fmt": "o", "color": INK, "elinewidth": 2, "zorder": 3}
+        label = "validation, 95 % interval" if halves.any() else "validation"
+        panel.errorbar(steps, unit * values, yerr=unit * halves, label=label, **look)
+
+
+def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    """Steps, values and half widths ``(3, n)`` where ``name`` is logged and finite: one bad step is only a gap."""
+    found = [m for m in metrics if np.isfinite(m.get(name, np.nan))]
+    points = [(m["step"], m[name], m.get(f"{name}_half_width", 0.0)) for m in found]
+    return np.nan_to_num(np.array(points, dtype=np.float64).reshape(-1, 3).T)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean under a bell a tenth of the run wide, centred so that it does not lag behind as a running average does."""
+    kernel = np.hanning(max(1, len(values) // 10) + 2)[1:-1]
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

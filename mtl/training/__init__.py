@@ -1,7 +1,0 @@
-"""Meta-training: the outer loop on Accelerate, on any number of processes, resumable, bad episodes left out."""
-
-from mtl.training.config import TrainingConfig
-from mtl.training.loop import train
-from mtl.training.run import NOTHING_KEPT, NonFiniteLosses
-
-__all__ = ["NOTHING_KEPT", "NonFiniteLosses", "TrainingConfig", "train"]
