@@ -6,6 +6,7 @@ turns it and the meta-parameters into a :class:`MetaGradient`.
 
 from mtl.metagrad.diagnostics import Agreement, calibrated, curvature, self_check
 from mtl.metagrad.estimators import (
+    ESTIMATORS,
     SAMA,
     AbstractEstimator,
     Binomial,
@@ -25,12 +26,15 @@ from mtl.metagrad.estimators import (
     proximal,
 )
 from mtl.metagrad.functional import Functional
-from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerAdam, InnerSGD
+from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerSGD
 from mtl.metagrad.problem import InnerProblem, solve
 from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
+from mtl.metagrad.registry import Registry
 from mtl.metagrad.storage import OnDevice, OnHost, StateStorage
 
 __all__ = [
+    "ESTIMATORS",
+    "INNER_OPTIMIZERS",
     "SAMA",
     "AbstractEstimator",
     "AbstractInnerOptimizer",
@@ -52,6 +56,7 @@ __all__ = [
     "OnDevice",
     "OnHost",
     "OneStep",
+    "Registry",
     "Rematerialised",
     "Reptile",
     "Reverse",

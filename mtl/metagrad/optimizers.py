@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl.metagrad import tensors
+from mtl.metagrad.registry import Registry
 from mtl.metagrad.tensors import Tensors
 
 StepSize = float | Tensor | Mapping[str, Tensor]
@@ -127,8 +128,10 @@ class InnerAdam(AbstractInnerOptimizer):
         return new_weights, new_state
 
 
-INNER_OPTIMIZERS: dict[str, type[InnerSGD] | type[InnerAdam]] = {"sgd": InnerSGD, "adam": InnerAdam}
-"""By name, for checkpoints."""
+INNER_OPTIMIZERS = Registry("inner optimiser", "mtl.metagrad.INNER_OPTIMIZERS")
+"""Inner optimisers by the name that saved files use. Each is a frozen dataclass with a field ``lr``."""
+INNER_OPTIMIZERS.register("sgd", InnerSGD, help="Gradient descent, with momentum and weight decay.")
+INNER_OPTIMIZERS.register("adam", InnerAdam, help="Adam: step sizes adapted element by element.")
 
 
 def sizes_of(lr: float | Callable[[Tensors], StepSize], meta: Tensors, like: Tensors) -> Mapping[str, float | Tensor]:
