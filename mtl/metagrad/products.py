@@ -12,12 +12,10 @@ import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tyro.constructors import PrimitiveConstructorSpec
 
 from mtl.metagrad import tensors
 from mtl.metagrad.problem import InnerProblem
@@ -189,33 +187,14 @@ class FiniteDifference(AbstractPull):
         return products
 
 
-def _said(pull: str | AbstractPull) -> list[str]:
-    return [pull if isinstance(pull, str) else repr(pull)]
-
-
-PullChoice = Annotated[
-    str | AbstractPull,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{reverse,forward-over-reverse,finite-difference}",
-        instance_from_str=lambda words: _named(words[0]),
-        is_instance=lambda value: isinstance(value, str | AbstractPull),
-        str_from_instance=_said,
-    ),
-]
-"""A pull, or its name. The annotation makes it an option of the command line, where it can only be a name."""
-
+PullChoice = str | AbstractPull
+"""A pull, or its name."""
 
 PULLS: dict[str, Callable[[], AbstractPull]] = {
     "reverse": Reverse,
     "forward-over-reverse": ForwardOverReverse,
     "finite-difference": FiniteDifference,
 }
-
-
-def _named(pull: str) -> str:
-    as_pull(pull)  # a wrong name ends here, with the right ones
-    return pull
 
 
 def as_pull(pull: str | AbstractPull) -> AbstractPull:
