@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import few_shot
-import pretrain_docstrings
 import tyro
+from assets import pretrain_docstrings
 
 import mtl
 

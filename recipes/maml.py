@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import maml_results
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from helpers import maml_results
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 

@@ -21,15 +21,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pretrain_scans
 import torch
-import transfer_data
-import transfer_report
 import tyro
 from accelerate import Accelerator
+from assets import pretrain_scans
+from helpers import transfer_data, transfer_report
+from helpers.transfer_runs import SMALL, Run, Training, Workplace, methods, source_head, target_maker, train
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transfer_runs import SMALL, Run, Training, Workplace, methods, source_head, target_maker, train
 
 import mtl
 from mtl.networks.backbones import EMBEDDED

@@ -1,6 +1,6 @@
 """The cliff of windowed estimators, as a picture: agreement with the exact gradient against step size times curvature.
 
-    python recipes/draw_cliff.py
+    python recipes/benchmarks/draw_cliff.py
 
 The ViT of compare_estimators.py; two minutes on one thread. Plain windows fall where window times step size times
 curvature comes near 2, on what acts inside the inner loss (type L) first; adaptive ones take more pulls instead.

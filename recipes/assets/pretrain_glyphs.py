@@ -1,6 +1,6 @@
 """Pretrain the backbone of the embedded glyph benchmark: one feature vector, one linear classifier per attribute.
 
-    python recipes/pretrain_glyphs.py --out mtl/data/assets
+    python recipes/assets/pretrain_glyphs.py --out mtl/data/assets
 
 Seven minutes on one CPU thread. Expect: character .92, slant, weight, width .96, orientation .82, defect .98 on fresh
 images. The clean Latin pages seen here have none of the document conditions of the episodes.

@@ -1,7 +1,7 @@
 """What low precision of the frozen network costs the meta-gradient: cosine and norm against float32, by estimator.
 
-    python recipes/compare_precision.py                                         # a timm ViT and a small BERT
-    python recipes/compare_precision.py --networks vit --depth 12               # the full vit_tiny; for a GPU
+    python recipes/benchmarks/compare_precision.py   # a timm ViT and a small BERT
+    python recipes/benchmarks/compare_precision.py --networks vit --depth 12   # the full vit_tiny; for a GPU
 
 Scale, shift and a cosine head are adapted, and always in float32, as are all gradients. Ten minutes on a processor
 without arithmetic in few bits, where this says how close and not how fast.

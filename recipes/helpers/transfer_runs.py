@@ -13,12 +13,12 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
-from small_convnet import SmallConvNet
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transfer_data import Data, Part
 
 import mtl
+from helpers.small_convnet import SmallConvNet
+from helpers.transfer_data import Data, Part
 from mtl.transfer import (
     Choice,
     MatchingWeights,

@@ -1,7 +1,7 @@
 """Which estimator trains the better generator in the same wall-clock time?
 
-    python recipes/compare_accuracy.py                                          # four estimators, a minute each
-    python recipes/compare_accuracy.py --seconds 300 --inner-steps 20
+    python recipes/benchmarks/compare_accuracy.py   # four estimators, a minute each
+    python recipes/benchmarks/compare_accuracy.py --seconds 300 --inner-steps 20
 
 Embedded glyph tasks, 5-way 5-shot; a support-conditioned generator is trained from the same start on the same episodes
 with each estimator in turn, for so many seconds of training, then judged on the same validation episodes. Differences

@@ -1,6 +1,6 @@
 """A source that knows scans: the shipped backbone, trained on to tell letters apart under document conditions.
 
-    python recipes/pretrain_scans.py
+    python recipes/assets/pretrain_scans.py
 
 Two minutes on one CPU thread. Latin, Greek and Cyrillic letters, none of which meta_transfer.py sorts. Expect an
 accuracy of .92 on fresh pages; the shipped backbone has seen clean pages only. meta_transfer.py calls this itself.

@@ -1,7 +1,7 @@
 """One outer step of meta-transfer by every estimator: time, peak memory, agreement with the exact gradient.
 
-    python recipes/compare_transfer_costs.py                                        # the target of meta_transfer.py
-    python recipes/compare_transfer_costs.py --target resnet18 --inner-steps 2 10
+    python recipes/benchmarks/compare_transfer_costs.py   # the target of meta_transfer.py
+    python recipes/benchmarks/compare_transfer_costs.py --target resnet18 --inner-steps 2 10
 
 Two minutes on one CPU thread for the first. The meta-networks are moved away from their start, where all pairs count
 alike. Times are ratios within one run. Peaks are of tensors alive, without the networks. All weights of the target are
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import timeit
 import warnings
 from collections.abc import Callable
@@ -22,16 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transfer_data
 import tyro
 from torch import Tensor
-from transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker
 
 import mtl
 from mtl.metagrad.tensors import Tensors
 from mtl.tools.files import replacing
 from mtl.tools.memory import LiveBytes
 from mtl.transfer import Source
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from helpers import transfer_data
+from helpers.transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker
 
 
 @dataclass(frozen=True)

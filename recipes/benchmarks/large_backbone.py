@@ -1,8 +1,8 @@
 """One meta-step of a large backbone, to see that it fits: seconds and peak memory, on whatever device there is.
 
-    python recipes/large_backbone.py                                            # ViT-L/16 at 224 px, random weights
-    python recipes/large_backbone.py --last-k 24 --checkpoint-blocks            # every block modulated; for a GPU
-    python recipes/large_backbone.py --backbone vit_giant_patch14_dinov2 --examples-per-chunk 5
+    python recipes/benchmarks/large_backbone.py   # ViT-L/16 at 224 px, random weights
+    python recipes/benchmarks/large_backbone.py --last-k 24 --checkpoint-blocks   # every block modulated; for a GPU
+    python recipes/benchmarks/large_backbone.py --backbone vit_giant_patch14_dinov2 --examples-per-chunk 5
 
 Random weights cost what trained ones do. Weights are stored in bfloat16 and second derivatives are finite differences,
 so fused attention and checkpointing are in use. Four minutes and 1.7 GiB on one core with bfloat16 instructions, more

@@ -1,8 +1,8 @@
 """The same inner loop through other libraries: seconds and peak memory of one exact meta-gradient, each in a process.
 
     pip install -e ".[bench]"
-    python recipes/compare_peers.py
-    python recipes/compare_peers.py --depth 12                                  # the full vit_tiny
+    python recipes/benchmarks/compare_peers.py
+    python recipes/benchmarks/compare_peers.py --depth 12   # the full vit_tiny
 
 5-way 5-shot with 75 queries, scale and shift after every layer of a frozen vit_tiny at 64 px and a cosine head adapted
 by plain gradient descent, one task, one thread. Every process builds the same problem from the same seed; its gradient

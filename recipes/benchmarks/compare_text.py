@@ -1,8 +1,8 @@
 """Fixed label sets, as text classification is usually reported: n examples per class, ten draws, mean and deviation.
 
-    python recipes/compare_text.py --backbone mtl/minilm
-    python recipes/compare_text.py --backbone mtl/minilm --last-k 1 --generator runs/few_shot_text/.../final
-    python recipes/compare_text.py --data reviews.csv --backbone mtl/minilm --shots 8 16 64 --setfit --peft
+    python recipes/benchmarks/compare_text.py --backbone mtl/minilm
+    python recipes/benchmarks/compare_text.py --backbone mtl/minilm --last-k 1 --generator runs/few_shot_text/.../final
+    python recipes/benchmarks/compare_text.py --data reviews.csv --backbone mtl/minilm --shots 8 16 64 --setfit --peft
 
 Without --data the classes are the test modules of the embedded docstrings that have enough texts. SetFit (arXiv
 2209.11055) tunes the whole encoder by contrast and needs minutes per draw; it, LoRA and IA3 need

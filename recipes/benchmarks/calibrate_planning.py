@@ -1,8 +1,8 @@
 """How far the planner is from the truth: its predicted peaks against those of real runs on the CPU.
 
-    python recipes/calibrate_planning.py                                        # seven small networks
-    python recipes/calibrate_planning.py --networks vit llama --precision bf16
-    python recipes/calibrate_planning.py --resident                             # and what the process really takes
+    python recipes/benchmarks/calibrate_planning.py   # seven small networks
+    python recipes/benchmarks/calibrate_planning.py --networks vit llama --precision bf16
+    python recipes/benchmarks/calibrate_planning.py --resident   # and what the process really takes
 
 Fifteen minutes by default on one thread. Predicted: one or two inner steps on tensors without values, one estimator for
 all of its kind. Measured: all steps of the estimator itself on real tensors, with every storage counted while it lives.

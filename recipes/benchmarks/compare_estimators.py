@@ -1,9 +1,9 @@
 """Every meta-gradient estimator on one workload: time, peak memory, and agreement with the exact gradient by type.
 
-    python recipes/compare_estimators.py                                        # a four-block timm ViT and a small BERT
-    python recipes/compare_estimators.py --depth 12 --networks vit              # the full vit_tiny
-    python recipes/compare_estimators.py --peers                                # and higher, torchopt, plain PyTorch
-    python recipes/compare_estimators.py --accuracy-seconds 60                  # and accuracy at equal wall-clock
+    python recipes/benchmarks/compare_estimators.py   # a four-block timm ViT and a small BERT
+    python recipes/benchmarks/compare_estimators.py --depth 12 --networks vit   # the full vit_tiny
+    python recipes/benchmarks/compare_estimators.py --peers   # and higher, torchopt, plain PyTorch
+    python recipes/benchmarks/compare_estimators.py --accuracy-seconds 60   # and accuracy at equal wall-clock
 
 Ten minutes by default on one thread. Times are ratios within one run. Scale and shift of every site and a cosine head
 are adapted inside; the meta-parameters are of all four types:

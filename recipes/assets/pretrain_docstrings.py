@@ -1,6 +1,6 @@
 """Pretrain a small text encoder from nothing on the standard library's docstrings and comments, without a hub.
 
-    python recipes/pretrain_docstrings.py --out runs/docstring_encoder
+    python recipes/assets/pretrain_docstrings.py --out runs/docstring_encoder
 
 Two minutes on two idle cores. Modules of the validation and test parts are not read. Two texts of one source file
 should lie closer than texts of other files (InfoNCE, arXiv 1807.03748), with a tenth of the words left out.

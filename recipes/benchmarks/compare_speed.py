@@ -1,7 +1,7 @@
 """What each of the toolkit's shortcuts is worth, one at a time: ratios of a meta-gradient with it and without.
 
-    python recipes/compare_speed.py
-    python recipes/compare_speed.py --compile                                   # a minute or three to compile
+    python recipes/benchmarks/compare_speed.py
+    python recipes/benchmarks/compare_speed.py --compile   # a minute or three to compile
 
 The workload of compare_estimators.py (a timm ViT, scale and shift after every layer and a cosine head), default
 estimator. Pairs are timed in turn, so that a busy machine slows both. Three minutes by default on one thread.

@@ -1,0 +1,1 @@
+"""Tables, data and single runs of maml.py and meta_transfer.py."""

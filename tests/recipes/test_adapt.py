@@ -1,0 +1,100 @@
+"""adapt.py turns a generator and a few labelled examples into a checkpoint and predictions."""
+
+from __future__ import annotations
+
+import csv
+
+import adapt
+import pytest
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from small_data import pictures, text_table
+from tiny import backbone
+
+import mtl
+
+
+@pytest.mark.parametrize("form", ["lines.txt", "table.csv", "folder"])
+def test_adapt_predicts_texts(tmp_path, encoder, form):
+    b = mtl.load_backbone(encoder)
+    mtl.save_pretrained(mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width)), tmp_path / "generator")
+    table = text_table(tmp_path / "t.csv", 3, 3)
+    new = tmp_path / form
+    if form == "lines.txt":
+        new.write_text("the first\nthe second\n")
+    elif form == "table.csv":
+        new.write_text("id,note\n7,the first\n8,the second\n")
+    else:
+        new.mkdir()
+        (new / "a.txt").write_text("the first")
+        (new / "b.txt").write_text("the second")
+    config = adapt.Config(
+        str(tmp_path / "generator"), texts=str(table), text_column="note", label_column="kind", predict=str(new),
+        out=str(tmp_path / "out"), device="cpu",
+    )  # fmt: skip
+    rows = adapt.main(config)
+    assert [(r["number"], r["text"]) for r in rows] == [("0", "the first"), ("1", "the second")]
+    assert list(csv.DictReader((tmp_path / "out" / "predictions.csv").open())) == rows
+    plain = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    head = load_file(tmp_path / "out" / "head.safetensors")
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["the first"], return_tensors="pt")
+    logits = plain(**tokens).last_hidden_state.mean(1) @ head["weight"].T + head["bias"]
+    assert rows[0]["label"] == f"class {int(logits.argmax())}"
+
+
+def test_adapt_wants_one_kind_of_examples(tmp_path):
+    with pytest.raises(ValueError, match="either --images or --texts"):
+        adapt.main(adapt.Config("g", out=str(tmp_path / "o")))
+
+
+@pytest.fixture
+def generator(tmp_path) -> str:
+    b = backbone()
+    mtl.save_pretrained(mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width)), tmp_path / "generator")
+    return str(tmp_path / "generator")
+
+
+def test_adapt_writes_a_checkpoint_and_predictions(tmp_path, generator, capsys):
+    images, out = pictures(tmp_path / "labelled", 3, 3), tmp_path / "out"
+    (images / "class 0" / "0.png").rename(tmp_path / "labelled" / "class 0" / "zero.png")
+    unlabelled = pictures(tmp_path / "unlabelled", 3, 2)
+    (unlabelled / "broken.png").write_bytes(b"no image")
+    config = adapt.Config(generator, str(images), str(out), predict=str(unlabelled), device="cpu", batch_size=4)
+    rows = adapt.main(config)
+    assert len(rows) == 6
+    assert {r["label"] for r in rows} <= {"class 0", "class 1", "class 2"}
+    assert list(csv.DictReader((out / "predictions.csv").open())) == rows
+    printed = capsys.readouterr().out
+    assert "9 of 9 predictions agree" in printed
+    assert "broken.png" in printed
+
+
+def test_adapt_sees_all_images_alike(tmp_path, generator):
+    """Cameras store pictures on their side and note it down: labelled and unlabelled ones are both turned upright."""
+    lying = Image.linear_gradient("L")
+    exif = lying.getexif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    for name, stored in (("across", lying.rotate(90)), ("down", lying)):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        stored.save(tmp_path / "labelled" / name / "0.png")
+    (tmp_path / "new").mkdir()
+    lying.rotate(90).save(tmp_path / "new" / "0.png", exif=exif)  # upright, this is the class "down"
+    config = adapt.Config(
+        generator, str(tmp_path / "labelled"), str(tmp_path / "out"), str(tmp_path / "new"), steps=0, device="cpu"
+    )
+    assert [r["label"] for r in adapt.main(config)] == ["down"]
+
+
+def test_adapt_says_what_is_wrong(tmp_path, generator):
+    images = str(pictures(tmp_path / "labelled", 3, 2))
+    with pytest.raises(FileNotFoundError, match="not a saved learner"):
+        adapt.main(adapt.Config(str(tmp_path / "nowhere"), images))
+    with pytest.raises(ValueError, match="two at least"):
+        adapt.main(adapt.Config(generator, str(pictures(tmp_path / "one", 1, 2))))
+    with pytest.raises(ValueError, match="no image there"):
+        adapt.main(adapt.Config(generator, images, str(tmp_path / "new"), predict=str(tmp_path / "nowhere")))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FileExistsError):
+        adapt.main(adapt.Config(generator, images, str(tmp_path / "full"), device="cpu"))

@@ -1,0 +1,129 @@
+"""Every benchmark does what its first line says, on little. Each is imported where it is run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+from small_data import text_table
+
+
+def test_fixed_label_sets(tmp_path, encoder):
+    import compare_text
+
+    data = str(text_table(tmp_path / "t.csv", 3, 6))
+    config = compare_text.Config(
+        backbone=encoder, data=data, text_column="note", label_column="kind", max_length=16, shots=(2, 3), queries=2,
+        draws=3, out=str(tmp_path / "out"),
+    )  # fmt: skip
+    rows = compare_text.main(config)
+    assert [(r["method"], r["classes"], r["shots"]) for r in rows] == [
+        (name, 3, shots) for shots in (2, 3) for name in ("nearest class mean", "logistic regression")
+    ]
+    assert len(list(csv.DictReader((tmp_path / "out" / "text.csv").open()))) == 4
+
+
+def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path):
+    import compare_estimators
+
+    config = compare_estimators.Config(
+        networks=("vit", "bert"), depth=2, last_k=1, inner_steps=(2, 6), ways=2, shots=1, queries=1, out=str(tmp_path)
+    )
+    rows = compare_estimators.main(config)
+    found = {(r["network"], r["K"], r["estimator"]): r for r in rows}
+    for network in ("vit", "bert"):
+        for name in ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order"):
+            assert found[network, 6, name]["MiB"] < 1.1 * found[network, 2, name]["MiB"]
+        unrolled = [found[network, k, "exact, unrolled"]["MiB"] for k in (2, 6)]
+        assert unrolled[1] > 1.5 * unrolled[0], "the measure can see growth"
+        exact = found[network, 6, "rematerialised"]
+        assert all(exact[f"cosine {t}"] == pytest.approx(1, abs=1e-4) for t in "IDLO")
+        assert found[network, 6, "first-order"]["norm L"] == 0
+    assert (tmp_path / "estimators.png").stat().st_size > 10_000
+    assert len(list(csv.DictReader((tmp_path / "estimators.csv").open()))) == len(rows)
+
+
+def test_peers_agree_and_one_that_fails_is_named(tmp_path, capsys, monkeypatch):
+    import compare_peers
+
+    monkeypatch.setattr(compare_peers, "PEERS", {k: v for k, v in compare_peers.PEERS.items() if "plain" in k})
+    monkeypatch.setattr(compare_peers, "OURS", {"mtl, rematerialised": None, "missing": None})
+    rows = compare_peers.main(compare_peers.Config(depth=1, inner_steps=(2,), repeats=1, out=str(tmp_path)))
+    assert [r["library"] for r in rows] == ["plain PyTorch, unrolled", "mtl, rematerialised"]
+    assert rows[1]["error"] < 1e-5
+    assert re.search("missing +not measured", capsys.readouterr().out)
+
+
+def test_accuracy_at_equal_wall_clock(tmp_path):
+    import compare_accuracy
+
+    config = compare_accuracy.Config(seconds=0.1, inner_steps=1, tasks=2, validation_tasks=4, out=str(tmp_path))
+    found = compare_accuracy.main(config)
+    assert len(found.rows) == 4
+    assert all("outer steps" in r.method for r in found.rows)
+    assert (tmp_path / "accuracy.csv").is_file()
+
+
+def test_every_shortcut_is_measured(tmp_path, capsys):
+    import compare_speed
+
+    config = compare_speed.Config(depth=1, inner_steps=1, tasks=2, repeats=1, out=str(tmp_path))
+    found = compare_speed.main(config)
+    assert found.keys() == {"prefix", "chunk", "budget", "checkpoint", "bf16"}
+    assert all(v > 0 for v in found.values())
+    assert "cosine of bf16" in capsys.readouterr().out
+
+
+def test_precision_is_compared(tmp_path):
+    import compare_precision
+
+    kept = {k: compare_precision.ESTIMATORS[k] for k in ("exact, unrolled", "windowed(5), adaptive", "SAMA")}
+    config = compare_precision.Config(networks=("vit",), depth=1, inner_steps=2, out=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_precision, "ESTIMATORS", kept)
+        exact, adaptive, sama = compare_precision.main(config)
+    assert exact["cosine fp16"] != exact["cosine fp16"], "refused"
+    assert min(row[f"cosine {c}"] for row in (adaptive, sama) for c in ("bf16", "fp16", "stored")) > 0.98
+    assert (tmp_path / "precision.csv").is_file()
+
+
+def test_a_meta_step_of_a_large_backbone_is_measured(tmp_path, capsys):
+    import large_backbone
+
+    config = large_backbone.Config(
+        backbone="vit_tiny_patch16_224", shots=1, queries=1, ways=2, inner_steps=2, window=2, precision="fp32",
+        examples_per_chunk=1, out=str(tmp_path),
+    )  # fmt: skip
+    found = large_backbone.main(config)
+    assert json.loads((tmp_path / "result.json").read_text())["pulls"] == 1
+    assert 0 < found["allocated_gib"] < found["peak_gib"]
+    assert found["gradient_norm"] > 0
+
+
+def test_the_cliff_is_drawn(tmp_path):
+    import draw_cliff
+
+    config = draw_cliff.Config(depth=1, inner_steps=5, curvatures=(0.02, 0.8), out=str(tmp_path))
+    found = draw_cliff.main(config)
+    assert all(c.cosine["scale"] > 0.99 for c in (found["exact forward"][0], *found["adaptive"]))
+    assert found["exact forward"][1].cosine["example"] < 0.9, "past the cliff"
+    assert (tmp_path / "cliff.png").stat().st_size > 10_000
+
+
+def test_compare_transfer_costs(tmp_path):
+    import compare_transfer_costs
+
+    names = ("exact, unrolled", "rematerialised", "windowed, lazy", "one-step")
+    settings = compare_transfer_costs.Config(
+        only=names, inner_steps=(2, 4), window=2, batch=4, repeats=1, warm_steps=1, out=str(tmp_path)
+    )
+    rows = {(r["K"], r["estimator"]): r for r in compare_transfer_costs.main(settings)}
+    elsewhere = "MiB, states elsewhere"
+    for name in ("rematerialised", "windowed, lazy"):
+        assert rows[4, name][elsewhere] < 1.1 * rows[2, name][elsewhere]
+        assert rows[4, name][elsewhere] < rows[4, name]["MiB"]
+    assert rows[4, "exact, unrolled"]["MiB"] > 1.3 * rows[2, "exact, unrolled"]["MiB"]
+    assert rows[4, "rematerialised"]["cosine"] > 0.999
+    assert rows[4, "one-step"]["norm"] == 0
