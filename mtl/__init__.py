@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 from mtl import data, fewshot, metagrad, networks, tools
 from mtl.data import DocstringTasks, GlyphTasks, ImageTasks, TextTasks, open_images, open_texts
-from mtl.episode import Alternating, Episode, Examples, TaskSource, stacked
+from mtl.episode import Alternating, Episode, Examples, Inputs, TaskSource, stacked
 from mtl.fewshot import (
     Adapted,
     Cosine,
@@ -50,6 +50,7 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "Examples",
     "GlyphTasks",
     "ImageTasks",
+    "Inputs",
     "TaskSource",
     "TextTasks",
     "open_images",

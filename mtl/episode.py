@@ -1,37 +1,166 @@
-"""Episodes: sampled few-shot problems, always with a leading task axis."""
+"""Inputs of networks, and episodes: sampled few-shot problems, always with a leading task axis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Inputs = Tensor | dict[str, Tensor]
-"""Images ``(tasks, examples, channels, height, width)``, or tokens by name, each ``(tasks, examples, length, ...)``."""
+RawInputs = Tensor | Mapping[str, Tensor]
+"""Images as one tensor, or tensors by name, such as ``input_ids`` and ``attention_mask``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One tensor or several by name, handled alike: all have the same leading axes, ``(tasks, examples, ...)``.
+
+    Every public function also takes a plain tensor or a dict of tensors where it takes inputs.
+
+    Args:
+        tensors: by name, at least one; the name of a single plain tensor is ``""``.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(inputs: Inputs | RawInputs) -> Inputs:
+        """Inputs from a tensor or a mapping of names to tensors.
+
+        Raises:
+            ValueError: for anything else.
+
+        >>> Inputs.of(torch.zeros(2, 5, 3)).shape
+        torch.Size([2, 5, 3])
+        """
+        if isinstance(inputs, Inputs):
+            return inputs
+        tensors = {"": inputs} if isinstance(inputs, Tensor) else inputs
+        if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
+            raise ValueError(f"inputs are a {type(inputs).__name__}; expected a tensor, or a dict of tensors by name")
+        return Inputs(dict(tensors))
+
+    @property
+    def named(self) -> bool:
+        """Whether these are tensors by name rather than one plain tensor."""
+        return "" not in self.tensors
+
+    @property
+    def raw(self) -> Any:
+        """The plain tensor, or the dict of tensors by name, as a network takes them."""
+        return dict(self.tensors) if self.named else self.tensors[""]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The plain tensor.
+
+        Raises:
+            ValueError: these are tensors by name.
+        """
+        if self.named:
+            raise ValueError(f"inputs are tensors named {', '.join(self.tensors)}, expected a single one; pick a name")
+        return self.tensors[""]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.tensors.values())
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the first tensor. The others share its leading axes."""
+        return next(iter(self)).shape
+
+    @property
+    def count(self) -> int:
+        """Length of the first axis."""
+        return self.shape[0]
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Inputs:
+        """Apply ``f`` to every tensor."""
+        return Inputs({name: f(tensor) for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
+        """Move to a device, and floats to ``dtype``."""
+        # A copy to main memory has to be complete before anybody reads it.
+        eager = torch.device(device).type != "cpu"
+        move = lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking=eager)  # noqa: E731
+        return self.map(move)
+
+    def take(self, indices: Tensor, axis: int = 0) -> Inputs:
+        """Some rows along an axis; ``indices`` may be on any device."""
+        return self.map(lambda t: t.index_select(axis, indices.to(t.device)))
+
+    def flatten(self) -> Inputs:
+        """``(tasks, examples, ...)`` to ``(tasks * examples, ...)``."""
+        return self.map(lambda t: t.flatten(0, 1))
+
+    def unflatten(self, tasks: int) -> Inputs:
+        """``(tasks * examples, ...)`` to ``(tasks, examples, ...)``."""
+        return self.map(lambda t: t.unflatten(0, (tasks, -1)))
+
+    def with_task_axis(self) -> Inputs:
+        """``(n, ...)`` to ``(1, n, ...)``."""
+        return self.map(lambda t: t.unsqueeze(0))
+
+    def without(self, name: str) -> Inputs:
+        """All tensors but the one of this name; there may be none of it."""
+        return Inputs({k: v for k, v in self.tensors.items() if k != name}) if name in self else self
+
+    @staticmethod
+    def cat(parts: Sequence[Inputs], axis: int = 0) -> Inputs:
+        """Join inputs along an axis."""
+        return Inputs({name: torch.cat([p[name] for p in parts], axis) for name in parts[0].tensors})
+
+    @staticmethod
+    def pad(parts: Sequence[Inputs]) -> list[Inputs]:
+        """Fill up texts with zeros at the right, so that all have the length of the longest.
+
+        Args:
+            parts: tensors by name, each ``(tasks, examples, length, ...)``.
+
+        Raises:
+            ValueError: lengths differ and there is no ``attention_mask`` that would tell tokens from padding.
+        """
+        lengths = {k: {p[k].shape[2] for p in parts} for k in parts[0].tensors if k and parts[0][k].dim() > 2}
+        unequal = {name: max(values) for name, values in lengths.items() if len(values) > 1}
+        if unequal and "attention_mask" not in unequal:
+            found = sorted(set().union(*lengths.values()))
+            raise ValueError(
+                f"cannot stack texts of unequal lengths {found} without an attention_mask: padding would be read"
+            )
+        return [Inputs({k: _pad(v, unequal.get(k)) for k, v in part.tensors.items()}) for part in parts]
+
+
+@dataclass(frozen=True, init=False)
 class Examples:
     """Labelled examples of ``tasks`` tasks.
 
     Args:
-        inputs: see :data:`Inputs`; the first two axes are ``(tasks, examples)``.
+        inputs: a tensor, tensors by name, or :class:`Inputs`; the first two axes are ``(tasks, examples)``.
         labels: ``(tasks, examples)`` integers in ``0 .. ways - 1``, counted anew in each task.
     """
 
     inputs: Inputs
     labels: Tensor
 
-    def map(self, f) -> Examples:
+    def __init__(self, inputs: Inputs | RawInputs, labels: Tensor) -> None:
+        object.__setattr__(self, "inputs", Inputs.of(inputs))
+        object.__setattr__(self, "labels", labels)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Examples:
         """Apply ``f`` to every tensor."""
-        inputs = {k: f(v) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else f(self.inputs)
-        return Examples(inputs, f(self.labels))
+        return Examples(self.inputs.map(f), f(self.labels))
 
     def to(self, device: torch.device | str) -> Examples:
-        return self.map(lambda t: t.to(device, non_blocking=True))
+        """Move every tensor to a device."""
+        return Examples(self.inputs.to(device), Inputs.of(self.labels).to(device).tensor)
 
 
 @dataclass(frozen=True)
@@ -54,18 +183,17 @@ class Episode:
     def tasks(self) -> int:
         return self.support.labels.shape[0]
 
-    def map(self, f) -> Episode:
+    def map(self, f: Callable[[Tensor], Tensor]) -> Episode:
         """Apply ``f`` to every tensor."""
-        return Episode(self.support.map(f), self.query.map(f), self.ways, self.families)
+        return replace(self, support=self.support.map(f), query=self.query.map(f))
 
     def to(self, device: torch.device | str) -> Episode:
-        return self.map(lambda t: t.to(device, non_blocking=True))
+        """Move every tensor to a device."""
+        return replace(self, support=self.support.to(device), query=self.query.to(device))
 
     def __getitem__(self, tasks: slice) -> Episode:
         """The episodes of a slice of the task axis."""
-        return Episode(
-            self.support.map(lambda t: t[tasks]), self.query.map(lambda t: t[tasks]), self.ways, self.families[tasks]
-        )
+        return replace(self.map(lambda t: t[tasks]), families=self.families[tasks])
 
     @staticmethod
     def stack(episodes: Sequence[Episode]) -> Episode:
@@ -75,7 +203,7 @@ class Episode:
             ValueError: when numbers of ways or tensor shapes differ, group the episodes by shape first; or when tokens
                 differ in length and no ``attention_mask`` would tell them from padding.
         """
-        shapes = {(e.ways, e.support.labels.shape[1], e.query.labels.shape[1]) for e in episodes}
+        shapes = {_sizes(e) for e in episodes}
         if len(shapes) != 1:
             raise ValueError(
                 f"cannot stack episodes of unequal (ways, support, query) sizes {sorted(shapes)}; group them by shape"
@@ -106,35 +234,25 @@ class Alternating:
 
 
 def stacked(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
-    """Group episodes of one task each by shape: for each group the places they came from, and the stacked batch."""
+    """Group episodes of one task each by shape: for each group their positions in the list, and the stacked batch."""
     groups: dict[tuple[int, int, int], list[int]] = {}
-    for i, e in enumerate(episodes):
-        groups.setdefault((e.ways, e.support.labels.shape[1], e.query.labels.shape[1]), []).append(i)
-    return [(places, Episode.stack([episodes[i] for i in places])) for places in groups.values()]
+    for i, episode in enumerate(episodes):
+        groups.setdefault(_sizes(episode), []).append(i)
+    return [(positions, Episode.stack([episodes[i] for i in positions])) for positions in groups.values()]
 
 
-def _cat(parts: Sequence[Examples]) -> Examples:
-    first = parts[0].inputs
-    if isinstance(first, dict):
-        inputs = _padded({k: [p.inputs[k] for p in parts] for k in first})  # type: ignore[index]
-    else:
-        inputs = torch.cat([p.inputs for p in parts])  # type: ignore[misc]
-    return Examples(inputs, torch.cat([p.labels for p in parts]))
+def _sizes(episode: Episode) -> tuple[int, int, int]:
+    return episode.ways, episode.support.labels.shape[1], episode.query.labels.shape[1]
 
 
-def _padded(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    """Join tokens by name along the task axis, with zeros at the right of the shorter ones."""
-    lengths = {t.shape[2] for tensors in parts.values() for t in tensors if t.dim() > 2}
-    if len(lengths) > 1 and "attention_mask" not in parts:
-        raise ValueError(
-            f"cannot stack texts of unequal lengths {sorted(lengths)} without an attention_mask: padding would be read"
-        )
-    return {name: torch.cat([_lengthened(t, max(lengths, default=0)) for t in ts]) for name, ts in parts.items()}
+def _cat(parts: Iterable[Examples]) -> Examples:
+    inputs, labels = zip(*((p.inputs, p.labels) for p in parts), strict=True)
+    return Examples(Inputs.cat(Inputs.pad(inputs)), torch.cat(labels))
 
 
-def _lengthened(tokens: Tensor, length: int) -> Tensor:
-    """``(tasks, n, l, ...) -> (tasks, n, length, ...)``, padded with zeros."""
-    if tokens.dim() < 3 or tokens.shape[2] == length:
+def _pad(tokens: Tensor, length: int | None) -> Tensor:
+    """``(tasks, n, l, ...) -> (tasks, n, length, ...)``, filled up with zeros; None leaves it as it is."""
+    if length is None or tokens.shape[2] == length:
         return tokens
     missing = tokens.new_zeros(*tokens.shape[:2], length - tokens.shape[2], *tokens.shape[3:])
     return torch.cat([tokens, missing], 2)

@@ -64,11 +64,14 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
     [(_, e)] = mtl.stacked([tasks.sample(i) for i in range(4)])
-    assert isinstance(e.support.inputs, torch.Tensor)
-    assert isinstance(e.query.inputs, torch.Tensor)
     predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
     mtl.tools.episode_strip(
-        e.support.inputs, e.support.labels, e.query.inputs, e.query.labels, predicted, out / "episodes.png"
+        e.support.inputs.tensor,
+        e.support.labels,
+        e.query.inputs.tensor,
+        e.query.labels,
+        predicted,
+        out / "episodes.png",
     )
 
 

@@ -163,14 +163,13 @@ class Learner:
             episode = self.batch(part, first, min(self.config.tasks, number - first))
             weights = mtl.solve(self.problem(episode, coarse), meta)
             with torch.no_grad():
-                hits = self.network(weights, episode.query.inputs).argmax(2) == episode.query.labels
+                hits = self.network(weights, episode.query.inputs.tensor).argmax(2) == episode.query.labels
             found += hits.float().mean(1).tolist()
         return found
 
 
 def pair(examples: mtl.Examples) -> tuple[Tensor, Tensor]:
-    assert isinstance(examples.inputs, Tensor)
-    return examples.inputs, examples.labels
+    return examples.inputs.tensor, examples.labels
 
 
 def conv4(ways: int, filters: int) -> nn.Module:

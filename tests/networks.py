@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mtl.episode import Inputs
 from mtl.networks.backbones import Backbone, load_backbone
 from mtl.networks.modulation import Modulation
 
@@ -92,14 +93,11 @@ def build(name: str, folder: Path, **kwargs: Any) -> Backbone:
 
 
 def batch(backbone: Backbone, tasks: int = 2, n: int = 2) -> Any:
-    flat = backbone.example_inputs(tasks * n)
-    if isinstance(flat, dict):
-        return {k: v.unflatten(0, (tasks, n)) for k, v in flat.items()}
-    return flat.unflatten(0, (tasks, n))
+    return backbone.example_inputs(tasks * n).unflatten(tasks).raw
 
 
 def rows(inputs: Any, i: int) -> Any:
-    return {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i : i + 1]
+    return Inputs.of(inputs).map(lambda v: v[i : i + 1]).raw
 
 
 def random_modulation(tasks: int, width: int, size: float = 0.2, dtype: torch.dtype = torch.float32) -> Modulation:

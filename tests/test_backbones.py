@@ -223,7 +223,7 @@ def test_timm_folder(tmp_path: Path):
     source = timm.create_model("test_resnet", num_classes=4, **SMALL).eval()
     timm.models.save_for_hf(source, tmp_path)
     backbone = load_backbone(tmp_path)
-    x = backbone.example_inputs(2)
+    x = backbone.example_inputs(2).tensor
     expected = source.forward_head(source.forward_features(x), pre_logits=True)
     torch.testing.assert_close(backbone.features(x), expected)
 

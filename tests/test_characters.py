@@ -13,10 +13,10 @@ from mtl.data.embedded.glyph_tasks import load_bank
 def test_an_episode_is_a_function_of_seed_split_and_index():
     tasks = mtl.data.CharacterTasks("train", ways=3, shots=2, queries=4)
     first, again = tasks.sample(5), mtl.data.CharacterTasks("train", ways=3, shots=2, queries=4).sample(5)
-    assert torch.equal(first.support.inputs, again.support.inputs)
-    assert torch.equal(first.query.inputs, again.query.inputs)
+    assert torch.equal(first.support.inputs.tensor, again.support.inputs.tensor)
+    assert torch.equal(first.query.inputs.tensor, again.query.inputs.tensor)
     others = tasks.sample(6), mtl.data.CharacterTasks("train", ways=3, shots=2, queries=4, seed=1).sample(5)
-    assert not any(torch.equal(first.support.inputs, o.support.inputs) for o in others)
+    assert not any(torch.equal(first.support.inputs.tensor, o.support.inputs.tensor) for o in others)
     assert first.support.inputs.shape == (1, 6, 1, 28, 28)
     assert first.query.labels.tolist() == [[0] * 4 + [1] * 4 + [2] * 4]
 
@@ -38,8 +38,8 @@ def test_labels_say_what_is_shown():
     for i in range(12):
         e = tasks.sample(i)
         blur = lambda x: torch.nn.functional.avg_pool2d(x[0], 4).flatten(1)  # noqa: E731
-        means = blur(e.support.inputs).view(5, 5, -1).mean(1)
-        hits.append((torch.cdist(blur(e.query.inputs), means).argmin(1) == e.query.labels[0]).float().mean())
+        means = blur(e.support.inputs.tensor).view(5, 5, -1).mean(1)
+        hits.append((torch.cdist(blur(e.query.inputs.tensor), means).argmin(1) == e.query.labels[0]).float().mean())
     assert torch.stack(hits).mean() > 0.6
 
 

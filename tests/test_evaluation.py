@@ -34,7 +34,7 @@ def test_no_method_sees_a_query_label():
 
 
 def test_the_same_episodes_for_all_and_whatever_the_chunks():
-    guess = mtl.fewshot.Method("a", lambda e: torch.as_tensor(e.query.inputs).sum((2, 3, 4)).long() % e.ways)
+    guess = mtl.fewshot.Method("a", lambda e: e.query.inputs.tensor.sum((2, 3, 4)).long() % e.ways)
     other = mtl.fewshot.Method("b", guess.predict)
     whole = mtl.evaluate([guess, other], Blobs(), episodes=7, progress=False)
     parts = mtl.evaluate([guess], Blobs(), episodes=7, tasks_per_chunk=2, progress=False)
@@ -112,7 +112,7 @@ def emitted_by_controls(found: mtl.MetaLearner, e: mtl.Episode, monkeypatch) -> 
     adapt = found.adapt
 
     def spy(support, *, steps, meta):
-        assert torch.equal(support.inputs, torch.as_tensor(e.support.inputs))
+        assert torch.equal(support.inputs.tensor, e.support.inputs.tensor)
         assert torch.equal(support.labels, e.support.labels)
         metas.append(meta)
         return adapt(support, steps=steps, meta=meta)

@@ -31,13 +31,11 @@ def adapted(backbone: mtl.Backbone, head: mtl.fewshot.AbstractHead | None = None
 
 def inputs(backbone: mtl.Backbone, n: int) -> Any:
     """``n`` examples in two tasks."""
-    flat = backbone.example_inputs(n)
-    rows = lambda v: v.unflatten(0, (2, -1))  # noqa: E731
-    return {k: rows(v) for k, v in flat.items()} if isinstance(flat, dict) else rows(flat)
+    return backbone.example_inputs(n).unflatten(2).raw
 
 
 def second(batch: Any) -> Any:
-    return {k: v[1] for k, v in batch.items()} if isinstance(batch, dict) else batch[1]
+    return mtl.Inputs.of(batch).map(lambda v: v[1]).raw
 
 
 def assert_same(found: Tensor, reference: Tensor) -> None:
@@ -59,7 +57,7 @@ def test_timm_loads_it(name: str, sites: Any, tmp_path: Path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     facts = config["mtl"]
     assert (facts["class_names"], config["label_names"]) == (["a", "b", "c"],) * 2
-    assert facts["preprocessing"]["input_size"] == list(backbone.example_inputs(1).shape[1:])  # type: ignore[union-attr]
+    assert facts["preprocessing"]["input_size"] == list(backbone.example_inputs(1).shape[1:])
     fresh = inputs(backbone, 40)
     reference = task.logits(fresh)[1]
     weights = str(tmp_path / "out" / "model.safetensors")

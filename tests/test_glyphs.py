@@ -27,8 +27,7 @@ def plans(split: glyphs.Split = "test", n: int = 80, **options) -> list[Plan]:
 
 
 def query_images(tasks: GlyphTasks, index: int) -> torch.Tensor:
-    images = tasks.sample(index).query.inputs
-    assert isinstance(images, torch.Tensor)
+    images = tasks.sample(index).query.inputs.tensor
     return images
 
 
@@ -97,12 +96,10 @@ def test_shapes_labels_and_families():
     assert [e.families[0] for e in episodes] == [*FAMILIES, *FAMILIES]
     for e in episodes:
         assert (e.tasks, e.ways) == (1, 4)
-        assert isinstance(e.support.inputs, torch.Tensor)
-        assert isinstance(e.query.inputs, torch.Tensor)
         assert e.support.inputs.shape == (1, 12, 1, 32, 32)
         assert e.query.inputs.shape == (1, 8, 1, 32, 32)
         assert e.query.labels.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
-        assert torch.isfinite(e.query.inputs).all()
+        assert torch.isfinite(e.query.inputs.tensor).all()
 
 
 def test_ranges_of_ways_and_shots():

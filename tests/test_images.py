@@ -559,7 +559,7 @@ def test_support_and_query_share_classes_but_no_image(collection):
     sampler = tasks(collection)
     for index in range(20):
         episode = sampler.sample(index)
-        support, query = number_of(episode.support.inputs)[0], number_of(episode.query.inputs)[0]
+        support, query = number_of(episode.support.inputs.tensor)[0], number_of(episode.query.inputs.tensor)[0]
         numbers = torch.cat([support, query])
         assert len(numbers.unique()) == 15
         by_label = [
@@ -572,17 +572,17 @@ def test_support_and_query_share_classes_but_no_image(collection):
 
 
 def test_episode_depends_on_seed_and_index_alone(collection):
-    forward = [number_of(tasks(collection).sample(i).query.inputs) for i in range(5)]
+    forward = [number_of(tasks(collection).sample(i).query.inputs.tensor) for i in range(5)]
     other = tasks(collection, CLASSES[::-1], cache_bytes=0)
-    backward = [number_of(other.sample(i).query.inputs) for i in reversed(range(5))][::-1]
+    backward = [number_of(other.sample(i).query.inputs.tensor) for i in reversed(range(5))][::-1]
     assert all(map(torch.equal, forward, backward))
     assert not torch.equal(forward[0], forward[1])
-    assert not torch.equal(forward[0], number_of(tasks(collection, seed=1).sample(0).query.inputs))
+    assert not torch.equal(forward[0], number_of(tasks(collection, seed=1).sample(0).query.inputs.tensor))
 
 
 def test_episodes_keep_to_their_classes(collection):
     sampler = tasks(collection, ["birch", "elm"], ways=2)
-    seen = {int(n) // 100 for i in range(10) for n in number_of(sampler.sample(i).support.inputs)[0]}
+    seen = {int(n) // 100 for i in range(10) for n in number_of(sampler.sample(i).support.inputs.tensor)[0]}
     assert seen == {1, 3}
 
 
@@ -637,7 +637,7 @@ def test_cache_spares_preprocessing_within_its_bytes(collection):
     sampler = tasks(collection, preprocess=counted)
     first, again = sampler.sample(0), sampler.sample(0)
     assert done == [15]
-    assert torch.equal(first.query.inputs, again.query.inputs)
+    assert torch.equal(first.query.inputs.tensor, again.query.inputs.tensor)
 
     image_bytes = 3 * 4 * 6 * 4
     small = tasks(collection, cache_bytes=4 * image_bytes)

@@ -88,7 +88,7 @@ def test_conditioning_ignores_order_and_numbering():
     made, e = learner(), episodes(shots=3)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     renumbered = torch.tensor([2, 0, 1])[e.support.labels]
-    same = mtl.Examples(e.support.inputs[:, order], renumbered[:, order])
+    same = mtl.Examples(e.support.inputs.take(order, 1), renumbered[:, order])
     a, b = (made.generator(made.view(s)) for s in (e.support, same))
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
     regrouped = mtl.Examples(e.support.inputs, e.support.labels[:, order])
@@ -160,7 +160,8 @@ def test_classes_of_unequal_size(head, steps):
     made, e = learner(head=head, inner_steps=steps), episodes(shots=4)
     few = [[0, 1, 2, 3, 5, 8], [8, 3, 1, 0, 5, 2]]
     logits = [
-        made.adapt(mtl.Examples(e.support.inputs[:, i], e.support.labels[:, i])).logits(e.query.inputs) for i in few
+        made.adapt(mtl.Examples(e.support.inputs.tensor[:, i], e.support.labels[:, i])).logits(e.query.inputs)
+        for i in few
     ]
     assert torch.allclose(*logits, atol=1e-3)
     assert logits[0].isfinite().all()
@@ -229,7 +230,7 @@ def test_exported_checkpoint_is_a_plain_timm_model(head, tmp_path):
     exported = mtl.export(adapted, tmp_path / "out", task=1)
     assert exported.parity.agreeing == exported.parity.examples
     plain = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
-    assert torch.equal(plain(e.query.inputs[1]).argmax(-1), adapted.predict(e.query.inputs)[1])
+    assert torch.equal(plain(e.query.inputs.tensor[1]).argmax(-1), adapted.predict(e.query.inputs)[1])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_classes"] == 3
     with pytest.raises(FileExistsError):
         mtl.export(adapted, tmp_path / "out")

@@ -31,8 +31,7 @@ WHOLE = [
 
 
 def features(backbone: Backbone, model: nn.Module, inputs: Any, task: int) -> torch.Tensor:
-    one = {k: v[task] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[task]
-    return backbone.adapter.features(model, one)
+    return backbone.features(mtl.Inputs.of(inputs).map(lambda v: v[task]), model)
 
 
 def hooks(model: nn.Module) -> int:

@@ -104,11 +104,7 @@ def test_a_spread_network_gives_the_meta_gradient_of_a_whole_one(name: str, plac
 
 
 def episode_for(backbone: mtl.Backbone) -> mtl.Episode:
-    inputs = backbone.example_inputs(6)
-    labels = torch.tensor([[0, 1, 2, 0, 1, 2]])
-    add_axis = lambda v: v[None]  # noqa: E731
-    tasks = {k: add_axis(v) for k, v in inputs.items()} if isinstance(inputs, dict) else add_axis(inputs)
-    examples = mtl.Examples(tasks, labels)
+    examples = mtl.Examples(backbone.example_inputs(6).with_task_axis(), torch.tensor([[0, 1, 2, 0, 1, 2]]))
     return mtl.Episode(examples, examples, 3)
 
 

@@ -68,7 +68,7 @@ def test_one_text_and_many_have_the_same_cache(name: str, last_k: int | None, tm
     backbone = build(name, tmp_path, last_k=last_k)
     flat = {k: v.flatten(0, 1) for k, v in tokens(backbone).items()}
     one: Any = backbone.with_prefix({k: v[:1] for k, v in flat.items()})
-    assert one.keys() == backbone.with_prefix(flat).keys()  # type: ignore[union-attr]
+    assert one.keys() == backbone.with_prefix(flat).keys()
 
 
 @pytest.mark.parametrize("name", TEXT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -246,7 +247,7 @@ def test_texts_are_tokenised_once(collection):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda texts: torch.zeros(len(texts), 3), "into Tensor; expected tokens by name with an attention_mask"),
+        (lambda texts: torch.zeros(len(texts), 3), "into one tensor; expected tokens by name with an attention_mask"),
         (lambda texts: {"attention_mask": torch.ones(1, 4)}, r"expected \(6, length, ...\) each"),
         (lambda texts: {"attention_mask": torch.arange(2).expand(len(texts), 2)}, "pads at the left"),
     ],
@@ -274,8 +275,9 @@ def test_episodes_of_unequal_length_stack(collection):
 
 def test_without_a_mask_unequal_lengths_do_not_stack(collection):
     episodes = [tasks(collection).sample(i) for i in range(6)]
-    for e in episodes:
-        del e.query.inputs["attention_mask"]
+    episodes = [
+        replace(e, query=mtl.Examples(e.query.inputs.without("attention_mask"), e.query.labels)) for e in episodes
+    ]
     with pytest.raises(ValueError, match=r"unequal lengths .* without an attention_mask"):
         mtl.Episode.stack(episodes)
 

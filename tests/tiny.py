@@ -38,5 +38,5 @@ class Blobs:
 
         support, query = examples(self.shots), examples(self.queries)
         if index in self.poisoned:
-            query.inputs.fill_(float("nan"))
+            query.inputs.tensor.fill_(float("nan"))
         return mtl.Episode(support, query, self.ways, (f"family {index % 2}",))

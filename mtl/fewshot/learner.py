@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.episode import Episode, Examples, Inputs
+from mtl.episode import Episode, Examples, Inputs, RawInputs
 from mtl.fewshot.generators import AbstractGenerator, SupportView
 from mtl.fewshot.heads import AbstractHead, Cosine
 from mtl.fewshot.lite import carried, lite_carriers
@@ -134,7 +134,7 @@ class MetaLearner:
             return self.features(seen, weights, meta)
         return carried(seen, carriers, lambda some: self.features(some, weights, meta))
 
-    def features(self, inputs: Inputs | Prepared, weights: Tensors, meta: Tensors) -> Tensor:
+    def features(self, inputs: Inputs | RawInputs | Prepared, weights: Tensors, meta: Tensors) -> Tensor:
         """Modulated features ``(tasks, n, width)``, in at least float32."""
         modulation = self.generator.modulation(weights, meta)
         sites = self.backbone.modulation_width
@@ -204,7 +204,7 @@ class MetaLearner:
         self.backbone.execution = before
         return weights
 
-    def predict(self, inputs: Inputs | Sequence[Any]) -> Any:
+    def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`."""
         if self._last is None:
             raise ValueError("nothing to predict with: call adapt(support) first")
@@ -219,7 +219,7 @@ class MetaLearner:
             )
         items = [item for group in support.values() for item in group]
         labels = [i for i, group in enumerate(support.values()) for _ in group]
-        return Examples(_add_task_axis(self.backbone.preprocess(items)), torch.tensor([labels]))
+        return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
 
 
 @dataclass(frozen=True)
@@ -243,29 +243,25 @@ class Adapted:
     class_names: tuple[str, ...] = ()
 
     @torch.no_grad()
-    def logits(self, inputs: Inputs) -> Tensor:
+    def logits(self, inputs: Inputs | RawInputs) -> Tensor:
         """``(tasks, n, ...) -> (tasks, n, ways)``."""
-        inputs = (
-            {k: v.to(self.learner.device) for k, v in inputs.items()}
-            if isinstance(inputs, dict)
-            else inputs.to(self.learner.device)
-        )
-        support = self.support
+        inputs, support = Inputs.of(inputs).to(self.learner.device), self.support
         return self.learner._query_logits(support.inputs, support.labels, inputs, self.ways, self.weights, self.meta)
 
-    def predict(self, inputs: Inputs | Sequence[Any]) -> Any:
+    def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
         """Most likely class.
 
         Integers ``(tasks, n)`` for tensors with a task axis, a list of class names for a list of images or strings.
         """
-        if isinstance(inputs, (Tensor, dict)):
+        if isinstance(inputs, Inputs | Tensor | Mapping):
             return self.logits(inputs).argmax(-1)
         if (tasks := self.support.labels.shape[0]) != 1:
             raise ValueError(
                 f"raw items belong to one task, but {tasks} were adapted to; pass tensors (tasks, n, ...) instead, "
                 "see backbone.preprocess"
             )
-        chosen = self.logits(_add_task_axis(self.learner.backbone.preprocess(inputs)))[0].argmax(-1).tolist()
+        one_task = Inputs.of(self.learner.backbone.preprocess(inputs)).with_task_axis()
+        chosen = self.logits(one_task)[0].argmax(-1).tolist()
         return [self.class_names[i] for i in chosen] if self.class_names else chosen
 
     @property
@@ -318,10 +314,6 @@ def _ways(labels: Tensor) -> int:
             "every task 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
         )
     return ways
-
-
-def _add_task_axis(inputs: Inputs) -> Inputs:
-    return {k: v.unsqueeze(0) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.unsqueeze(0)
 
 
 def _short(widths: tuple[int, ...]) -> str:

@@ -25,7 +25,7 @@ def lite_carriers(support: Examples, count: int | None) -> Callable[[int], Tenso
     n = support.labels.shape[1]
     if count is None or count >= n:
         return lambda step: None
-    first = next(iter(support.inputs.values())) if isinstance(support.inputs, dict) else support.inputs
+    first = next(iter(support.inputs))
     seed = zlib.crc32(first.flatten()[:4096].cpu().float().numpy().tobytes())
 
     def draw(step: int) -> Tensor:

@@ -82,8 +82,8 @@ def _fitted(
     head, call = Cosine(), _Features(backbone, model)
 
     def features(weights: tensors.Tensors, inputs: Inputs) -> Tensor:
-        flat = {k: v.flatten(0, 1) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.flatten(0, 1)
-        return torch.func.functional_call(call, {f"model.{k}": weights[k] for k in start}, (flat,)).unsqueeze(0)
+        own = {f"model.{k}": weights[k] for k in start}
+        return torch.func.functional_call(call, own, (inputs.flatten(),)).unsqueeze(0)
 
     def predict(episode: Episode) -> Tensor:
         episode = episode.to(next(model.parameters()).device)
@@ -110,7 +110,7 @@ class _Features(nn.Module):
     def __init__(self, backbone: Backbone, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.adapter = backbone.adapter
+        self.features = backbone.features
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.adapter.features(self.model, inputs).float()
+        return self.features(inputs, self.model).float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from mtl.episode import Episode, Inputs
+from mtl.episode import Episode
 from mtl.fewshot.generators import SupportView
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad import tensors
@@ -58,7 +57,7 @@ def memory(learner: MetaLearner, episode: Episode) -> Memory:
 
 def standing(learner: MetaLearner, episode: Episode) -> list[Tensor]:
     """The tensors that are there all the time: frozen weights, generator, inputs."""
-    inputs = [x for e in (episode.support, episode.query) for x in (*_all(e.inputs), e.labels)]
+    inputs = [x for e in (episode.support, episode.query) for x in (*e.inputs, e.labels)]
     modules = (learner.backbone, learner.generator)
     return [*inputs, *(v for m in modules for v in (*m.parameters(), *m.buffers()))]
 
@@ -157,7 +156,3 @@ class Flops(Watching):
 def _scores(query: Tensor, key: Tensor) -> int:
     """Operations of one product between queries and keys, which torch has no formula for with its CPU kernel."""
     return 2 * query.numel() * key.shape[-2]
-
-
-def _all(inputs: Inputs) -> Iterable[Tensor]:
-    return inputs.values() if isinstance(inputs, dict) else (inputs,)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mtl.episode import Episode, Examples, Inputs
+from mtl.episode import Episode, Examples, RawInputs
 from mtl.fewshot.generators import Static
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.estimators import AbstractEstimator, Exact
@@ -86,7 +86,7 @@ class Workplace:
         shape = (self.config.tasks_per_chunk, self.config.ways * per_class)
         return Examples(self._inputs(*shape), torch.arange(self.config.ways).repeat(shape[0], per_class))
 
-    def _inputs(self, *shape: int) -> Inputs:
+    def _inputs(self, *shape: int) -> RawInputs:
         adapter = self.backbone.adapter
         if isinstance(example := adapter.example(1), Tensor):
             return torch.randn(*shape, *example.shape[1:])

@@ -25,10 +25,10 @@ class Source:
 
     def __init__(self, backbone: Backbone, names: Sequence[str] | None = None, most: int = 4) -> None:
         example = backbone.example_inputs(1)
-        if not isinstance(example, Tensor):
+        if example.named:
             raise ValueError(f"{backbone.name} takes texts; a source of feature maps takes images")
         self.backbone = backbone
-        height, width = example.shape[2:]
+        height, width = example.tensor.shape[2:]
         self.taps = Taps(backbone.model, lambda: backbone.features(example), (height, width), names, most)
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ def _prefix(config: Config) -> float:
     run = lambda: gradient(learner, episode, config.inner_steps)  # noqa: E731
 
     def without() -> None:
-        backbone.prepare = lambda inputs: inputs if isinstance(inputs, Prepared) else Prepared(inputs)
+        backbone.prepare = lambda inputs: inputs if isinstance(inputs, Prepared) else Prepared(mtl.Inputs.of(inputs))
         try:
             run()
         finally:

@@ -87,8 +87,7 @@ def main(config: Config) -> dict[str, Any]:
 def episode(config: Config, backbone: mtl.Backbone) -> mtl.Episode:
     def examples(each: int) -> mtl.Examples:
         inputs = backbone.example_inputs(config.ways * each)
-        assert isinstance(inputs, torch.Tensor)
-        return mtl.Examples(inputs[None], torch.arange(config.ways).repeat(each)[None])
+        return mtl.Examples(inputs.with_task_axis(), torch.arange(config.ways).repeat(each)[None])
 
     return mtl.Episode(examples(config.shots), examples(config.queries), config.ways)
 

@@ -287,8 +287,7 @@ def contact_sheet(tasks: GlyphTasks, indices: list[int], path: str | Path, colum
 def _block(episode: Episode, columns: int) -> np.ndarray:
     parts = []
     for examples in (episode.support, episode.query):
-        assert isinstance(examples.inputs, Tensor)
-        pixels = ((examples.inputs[0, :, 0] * STD + MEAN) * 255).round().clamp(0, 255).byte()
+        pixels = ((examples.inputs.tensor[0, :, 0] * STD + MEAN) * 255).round().clamp(0, 255).byte()
         by_class = pixels.view(episode.ways, -1, SIDE, SIDE)[:, :columns]
         parts.append(by_class.transpose(1, 2).reshape(episode.ways * SIDE, -1).numpy())
     gap = np.full((len(parts[0]), 6), 128, np.uint8)

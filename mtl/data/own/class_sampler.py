@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mtl.data.own.ranges import IntOrRange, as_range
-from mtl.episode import Episode, Examples, Inputs
+from mtl.episode import Episode, Examples, Inputs, RawInputs
 
 
 class Labelled(Protocol):
@@ -30,7 +30,7 @@ class EpisodeIndices:
     support: list[int]
     query: list[int]
 
-    def episode(self, support: Inputs, query: Inputs, family: str) -> Episode:
+    def episode(self, support: Inputs | RawInputs, query: Inputs | RawInputs, family: str) -> Episode:
         """The episode of these examples' inputs, alone on its task axis; labels count from 0 in the order of the draw.
 
         Args:
@@ -38,7 +38,7 @@ class EpisodeIndices:
             family: what kind of task it is.
         """
         sides = [(support, self.support), (query, self.query)]
-        sets = [Examples(_one_task(inputs), self._labels(len(places))) for inputs, places in sides]
+        sets = [Examples(Inputs.of(inputs).with_task_axis(), self._labels(len(places))) for inputs, places in sides]
         return Episode(*sets, ways=self.ways, families=(family,))
 
     def _labels(self, examples: int) -> torch.Tensor:
@@ -131,7 +131,3 @@ def _fitting(examples: int, shots: int, queries: int) -> str:
         return "a class of one example leaves nothing to judge it on:"
     shots = min(shots, max(1, examples // 2))
     return f"use --shots {shots} --queries {min(queries, examples - shots)},"
-
-
-def _one_task(inputs: Inputs) -> Inputs:
-    return {k: v[None] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[None]

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mtl.data.own.row_cache import RowCache
-from mtl.episode import Inputs
+from mtl.episode import Inputs, RawInputs
 
-Tokenise = Callable[[list[str]], Inputs]
+Tokenise = Callable[[list[str]], Inputs | RawInputs]
 """``n`` strings to tokens by name, each ``(n, length, ...)``, among them an ``attention_mask`` that is zero on padding.
 Such as the ``preprocess`` of a loaded text backbone."""
 
@@ -49,9 +49,10 @@ class TokenCache:
         return rows
 
 
-def _checked(tokens: Inputs, count: int) -> Tokens:
-    if not isinstance(tokens, dict) or "attention_mask" not in tokens:
-        got = f"tensors named {sorted(tokens)}" if isinstance(tokens, dict) else type(tokens).__name__
+def _checked(made: Inputs | RawInputs, count: int) -> Tokens:
+    tokens = Inputs.of(made).tensors
+    if "attention_mask" not in tokens:
+        got = f"tensors named {sorted(tokens)}" if "" not in tokens else "one tensor"
         raise ValueError(
             f"preprocess turned {count} texts into {got}; expected tokens by name with an attention_mask, "
             "such as the preprocess of a loaded text backbone returns"
@@ -64,4 +65,4 @@ def _checked(tokens: Inputs, count: int) -> Tokens:
         raise ValueError(
             'preprocess pads at the left; set tokenizer.padding_side = "right": positions count from there'
         )
-    return tokens
+    return dict(tokens)

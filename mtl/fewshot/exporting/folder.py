@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mtl.episode import Inputs
-from mtl.fewshot.exporting.inputs import pick
+from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.exporting.parity import Parity, parity_of, stored_low
 from mtl.fewshot.exporting.plain import plain_of
 from mtl.fewshot.exporting.timm_folder import write_timm
@@ -47,7 +46,7 @@ def export(
     folder: str | Path,
     task: int = 0,
     class_names: Sequence[str] | None = None,
-    inputs: Inputs | None = None,
+    inputs: Inputs | RawInputs | None = None,
 ) -> Exported:
     """Write one adapted task as a plain checkpoint, load it again and compare.
 
@@ -72,7 +71,7 @@ def export(
     """
     folder = _free(Path(folder))
     names = _names(adapted, class_names)
-    compare_on = pick(adapted.support.inputs, task) if inputs is None else inputs
+    compare_on = adapted.support.inputs.map(lambda v: v[task]) if inputs is None else Inputs.of(inputs)
     plain = plain_of(adapted, task)
     write = write_timm if isinstance(plain.backbone.adapter, TimmImages) else write_transformers
     # Building networks draws random weights; the caller's random numbers stay what they would have been.

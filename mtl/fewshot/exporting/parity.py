@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mtl.episode import Inputs
-from mtl.fewshot.exporting.inputs import map_inputs
 from mtl.fewshot.learner import Adapted
 
 
@@ -57,7 +56,7 @@ def parity_of(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Inp
 def reference_logits(adapted: Adapted, task: int, inputs: Inputs) -> Tensor:
     """The learner's logits ``(n, ways)`` of one task, on the CPU."""
     tasks = adapted.support.labels.shape[0]
-    repeated = map_inputs(inputs, lambda v: v.unsqueeze(0).expand(tasks, *v.shape))
+    repeated = inputs.map(lambda v: v.unsqueeze(0).expand(tasks, *v.shape))
     return adapted.logits(repeated)[task].cpu().float()
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl.episode import Inputs
-from mtl.fewshot.exporting.inputs import like, pick
 from mtl.fewshot.exporting.parity import fitted_factors, reference_logits
 from mtl.fewshot.learner import Adapted
 from mtl.networks.backbones import Backbone
@@ -45,8 +44,8 @@ def plain_of(adapted: Adapted, task: int) -> Plain:
     backbone = adapted.learner.backbone
     _require_whole(backbone, merged)
     weight, bias = weight.cpu().float(), bias.cpu().float()
-    inputs = pick(adapted.support.inputs, task)
-    found = backbone.adapter.features(merged.model, like(inputs, merged.model)).float() @ weight.T + bias
+    inputs = adapted.support.inputs.map(lambda v: v[task])
+    found = backbone.features(inputs, merged.model).float() @ weight.T + bias
     # A head that normalises has logits of another size than its plain classifier. One common factor changes no
     # prediction and makes the softmax of the checkpoint mean about what the learner's does.
     factor = fitted_factors(found, reference_logits(adapted, task, inputs)).mean()

@@ -12,7 +12,6 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from mtl.data.embedded.glyph_tasks import glyph_backbone_info
-from mtl.fewshot.exporting.inputs import like
 from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
 from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
 from mtl.networks.backbones.timm_networks import TIMM_POOLING
@@ -39,7 +38,7 @@ def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
         "config.json",
         config | {"pretrained_cfg": kept | adapter.config},
         {"architecture": architecture, "model_args": args, "preprocessing": adapter.config},
-        lambda inputs: again(like(inputs, again)),
+        lambda inputs: plain.backbone.features(inputs, again),
     )
 
 

@@ -10,7 +10,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mtl.fewshot.exporting.inputs import like
 from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
 from mtl.networks.backbones import HFImages, HFText
 
@@ -39,7 +38,7 @@ def write_transformers(plain: Plain, names: Sequence[str], draft: Path) -> Writt
         "mtl.json",
         {"num_classes": len(names)},
         facts,
-        lambda inputs: adapter.features(again, like(inputs, again)).float() @ head["weight"].T + head["bias"],
+        lambda inputs: plain.backbone.features(inputs, again).float() @ head["weight"].T + head["bias"],
     )
 
 

@@ -10,25 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.episode import Inputs
+from mtl.episode import RawInputs
 
 PREFIX = "prefix"
 """Among tokens by name: what the frozen layers below the first site make of them, see Backbone.with_prefix."""
 
 
 class AbstractAdapter(abc.ABC):
-    """What differs between kinds of networks: how to call them, how to pool, how raw items become tensors."""
+    """How to call a network, how to pool its output, and how raw items become its tensors.
+
+    An adapter deals in plain tensors, or in dicts of tensors by name. What :meth:`features` gets has the form of what
+    its own :meth:`example` and :meth:`preprocess` return.
+    """
 
     @abc.abstractmethod
-    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Features ``(n, D)`` of ``n`` examples, ``(n, ...)`` or tokens by name, each ``(n, length)``."""
+    def features(self, model: nn.Module, inputs: Any) -> Tensor:
+        """Features ``(n, D)`` of ``n`` examples: a tensor ``(n, ...)``, or tensors by name, each ``(n, ...)``."""
 
     @abc.abstractmethod
-    def example(self, n: int) -> Inputs:
+    def example(self, n: int) -> RawInputs:
         """``n`` different random examples, the same ones every time."""
 
     @abc.abstractmethod
-    def preprocess(self, items: Sequence[Any]) -> Inputs:
+    def preprocess(self, items: Sequence[Any]) -> RawInputs:
         """Tensors ``(n, ...)`` of ``n`` raw items, the way the network was trained to see them."""
 
 

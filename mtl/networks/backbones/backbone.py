@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtl.episode import Inputs
+from mtl.episode import Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.metagrad.tensors import has_values
 from mtl.networks.backbones.adapter import PREFIX, AbstractAdapter, noise
@@ -107,7 +107,7 @@ class Backbone(nn.Module):
         self._precision = dtype
         self.execution = replace(self.execution, loss_scale=LOSS_SCALE if dtype == torch.float16 else None)
 
-    def prepare(self, inputs: Inputs | Prepared) -> Prepared:
+    def prepare(self, inputs: Inputs | RawInputs | Prepared) -> Prepared:
         """Compute once what lies below the first site, for inputs that will be used several times.
 
         Worth it from the second use on. With ``last_k`` blocks modulated, what is left to compute are those blocks.
@@ -117,24 +117,24 @@ class Backbone(nn.Module):
             return taken
 
         def recorded(piece: Prepared) -> Prepared:
-            flat = _flatten(piece.inputs)
+            flat = piece.inputs.flatten()
             return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
 
         return Prepared.join([recorded(piece) for piece in taken.split(self.examples_per_chunk)])
 
-    def with_prefix(self, inputs: Inputs) -> Inputs:
+    def with_prefix(self, inputs: Inputs | RawInputs) -> Any:
         """Tokens ``(n, length)`` by name, and with them, as ``"prefix"``, what the frozen prefix makes of each token.
 
         To be cached with the tokens: whatever takes inputs then skips the prefix. It is on the CPU, ``(n, length,
         width)``. Where the prefix is not one tensor of that shape (rotary networks, images), inputs are as they were.
         """
-        if not (isinstance(inputs, dict) and self._prefix and self._prefix.by_token):
-            return inputs
-        flat = self._cast(inputs)
-        stored = self._prefix.record(lambda: self.features(flat))
-        return inputs | {PREFIX: self._prefix.per_token(stored).cpu()}
+        inputs = Inputs.of(inputs)
+        if not (inputs.named and self._prefix and self._prefix.by_token):
+            return inputs.raw
+        stored = self._prefix.record(lambda: self.features(inputs))
+        return inputs.raw | {PREFIX: self._prefix.per_token(stored).cpu()}
 
-    def _taken(self, inputs: Inputs | Prepared) -> Prepared:
+    def _taken(self, inputs: Inputs | RawInputs | Prepared) -> Prepared:
         """Inputs, and apart from them a prefix that came with them.
 
         Raises:
@@ -142,14 +142,13 @@ class Backbone(nn.Module):
         """
         if isinstance(inputs, Prepared):
             return inputs
-        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-        if first.dim() < 3:
-            raise ValueError(f"inputs of shape {tuple(first.shape)}: expected (tasks, n, ...); add the task axis")
-        if not (isinstance(inputs, dict) and PREFIX in inputs and self._prefix):
-            return Prepared(inputs)
-        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
+        inputs = Inputs.of(inputs)
+        if len(inputs.shape) < 3:
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)}: expected (tasks, n, ...); add the task axis")
+        if not (PREFIX in inputs and self._prefix):
+            return Prepared(inputs.without(PREFIX))
         rows = inputs[PREFIX].flatten(0, 1).to(self.device)
-        return Prepared(tokens, self._prefix.restored(rows))
+        return Prepared(inputs.without(PREFIX), self._prefix.restored(rows))
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
@@ -172,7 +171,7 @@ class Backbone(nn.Module):
         log.warning("%s: replaying its frozen prefix changes the features; it is computed every time", self.name)
         return None
 
-    def forward(self, inputs: Inputs | Prepared, modulation: Modulation | None = None) -> Tensor:
+    def forward(self, inputs: Inputs | RawInputs | Prepared, modulation: Modulation | None = None) -> Tensor:
         """Features of every task's examples under that task's modulation, all tasks in one batch.
 
         Args:
@@ -202,7 +201,7 @@ class Backbone(nn.Module):
 
     def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
         with self.modulator.modulating(modulation), replaced(self._recomputed_blocks()), self._replaying(prepared):
-            return self.features(_flatten(prepared.inputs)).unflatten(0, (prepared.shape[0], -1))
+            return self.features(prepared.inputs.flatten()).unflatten(0, (prepared.shape[0], -1))
 
     def _recomputed_pass(self, prepared: Prepared, modulation: Modulation) -> Tensor:
         """The same, of which only the inputs are remembered for the way back."""
@@ -220,7 +219,7 @@ class Backbone(nn.Module):
         return self._prefix.replaying(prepared.stored) if prepared.stored and self._prefix else nullcontext()
 
     @torch.no_grad()
-    def observe(self, inputs: Inputs | Prepared) -> tuple[Tensor, list[Tensor]]:
+    def observe(self, inputs: Inputs | RawInputs | Prepared) -> tuple[Tensor, list[Tensor]]:
         """What the plain network makes of the examples, without a graph.
 
         Returns:
@@ -232,19 +231,26 @@ class Backbone(nn.Module):
         return torch.cat(features, 1), [torch.cat(of_site, 1) for of_site in zip(*activations, strict=True)]
 
     def _observe(self, prepared: Prepared) -> tuple[Tensor, list[Tensor]]:
-        flat, tasks = _flatten(prepared.inputs), prepared.shape[0]
-        mask = flat.get("attention_mask") if isinstance(flat, dict) else None
-        with self.modulator.recording(_count(flat), mask) as means:
+        flat, tasks = prepared.inputs.flatten(), prepared.shape[0]
+        with self.modulator.recording(flat.count, flat.tensors.get("attention_mask")) as means:
             features = self._pass(prepared, None).flatten(0, 1)
         return features.unflatten(0, (tasks, -1)), [m.unflatten(0, (tasks, -1)) for m in means]
 
-    def features(self, inputs: Inputs) -> Tensor:
-        """Features ``(n, D)`` of inputs without a task axis, under the modulation in force."""
-        with autocast(self.device, self.precision):
-            return self.adapter.features(self.model, self._cast(inputs))
+    def features(self, inputs: Inputs | RawInputs, model: nn.Module | None = None) -> Tensor:
+        """Features ``(n, D)`` of inputs without a task axis, under the modulation in force.
 
-    def preprocess(self, items: Sequence[Any]) -> Inputs:
-        """PIL images to ``(n, C, H, W)``, or strings to token tensors ``(n, L)``; on the CPU."""
+        Args:
+            inputs: on any device.
+            model: a copy of the network, such as a merged or an exported one, to call in its place as it is stored.
+        """
+        if model is not None:
+            like = next(model.parameters())
+            return self.adapter.features(model, Inputs.of(inputs).without(PREFIX).to(like.device, like.dtype).raw)
+        with autocast(self.device, self.precision):
+            return self.adapter.features(self.model, self._cast(inputs).raw)
+
+    def preprocess(self, items: Sequence[Any]) -> Any:
+        """PIL images to ``(n, C, H, W)``, or strings to a dict of token tensors ``(n, L)``; on the CPU."""
         return self.adapter.preprocess(items)
 
     def example_inputs(self, n: int) -> Inputs:
@@ -310,11 +316,9 @@ class Backbone(nn.Module):
         """Whether the network runs in less than float32, stored or under autocast."""
         return self.precision is not None or self.dtype in (torch.bfloat16, torch.float16)
 
-    def _cast(self, inputs: Inputs) -> Inputs:
+    def _cast(self, inputs: Inputs | RawInputs) -> Inputs:
         """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
-        if isinstance(inputs, dict):
-            return {k: v.to(self.device) for k, v in inputs.items()}
-        return inputs.to(self.device, self.dtype)
+        return Inputs.of(inputs).without(PREFIX).to(self.device, self.dtype)
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.dim() != 2:
@@ -322,12 +326,3 @@ class Backbone(nn.Module):
                 f"{self.name} gives features of shape {tuple(features.shape)}: expected (n, D); choose a pooling"
             )
         return features
-
-
-def _flatten(inputs: Inputs) -> Inputs:
-    """Tasks and examples along one axis."""
-    return {k: v.flatten(0, 1) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.flatten(0, 1)
-
-
-def _count(inputs: Inputs) -> int:
-    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)

@@ -27,14 +27,12 @@ class Prepared:
     @property
     def shape(self) -> tuple[int, int]:
         """Tasks and examples of each."""
-        first = next(iter(self.inputs.values())) if isinstance(self.inputs, dict) else self.inputs
-        return first.shape[0], first.shape[1]
+        return self.inputs.shape[0], self.inputs.shape[1]
 
     def take(self, examples: Tensor) -> Prepared:
         """Some examples of every task: ``examples`` are indices along the second axis, on any device."""
         tasks, n = self.shape
-        pick = lambda v: v[:, examples.to(v.device)]  # noqa: E731
-        inputs = {k: pick(v) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else pick(self.inputs)
+        inputs = self.inputs.take(examples, 1)
         if self.stored is None:
             return Prepared(inputs)
         rows = n * torch.arange(tasks, device="cpu").unsqueeze(1) + examples.cpu()
@@ -54,9 +52,6 @@ class Prepared:
         first, tasks = pieces[0], pieces[0].shape[0]
         if len(pieces) == 1:
             return first
-        if isinstance(first.inputs, dict):
-            inputs: Inputs = {k: torch.cat([p.inputs[k] for p in pieces], 1) for k in first.inputs}  # type: ignore[index]
-        else:
-            inputs = torch.cat([p.inputs for p in pieces], 1)  # type: ignore[misc]
+        inputs = Inputs.cat([p.inputs for p in pieces], 1)
         stored = [p.stored for p in pieces if p.stored is not None]
         return Prepared(inputs, Stored.join(stored, tasks) if stored else None)

@@ -17,7 +17,6 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mtl.episode import Inputs
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unreachable
 
 EMBEDDED = "mtl/glyphs"
@@ -34,7 +33,7 @@ class TimmImages(AbstractAdapter):
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         return model(inputs)
 
     def example(self, n: int) -> Tensor:

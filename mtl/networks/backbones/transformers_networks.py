@@ -13,8 +13,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from mtl.episode import Inputs
-from mtl.networks.backbones.adapter import PREFIX, AbstractAdapter, noise, unreachable
+from mtl.networks.backbones.adapter import AbstractAdapter, noise, unreachable
 
 MINILM = "mtl/minilm"
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
@@ -101,7 +100,7 @@ class HFImages(AbstractAdapter):
         size = [size, size] if isinstance(size, int) else list(size)
         self.shape = (getattr(model.config, "num_channels", 3), *size)
 
-    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         return _pool(model(inputs).last_hidden_state, None, self.pooling)
 
     def example(self, n: int) -> Tensor:
@@ -148,11 +147,10 @@ class HFText(AbstractAdapter):
         self.pooling = pooling or ("last" if self._is_causal(model) else "mean")
         _check_pooling(self.pooling, ("mean", "cls", "last"))
 
-    def features(self, model: nn.Module, inputs: Inputs) -> Tensor:
+    def features(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if not isinstance(inputs, dict):
             raise ValueError("a text network takes token tensors by name: {'input_ids': ..., 'attention_mask': ...}")
-        tokens = {k: v for k, v in inputs.items() if k != PREFIX}
-        hidden = model(**tokens, **self.extra).last_hidden_state
+        hidden = model(**inputs, **self.extra).last_hidden_state
         return _pool(hidden, inputs.get("attention_mask"), self.pooling)
 
     def example(self, n: int) -> dict[str, Tensor]:

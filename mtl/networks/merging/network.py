@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtl.episode import Inputs
 from mtl.networks.backbones import Backbone
 from mtl.networks.merging.folding import NETWORK_TOLERANCE, distance, fold, holds_shift
 from mtl.networks.merging.layer import Layer
@@ -57,7 +56,7 @@ def merge(backbone: Backbone, modulation: Modulation, task: int = 0) -> Merged:
     inputs = backbone.example_inputs(2)
 
     def features() -> Tensor:
-        return backbone.adapter.features(model, _like(inputs, model))
+        return backbone.features(inputs, model)
 
     reference = _modulated(model, backbone.sites, row, features)
     trace = trace_sites(model, backbone.sites, features)
@@ -86,11 +85,6 @@ def _copy(backbone: Backbone) -> nn.Module:
         copied = copy.deepcopy(model).cpu()
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in copied.parameters())
     return copied.float() if low else copied
-
-
-def _like(inputs: Inputs, model: nn.Module) -> Inputs:
-    like = next(model.parameters())
-    return {k: v.to(like.device) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.to(like)
 
 
 def _modulated(model: nn.Module, sites: tuple[Site, ...], row: Modulation, features: Callable[[], Tensor]) -> Tensor:

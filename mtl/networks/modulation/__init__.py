@@ -4,7 +4,7 @@ Hooks are the one mechanism that reaches any module of any library, keeps ``stat
 vector for every task of a batch. They are installed once; a call that modulates nothing pays a ``None`` test per site.
 """
 
-from mtl.networks.modulation.finding import find_sites, run
+from mtl.networks.modulation.finding import find_sites
 from mtl.networks.modulation.hooks import Modulator, modulate
 from mtl.networks.modulation.layers import hook_point, is_norm, uncompiled
 from mtl.networks.modulation.sites import Modulation, Site, SiteKind
@@ -18,6 +18,5 @@ __all__ = [
     "hook_point",
     "is_norm",
     "modulate",
-    "run",
     "uncompiled",
 ]

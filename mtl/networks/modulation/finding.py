@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mtl.episode import Inputs
+from mtl.episode import Inputs, RawInputs
 from mtl.metagrad.tensors import has_values
 from mtl.networks.modulation.layers import channel_dim, hook, is_linear_map, is_norm, uncompiled
 from mtl.networks.modulation.sites import Site, SiteKind
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def find_sites(
-    model: nn.Module, kind: SiteKind = "norm", last_k: int | None = None, *, example_inputs: Inputs
+    model: nn.Module, kind: SiteKind = "norm", last_k: int | None = None, *, example_inputs: Inputs | RawInputs
 ) -> tuple[Site, ...]:
     """The sites of a model, in the order in which one forward pass reaches them.
 
@@ -41,7 +41,7 @@ def find_sites(
     """
     model = uncompiled(model)
     layers = _candidates(model, kind)
-    calls = _outputs_by_layer(model, layers, example_inputs)
+    calls = _outputs_by_layer(model, layers, Inputs.of(example_inputs))
     sites = tuple(_site(name, layers[name], outputs[0]) for name, outputs in calls.items())
     if not sites:
         raise ValueError(
@@ -52,9 +52,9 @@ def find_sites(
     return sites if last_k is None else _last_blocks(sites, last_k)
 
 
-def run(model: nn.Module, inputs: Inputs):
+def _run(model: nn.Module, inputs: Inputs):
     """Call a model on one tensor, or on tensors by name."""
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return model(**inputs.tensors) if inputs.named else model(inputs.tensor)
 
 
 def _candidates(model: nn.Module, kind: SiteKind) -> dict[str, nn.Module]:
@@ -78,13 +78,9 @@ def _looked_for(kind: SiteKind) -> str:
 
 def _outputs_by_layer(model: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> dict[str, list[Tensor]]:
     """The activations of every usable layer on the examples, in execution order."""
-    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-    n = len(first)
-    if n < 2:
+    if (n := inputs.count) < 2:
         raise ValueError(f"example_inputs holds {n} example; two different ones are needed to tell the batch axis")
-    pair = {k: v[-2:] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[-2:]
-    single = {k: v[-1:] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[-1:]
-    together, alone = _trace(model, layers, pair), _trace(model, layers, single)
+    together, alone = (_trace(model, layers, inputs.map(lambda v, k=k: v[-k:])) for k in (2, 1))
     good = {k: v for k, v in together.items() if _batch_major(v, alone.get(k, []))}
     if skipped := [k for k in layers if k not in good]:
         log.info("not sites (never called, or examples not along the first axis): %s", skipped)
@@ -101,7 +97,7 @@ def _trace(model: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> di
     handles = [hook(layer, lambda x, name=name: keep(name, x)) for name, layer in layers.items()]
     try:
         with torch.no_grad(), _evaluating(model):
-            run(model, inputs)
+            _run(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
