@@ -75,7 +75,7 @@ def test_bfloat16_autocast_keeps_the_direction(name: str, pull: Any, tmp_path: P
     exact = flat(mtl.Rematerialised()(*problem_of(backbone)))
     pull = mtl.metagrad.FiniteDifference(0.1) if pull == "finite-difference" else pull
     with torch.autocast("cpu", torch.bfloat16):
-        result = mtl.Windowed(size=2, pull=pull)(*problem_of(backbone))
+        result = mtl.Windowed(window=2, pull=pull)(*problem_of(backbone))
     assert all(g.dtype == torch.float32 for g in result.grads.values())
     # Of networks 16 channels wide; wide ones average more.
     assert torch.cosine_similarity(flat(result), exact, 0) > 0.95

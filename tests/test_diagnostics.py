@@ -39,7 +39,7 @@ def test_self_check_sees_what_an_estimator_leaves_out():
     assert check.norm_ratio["inner"] == 0
     assert 0.5 < check.cosine["start"] < 0.9999
     assert check.worst == min(v for v in check.cosine.values() if not math.isnan(v))
-    exact = mtl.metagrad.self_check(mtl.Windowed(size=1), problem, meta)
+    exact = mtl.metagrad.self_check(mtl.Windowed(window=1), problem, meta)
     assert exact.worst > 1 - 1e-12
     assert "start 1.0000 (1.00)" in str(exact)
 

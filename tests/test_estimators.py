@@ -21,30 +21,30 @@ EXACT = {
     "rematerialised, forward": mtl.Rematerialised("forward-over-reverse"),
     "rematerialised, all kept": mtl.Rematerialised(budget=math.inf),
     "rematerialised, some kept": mtl.Rematerialised(budget=0.014),
-    "truncated(K)": mtl.metagrad.Truncated(steps=99),
+    "truncated(K)": mtl.metagrad.Truncated(last_steps=99),
     "binomial(K)": mtl.metagrad.Binomial(order=99),
     "horizon mixing(0)": mtl.metagrad.HorizonMixing(decay=0.0),
     "truncation mixing(1)": mtl.metagrad.TruncationMixing(decay=1.0),
-    "adaptive(1)": mtl.Windowed(size=1),
-    "adaptive(3), single steps": mtl.Windowed(size=3, tau=1e-9),
-    "exact-forward(1)": mtl.Windowed(size=1, mode="exact-forward"),
-    "lazy(1)": mtl.Windowed(size=1, mode="lazy"),
+    "adaptive(1)": mtl.Windowed(window=1),
+    "adaptive(3), single steps": mtl.Windowed(window=3, tau=1e-9),
+    "exact-forward(1)": mtl.Windowed(window=1, mode="exact-forward"),
+    "lazy(1)": mtl.Windowed(window=1, mode="lazy"),
 }
 # Estimators that are approximate, each with the gradients and pulls it needs for K = 7 inner steps, and the
 # meta-parameters that it cannot train (type I: start, L: inner, D: outer, O: rate, I and L: both).
 APPROXIMATE = {
     "first-order": (mtl.FirstOrder(), 7, 0, {"inner"}),
-    "truncated(3)": (mtl.metagrad.Truncated(steps=3), 7, 3, set()),
+    "truncated(3)": (mtl.metagrad.Truncated(last_steps=3), 7, 3, set()),
     "binomial(0)": (mtl.metagrad.Binomial(order=0), 7, 0, {"inner"}),
     "binomial(1)": (mtl.metagrad.Binomial(order=1), 7, 7 + 6, set()),
     "binomial(2)": (mtl.metagrad.Binomial(order=2), 7, 7 + 6 + 5, set()),
     "truncation mixing": (mtl.metagrad.TruncationMixing(), 7, 7, set()),
-    "lazy(3)": (mtl.Windowed(size=3, mode="lazy"), 3, 3, set()),
-    "exact-forward(3)": (mtl.Windowed(size=3, mode="exact-forward"), 7, 3, set()),
-    "exact-forward(3), start": (mtl.Windowed(size=3, mode="exact-forward", anchor="start"), 7, 3, set()),
-    "exact-forward(3), end": (mtl.Windowed(size=3, mode="exact-forward", anchor="end"), 7, 3, set()),
-    "substepped(3)": (mtl.Windowed(size=3, mode="exact-forward", substeps=3), 7, 7, set()),
-    "adaptive(3)": (mtl.Windowed(size=3), 7, 3, set()),
+    "lazy(3)": (mtl.Windowed(window=3, mode="lazy"), 3, 3, set()),
+    "exact-forward(3)": (mtl.Windowed(window=3, mode="exact-forward"), 7, 3, set()),
+    "exact-forward(3), start": (mtl.Windowed(window=3, mode="exact-forward", anchor="start"), 7, 3, set()),
+    "exact-forward(3), end": (mtl.Windowed(window=3, mode="exact-forward", anchor="end"), 7, 3, set()),
+    "substepped(3)": (mtl.Windowed(window=3, mode="exact-forward", substeps=3), 7, 7, set()),
+    "adaptive(3)": (mtl.Windowed(window=3), 7, 3, set()),
 }
 # Estimators of something else: of other horizons, of the solution that the inner loop approaches, of no loss at all.
 OTHER = {
@@ -153,13 +153,13 @@ def test_lazy_is_autograd_of_its_own_coarse_loop(size, options):
             kept["g"] = _gradient(problem, w, meta, step)
         return kept["g"]
 
-    assert error(mtl.Windowed(size=size, mode="lazy")(problem, meta).grads, unrolled(problem, meta, reuse)) < 1e-10
+    assert error(mtl.Windowed(window=size, mode="lazy")(problem, meta).grads, unrolled(problem, meta, reuse)) < 1e-10
 
 
 def test_lazy_with_plain_sgd_is_maml_with_fewer_larger_steps():
     problem, meta = regression(steps=6)
     coarse = replace(problem, num_steps=2, optimizer=InnerSGD(lr=lambda m: 3 * m["rate"]))
-    assert error(mtl.Windowed(size=3, mode="lazy")(problem, meta).grads, mtl.Exact()(coarse, meta).grads) < 1e-10
+    assert error(mtl.Windowed(window=3, mode="lazy")(problem, meta).grads, mtl.Exact()(coarse, meta).grads) < 1e-10
 
 
 def test_momentum_window_has_its_closed_form():
@@ -197,21 +197,21 @@ def test_window_is_its_straight_through_form(anchor):
         w = {k: (s := v - n * lr * g[k]) + (end[k] - s).detach() for k, v in w.items()}
     keys = ["start", "both", "inner", "outer"]
     expected = torch.autograd.grad(problem.outer_loss(w, meta).mean(), [meta[k] for k in keys])
-    found = mtl.Windowed(size=size, mode="exact-forward", anchor=anchor)(problem, meta).grads
+    found = mtl.Windowed(window=size, mode="exact-forward", anchor=anchor)(problem, meta).grads
     assert error({k: found[k] for k in keys}, dict(zip(keys, expected, strict=True))) < 1e-10
 
 
 def test_substepping_every_step_is_exact_on_a_quadratic():
     problem, meta = quadratic(12, curvature=3.0, lr=0.3)
-    estimator = mtl.Windowed(size=4, mode="exact-forward", substeps=4)
+    estimator = mtl.Windowed(window=4, mode="exact-forward", substeps=4)
     assert error(estimator(problem, meta).grads, mtl.Exact()(problem, meta).grads) < 1e-10
 
 
 def test_adaptive_survives_the_cliff_where_a_plain_window_falls():
     problem, meta = quadratic(12, curvature=1.0, lr=0.75)  # size * lr * h_max = 3
     exact = mtl.Exact()(problem, meta).grads
-    plain = mtl.Windowed(size=4, mode="exact-forward")(problem, meta)
-    adaptive = mtl.Windowed(size=4)(problem, meta)
+    plain = mtl.Windowed(window=4, mode="exact-forward")(problem, meta)
+    adaptive = mtl.Windowed(window=4)(problem, meta)
     for key in exact:
         assert cosine(adaptive.grads, exact, key) > 0.95
     assert min(cosine(plain.grads, exact, k) for k in exact) < 0.9
@@ -220,7 +220,7 @@ def test_adaptive_survives_the_cliff_where_a_plain_window_falls():
 
 def test_adaptive_costs_nothing_where_curvature_is_low():
     problem, meta = quadratic(20, curvature=1.0, lr=0.01)
-    result = mtl.Windowed(size=5)(problem, meta)
+    result = mtl.Windowed(window=5)(problem, meta)
     assert result.pulls == 4
     assert cosine(result.grads, mtl.Exact()(problem, meta).grads, "start") > 0.999
 
@@ -229,7 +229,7 @@ def test_middle_anchor_is_best():
     problem, meta = regression(steps=12, lr=0.05)
     exact = mtl.Exact()(problem, meta).grads
     errors = {
-        a: error(mtl.Windowed(size=3, mode="exact-forward", anchor=a)(problem, meta).grads, exact)
+        a: error(mtl.Windowed(window=3, mode="exact-forward", anchor=a)(problem, meta).grads, exact)
         for a in ("start", "middle", "end")
     }
     assert errors["middle"] < min(errors["start"], errors["end"])
@@ -240,7 +240,9 @@ def test_window_error_shrinks_with_the_step_size():
     # changes inside it.
     def at(lr):
         problem, meta = regression(steps=6, lr=lr)
-        return error(mtl.Windowed(size=3, mode="exact-forward")(problem, meta).grads, mtl.Exact()(problem, meta).grads)
+        return error(
+            mtl.Windowed(window=3, mode="exact-forward")(problem, meta).grads, mtl.Exact()(problem, meta).grads
+        )
 
     assert at(0.002) / at(0.001) == pytest.approx(2, rel=0.1)
 
@@ -505,7 +507,9 @@ def test_tasks_are_independent(estimator):
             assert torch.count_nonzero(grads[k][others]) == 0
 
 
-@pytest.mark.parametrize("estimator", [mtl.Rematerialised(), mtl.Windowed(size=2), mtl.metagrad.Truncated(steps=2)])
+@pytest.mark.parametrize(
+    "estimator", [mtl.Rematerialised(), mtl.Windowed(window=2), mtl.metagrad.Truncated(last_steps=2)]
+)
 def test_call_leaves_no_trace(estimator):
     problem, meta = regression(steps=3)
     meta = {k: v.requires_grad_() for k, v in meta.items()}
@@ -535,8 +539,8 @@ def test_memory_is_flat_in_the_number_of_steps():
 
     for estimator in (
         mtl.Rematerialised(),
-        mtl.Windowed(size=2, mode="exact-forward"),
-        mtl.metagrad.Truncated(steps=5),
+        mtl.Windowed(window=2, mode="exact-forward"),
+        mtl.metagrad.Truncated(last_steps=5),
     ):
         assert peak(estimator, 16) == peak(estimator, 4)
         assert peak(estimator, 16) < 1.1 * peak(mtl.Rematerialised(), 1), "one step's graph is alive"
@@ -546,12 +550,12 @@ def test_memory_is_flat_in_the_number_of_steps():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mtl.Windowed(size=0), "size=1 is the exact gradient"),
+        (lambda: mtl.Windowed(window=0), "window=1 is the exact gradient"),
         (lambda: mtl.Windowed(mode="eager"), "expected 'adaptive'"),
         (lambda: mtl.Windowed(anchor="centre"), "expected 'start'"),
         (lambda: mtl.Windowed(pull="forward"), "finite-difference"),
         (lambda: mtl.Windowed(substeps=2), "only mode='exact-forward'"),
-        (lambda: mtl.metagrad.Truncated(steps=0), "FirstOrder"),
+        (lambda: mtl.metagrad.Truncated(last_steps=0), "FirstOrder"),
         (lambda: mtl.Rematerialised(pull="x"), "reverse"),
         (lambda: mtl.Rematerialised(budget=-1), "MiB >= 0"),
         (lambda: mtl.Rematerialised("finite-difference", budget=1), "no graph|graph to keep"),

@@ -35,7 +35,7 @@ def test_memory_is_flat_in_the_number_of_steps(network: mtl.Backbone, pull: Any)
     def peak(k: int) -> int:
         problem, meta = problem_of(network, k)
         torch.cuda.reset_peak_memory_stats()
-        mtl.Windowed(size=2, pull=pull)(problem, meta)
+        mtl.Windowed(window=2, pull=pull)(problem, meta)
         return torch.cuda.max_memory_allocated()
 
     peak(2)
@@ -45,7 +45,7 @@ def test_memory_is_flat_in_the_number_of_steps(network: mtl.Backbone, pull: Any)
 def test_the_inner_loop_waits_for_nothing(network: mtl.Backbone):
     """Exact-forward windows read no number from the device; a wait would show as an error here."""
     problem, meta = problem_of(network)
-    estimator = mtl.Windowed(size=2, mode="exact-forward")
+    estimator = mtl.Windowed(window=2, mode="exact-forward")
     estimator(problem, meta)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -115,7 +115,7 @@ def test_meta_gradient_is_exact_through_a_frozen_network(kind, head):
     e = episodes().map(lambda t: t.double() if t.is_floating_point() else t)
     meta, problem = emitted(made, e), made.problem(e)
     exact = mtl.Exact()(problem, meta)
-    for estimator in (mtl.Rematerialised(), mtl.Windowed(size=1)):
+    for estimator in (mtl.Rematerialised(), mtl.Windowed(window=1)):
         found = estimator(problem, meta)
         assert all(torch.allclose(found.grads[k], v, rtol=1e-8, atol=1e-12) for k, v in exact.grads.items())
     key, h = "base" if kind is mtl.TaskCode else "scale", 1e-6

@@ -16,7 +16,7 @@ import mtl
 from mtl.planning import Config, plan
 from mtl.planning.__main__ import main
 from mtl.planning.advice import changes
-from mtl.planning.choices import UNROLLED, Keeping, estimators, keepings, representative
+from mtl.planning.choices import UNROLLED, Keeping, keepings, representative
 from mtl.planning.networks import CPU
 from mtl.planning.tables import steps_within, summary, table
 from mtl.planning.work import takes_pull, with_pull, work
@@ -77,7 +77,7 @@ def test_plan_says_what_fits_and_writes_it(bert, tmp_path, capsys):
     assert summary(found) in printed
     rows = list(csv.DictReader((tmp_path / "out" / "plan.csv").open()))
     assert len(rows) == len(found.predicted)
-    assert {r["estimator"] for r in rows} == set(estimators(2))
+    assert {r["estimator"] for r in rows} == set(mtl.metagrad.representatives(2))
     assert (tmp_path / "out" / "plan.md").read_text().startswith("| estimator |")
     assert (tmp_path / "out" / "plan.png").stat().st_size > 10_000
     lines = table(found).splitlines()

@@ -37,7 +37,7 @@ def gradients(backbone: mtl.Backbone, estimator: mtl.metagrad.AbstractEstimator)
 def test_meta_gradients_are_exact(name: str, tmp_path: Path):
     backbone = build(name, tmp_path).double()
     exact = gradients(backbone, mtl.Exact())
-    for estimator in (mtl.Rematerialised(), mtl.Windowed(size=1)):
+    for estimator in (mtl.Rematerialised(), mtl.Windowed(window=1)):
         found = gradients(backbone, estimator)
         for key, value in exact.grads.items():
             # Rotary and T5 networks compute some of it in float32 whatever they are given.

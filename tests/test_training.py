@@ -220,7 +220,7 @@ def test_a_non_finite_support_set_is_left_out_too(tmp_path, windows):
                 episode.support.map(lambda v: v.fill_(float("nan")) if v.is_floating_point() else v)
             return episode
 
-    learner = fresh(estimator=mtl.Windowed(size=2))
+    learner = fresh(estimator=mtl.Windowed(window=2))
     learner.inner_steps = 2 * windows
     with pytest.warns(UserWarning, match="is left out"):
         mtl.train(learner, Poisoned(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
@@ -236,7 +236,7 @@ def test_settings_out_of_range_are_refused(wrong):
 
 
 def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
-    learner = fresh(estimator=mtl.Windowed(size=2, mode="lazy", pull="finite-difference"))
+    learner = fresh(estimator=mtl.Windowed(window=2, mode="lazy", pull="finite-difference"))
     mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "estimator.json").read_text())
     assert found["radius"] in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -246,7 +246,7 @@ def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
     assert "cosine to exact" in capsys.readouterr().out
 
     (tmp_path / "run" / "estimator.json").write_text(json.dumps(found | {"radius": 0.123}))
-    again = fresh(estimator=mtl.Windowed(size=2, mode="lazy", pull="finite-difference"))
+    again = fresh(estimator=mtl.Windowed(window=2, mode="lazy", pull="finite-difference"))
     mtl.train(again, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / "run")
     assert again.estimator.pull == mtl.metagrad.FiniteDifference(0.123), (
         "a continued run keeps the radius that it began with"
@@ -257,7 +257,7 @@ def test_a_poor_estimator_and_a_cliff_are_told_of_once(tmp_path):
     torch.manual_seed(0)
     b = backbone()
     generator = mtl.SupportConditioned(b.sites, b.width, hidden=16, step_size=5.0)
-    learner = mtl.MetaLearner(b, generator, inner_steps=4, estimator=mtl.Windowed(size=4, mode="exact-forward"))
+    learner = mtl.MetaLearner(b, generator, inner_steps=4, estimator=mtl.Windowed(window=4, mode="exact-forward"))
     with pytest.warns(UserWarning, match="past the cliff") as caught:
         mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=2, step_size_lr=0.0), tmp_path / "run")
     told = [str(w.message) for w in caught]

@@ -27,6 +27,7 @@ from mtl.metagrad.estimators import (
 )
 from mtl.metagrad.functional import Functional
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerSGD
+from mtl.metagrad.options import EstimatorOptions, make_estimator, representatives
 from mtl.metagrad.problem import InnerProblem, solve
 from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.metagrad.registry import Registry
@@ -41,6 +42,7 @@ __all__ = [
     "AbstractPull",
     "Agreement",
     "Binomial",
+    "EstimatorOptions",
     "Exact",
     "FiniteDifference",
     "FirstOrder",
@@ -67,7 +69,9 @@ __all__ = [
     "Windowed",
     "calibrated",
     "curvature",
+    "make_estimator",
     "proximal",
+    "representatives",
     "self_check",
     "solve",
 ]

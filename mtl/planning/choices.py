@@ -4,52 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtl.metagrad.estimators import (
-    SAMA,
-    AbstractEstimator,
-    Binomial,
-    Exact,
-    FirstOrder,
-    HorizonMixing,
-    ImplicitMAML,
-    Neumann,
-    OneStep,
-    Rematerialised,
-    Reptile,
-    Truncated,
-    TruncationMixing,
-    Windowed,
-)
+from mtl.metagrad.estimators import AbstractEstimator, Exact, FirstOrder, Rematerialised
 from mtl.networks.backbones import Backbone
 from mtl.planning.config import Config
 from mtl.planning.work import takes_pull
 
-UNROLLED = "unrolled MAML"
-
-
-def estimators(size: int) -> dict[str, AbstractEstimator]:
-    """By name; the reference first.
-
-    Args:
-        size: inner steps of a window, and of the truncation.
-    """
-    return {
-        UNROLLED: Exact(),
-        "rematerialised": Rematerialised(),
-        f"windowed({size}), adaptive": Windowed(size),
-        f"windowed({size}), exact forward": Windowed(size, "exact-forward"),
-        f"windowed({size}), lazy": Windowed(size, "lazy"),
-        f"truncated({size})": Truncated(size),
-        "binomial(1)": Binomial(1),
-        "horizon mixing": HorizonMixing(),
-        "truncation mixing": TruncationMixing(),
-        "Neumann(10)": Neumann(10),
-        "iMAML(10)": ImplicitMAML(iterations=10),
-        "one-step": OneStep(),
-        "SAMA": SAMA(),
-        "first-order": FirstOrder(),
-        "Reptile": Reptile(),
-    }
+UNROLLED = "exact"
+"""The reference: automatic differentiation of the unrolled loop, MAML as it is usually written."""
 
 
 def representative(estimator: AbstractEstimator, pull: str) -> AbstractEstimator:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from mtl.metagrad.estimators import Exact, FirstOrder, Rematerialised, StructuralZeroWarning
+from mtl.metagrad.options import representatives
 from mtl.metagrad.products import PULLS
 from mtl.planning.advice import Change, changes
-from mtl.planning.choices import Keeping, estimators, keepings, representative
+from mtl.planning.choices import Keeping, keepings, representative
 from mtl.planning.config import Config
 from mtl.planning.measuring import Arithmetic
 from mtl.planning.networks import META
@@ -149,7 +150,7 @@ def _rows(config: Config, costs: list[_Costs]) -> tuple[Predicted, ...]:
 
 
 def _of_keeping(config: Config, cost: _Costs) -> Iterator[Predicted]:
-    for name, estimator in estimators(config.window).items():
+    for name, estimator in representatives(config.window).items():
         least, most = work(estimator, config.inner_steps)
         for pull in PULLS if takes_pull(estimator) else ("",):
             peak = cost.peaks.get(repr(representative(estimator, pull)))

@@ -28,7 +28,7 @@ import tyro
 import mtl
 from mtl.planning import Config as PlanConfig
 from mtl.planning import Plan, plan
-from mtl.planning.choices import UNROLLED, Keeping, estimators, keepings
+from mtl.planning.choices import UNROLLED, Keeping, keepings
 from mtl.planning.config import Precision
 from mtl.planning.networks import CPU
 from mtl.planning.work import with_pull
@@ -73,7 +73,7 @@ class Row:
 KINDS = {
     (UNROLLED, ""), ("rematerialised", "reverse"), ("rematerialised", "forward-over-reverse"),
     ("rematerialised", "finite-difference"), ("windowed(2), adaptive", "reverse"), ("first-order", ""),
-    ("windowed(2), adaptive", "finite-difference"), ("windowed(2), lazy", "reverse"), ("Neumann(10)", "reverse"),
+    ("windowed(2), adaptive", "finite-difference"), ("windowed(2), lazy", "reverse"), ("neumann(10)", "reverse"),
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def plan_config(network: str, folder: Path, config: Config) -> PlanConfig:
 def compare(network: str, found: Plan, every: bool) -> Iterator[Row]:
     config = found.config
     place = Workplace(config, CPU)
-    made, kept = estimators(config.window), {k.name: k for k in keepings(config)}
+    made, kept = mtl.metagrad.representatives(config.window), {k.name: k for k in keepings(config)}
     for p in found.predicted:
         if every or (p.estimator, p.pull) in KINDS:
             estimator = with_pull(made[p.estimator], p.pull)

@@ -14,21 +14,22 @@ from mtl.metagrad.estimators.windowed import Windowed
 from mtl.metagrad.registry import Registry
 
 ESTIMATORS = Registry("estimator", "mtl.metagrad.ESTIMATORS")
-"""Every estimator by the name that command lines use: one row each."""
+"""Every estimator by the name that command lines use, one row each: command lines, planner, benchmarks, tests and docs
+read it."""
 _row = ESTIMATORS.register
-_row("windowed", Windowed, help="One second-order product per window of inner steps; the default.")
-_row("rematerialised", Rematerialised, help="Exact, in the memory of one inner step.")
-_row("exact", Exact, help="Exact, by automatic differentiation of the unrolled loop; memory grows with its length.")
-_row("truncated", Truncated, help="Exact through the last inner steps, then straight to the initial weights.")
-_row("binomial", Binomial, help="Terms with a bounded number of curvatures; its steps do not wait for one another.")
-_row("horizon-mixing", HorizonMixing, help="Judges the weights after every inner step, not only the last.")
-_row("truncation-mixing", TruncationMixing, help="Credits late inner steps more than early ones.")
-_row("neumann", Neumann, help="Implicit gradient of a solved inner problem, by a Neumann series.")
-_row("imaml", ImplicitMAML, help="Implicit gradient of an inner problem tied to its start, by conjugate gradients.")
-_row("one-step", OneStep, help="Differentiates the last inner step only (T1-T2).")
-_row("sama", SAMA, help="One implicit step with the optimiser's own Jacobian; no second derivative.")
-_row("first-order", FirstOrder, help="Drops every second derivative (FOMAML); cannot train the inner loss.")
-_row("reptile", Reptile, help="Moves the initial weights towards the adapted ones; ignores the outer loss.")
+_row("exact", Exact, help="exact, by autograd through the unrolled loop; memory grows with its length")
+_row("rematerialised", Rematerialised, help="exact, in the memory of one inner step")
+_row("windowed", Windowed, help="one second-order product per window of inner steps; the default")
+_row("truncated", Truncated, help="exact through the last inner steps, then straight to the initial weights")
+_row("binomial", Binomial, help="keeps the terms with a bounded number of curvatures")
+_row("horizon-mixing", HorizonMixing, help="judges the weights after every inner step, not only the last")
+_row("truncation-mixing", TruncationMixing, help="credits late inner steps more than early ones")
+_row("neumann", Neumann, help="implicit gradient of a solved inner problem, by a Neumann series")
+_row("imaml", ImplicitMAML, help="implicit gradient of an inner problem tied to its start")
+_row("one-step", OneStep, help="differentiates the last inner step only (T1-T2)")
+_row("sama", SAMA, help="one implicit step with the optimiser's own Jacobian, no second derivative")
+_row("first-order", FirstOrder, help="drops every second derivative (FOMAML)")
+_row("reptile", Reptile, help="moves the initial weights towards the adapted ones")
 
 __all__ = [
     "ESTIMATORS",

@@ -12,32 +12,34 @@ from mtl.metagrad.tensors import Tensors
 
 @dataclass(frozen=True)
 class Truncated(AbstractEstimator):
-    """Sweep the last ``steps`` inner steps, then hand the cotangent to the initial weights as it is (arXiv 1810.10667).
+    """Sweep the last inner steps, then hand the cotangent to the initial weights as it is (arXiv 1810.10667).
 
-    Cost: K gradients and ``min(steps, K)`` pulls, memory of one step.
-    Equals: :class:`mtl.Exact` when ``steps >= K``. What the earlier steps owe to a meta-parameter inside the inner loss
-    is lost: little in stiff directions, whose cotangent has died out by then, most in slow ones.
+    Cost: K gradients and ``min(last_steps, K)`` pulls, memory of one step.
+    Equals: :class:`mtl.Exact` when ``last_steps >= K``. What the earlier steps owe to a meta-parameter inside the inner
+    loss is lost: little in stiff directions, whose cotangent has died out by then, most in slow ones.
 
     Args:
-        steps: how many of the last steps are differentiated, at least one (none is :class:`mtl.FirstOrder`).
+        last_steps: how many of the last steps are differentiated, at least one (none is :class:`mtl.FirstOrder`).
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
 
     Raises:
-        ValueError: when ``steps`` is not positive.
+        ValueError: when ``last_steps`` is not positive.
     """
 
-    steps: int = 5
+    last_steps: int = 5
     pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if self.steps < 1:
-            raise ValueError(f"Truncated(steps={self.steps}): expected at least one step; for none use FirstOrder()")
+        if self.last_steps < 1:
+            raise ValueError(
+                f"Truncated(last_steps={self.last_steps}): expected at least one step; for none use FirstOrder()"
+            )
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         trajectory = unroll(problem, meta)
         losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        pulls = min(self.steps, problem.num_steps)
+        pulls = min(self.last_steps, problem.num_steps)
         steps = range(problem.num_steps - 1, problem.num_steps - 1 - pulls, -1)
         adjoint = exact_sweep(problem, meta, trajectory, adjoint, steps, as_pull(self.pull))
         grads = through_init(problem, meta, adjoint)

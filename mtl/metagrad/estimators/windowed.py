@@ -25,15 +25,15 @@ Anchor = Literal["start", "middle", "end"]
 class Windowed(AbstractEstimator):
     r"""Reuse one gradient over a window of inner steps (the idea of arXiv 2006.04298).
 
-    The K steps are cut into windows of ``size`` (the last may be shorter, with n steps). On the way back a window is
-    linearised at one anchor,
+    The K steps are cut into windows of ``window`` steps (the last may be shorter, with n steps). On the way back a
+    window is linearised at one anchor,
 
     .. math:: \lambda \mathrel{-}= n \alpha H_a \lambda, \qquad \text{acc} \mathrel{-}= n \alpha M_a \lambda,
 
     instead of at each of its steps. The modes differ in the steps really taken and in how a window is walked back:
 
     - ``"lazy"``: the gradient is evaluated once per window and applied n times; its sweep is exact *for that coarse
-      loop*. With plain SGD on a fixed batch this is exactly MAML with K / size steps of size ``size * lr``: compare
+      loop*. With plain SGD on a fixed batch this is exactly MAML with K / window steps of size ``window * lr``: compare
       with that before claiming a gain. Adapting later takes the K fine steps.
     - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window,
       on the same anchor graph).
@@ -41,26 +41,26 @@ class Windowed(AbstractEstimator):
       the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
       it is high the sub-steps shrink to single ones, which are the exact sweep at its price.
 
-    Cost: lazy K/size gradients and K/size pulls; otherwise K gradients and K/size pulls (more in adaptive mode where
-    curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
-    Equals: :class:`mtl.Exact` at ``size=1`` in every mode. Past ``size * lr * h_max >= 2`` a plain window is unstable
-    and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``, the largest relative change of
-    the cotangent per step, and ``past_cliff``, the fraction of windows over which it adds up to more than one.
+    Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
+    where curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
+    Equals: :class:`mtl.Exact` at ``window=1`` in every mode. Past ``window * lr * h_max >= 2`` a plain window is
+    unstable and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``, the largest relative
+    change of the cotangent per step, and ``past_cliff``, the fraction of windows that add up to a change above one.
 
     Args:
-        size: inner steps per window, at least 1.
+        window: inner steps per window, at least 1.
         mode: see above.
         anchor: which step of the window is linearised; ``"middle"`` cancels the drift of curvature to first order for
-            odd sizes, and nearly for even ones. Lazy windows always use their start.
+            odd lengths, and nearly for even ones. Lazy windows always use their start.
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
-        substeps: pulls per window in mode ``"exact-forward"``; 1 .. size.
+        substeps: pulls per window in mode ``"exact-forward"``; 1 .. window.
         tau: aimed-for relative change of the cotangent per sub-step in mode ``"adaptive"``; in (0, 1).
 
     Raises:
         ValueError: for values outside these ranges.
     """
 
-    size: int = 5
+    window: int = 5
     mode: Mode = "adaptive"
     anchor: Anchor = "middle"
     pull: PullChoice = "reverse"
@@ -69,16 +69,16 @@ class Windowed(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if self.size < 1:
+        if self.window < 1:
             raise ValueError(
-                f"Windowed(size={self.size}): a window needs at least one inner step; size=1 is the exact gradient"
+                f"Windowed(window={self.window}): expected at least one inner step; window=1 is the exact gradient"
             )
         if self.mode not in ("adaptive", "exact-forward", "lazy"):
             raise ValueError(f"Windowed(mode={self.mode!r}): expected 'adaptive', 'exact-forward' or 'lazy'")
         if self.anchor not in ("start", "middle", "end"):
             raise ValueError(f"Windowed(anchor={self.anchor!r}): expected 'start', 'middle' or 'end'")
-        if not 1 <= self.substeps <= self.size:
-            raise ValueError(f"Windowed(substeps={self.substeps}): expected 1 .. size ({self.size})")
+        if not 1 <= self.substeps <= self.window:
+            raise ValueError(f"Windowed(substeps={self.substeps}): expected 1 .. window ({self.window})")
         if self.substeps > 1 and self.mode != "exact-forward":
             raise ValueError(
                 f"Windowed(substeps={self.substeps}, mode={self.mode!r}): only mode='exact-forward' takes substeps"
@@ -87,11 +87,11 @@ class Windowed(AbstractEstimator):
             raise ValueError(f"Windowed(tau={self.tau}): expected a number between 0 and 1; smaller is closer to exact")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta, reuse=self.size if self.mode == "lazy" else 1)
+        trajectory = unroll(problem, meta, reuse=self.window if self.mode == "lazy" else 1)
         losses, adjoint = outer_adjoint(problem, meta, trajectory)
         walk = _Walk(problem, meta, trajectory, adjoint, as_pull(self.pull))
-        for start in reversed(range(0, problem.num_steps, self.size)):
-            stop = min(start + self.size, problem.num_steps)
+        for start in reversed(range(0, problem.num_steps, self.window)):
+            stop = min(start + self.window, problem.num_steps)
             if self.mode == "adaptive":
                 walk.adaptively(start, stop, self._anchor, self.tau)
             else:
