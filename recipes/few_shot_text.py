@@ -6,7 +6,7 @@
 
 The tasks of the first two: which module of Python's standard library is a docstring from, its names masked? Without
 --backbone a small encoder is pretrained first, on the training modules' text: expect about 63 % at 5-way 5-shot, and
-six minutes on one core. docs/text.md has the measured tables.
+six minutes on one core. docs/results-text.md has the measured tables.
 Stopped at any moment, the same command goes on. few_shot.py has what this shares with few_shot_vision.py.
 """
 

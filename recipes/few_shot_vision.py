@@ -5,8 +5,8 @@
     accelerate launch recipes/few_shot_vision.py --out runs/mine
 
 Seven minutes on two idle cores for the first: at 5-way 5-shot expect about 55 % (static control 51 %, scale and shift
-tuned per task 62 %). README.md shows the tables of a longer run: 67, 58 and 61 %. Stopped at any moment, the same
-command goes on. few_shot.py has what this shares with few_shot_text.py: the training and the comparison.
+tuned per task 62 %). docs/results.md has the tables, and those of a longer run: 67, 58 and 61 %. Stopped at any moment,
+the same command goes on. few_shot.py has what this shares with few_shot_text.py: the training and the comparison.
 """
 
 from __future__ import annotations
