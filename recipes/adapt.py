@@ -138,7 +138,7 @@ def batches(items: Iterator[Named], size: int) -> Iterator[list[Named]]:
 
 def predictions(adapted: mtl.Adapted, batch: list[Named]) -> list[dict[str, str]]:
     """One row per image or text: the most likely class and the learner's probability for it."""
-    inputs = adapted.learner.backbone.preprocess([item for _, item in batch])
+    inputs = adapted.model.backbone.preprocess([item for _, item in batch])
     best = adapted.logits(mtl.Inputs.of(inputs).with_task_axis())[0].softmax(-1).max(-1)
     found = zip(batch, best.indices.tolist(), best.values.tolist(), strict=True)
     return [described(*item) | {"label": adapted.class_names[i], "probability": f"{p:.4f}"} for item, i, p in found]

@@ -13,7 +13,7 @@ from tiny import Blobs, backbone
 
 import mtl
 from mtl.fewshot import learner as learner_module
-from mtl.fewshot.lite import lite_carriers
+from mtl.fewshot.lite import lite_examples
 from mtl.tools.memory import LiveBytes
 
 NETWORKS = ["vit_tiny_patch16_224", "test_convnext", "bert", "llama", "gpt2"]
@@ -63,7 +63,7 @@ def test_memory_does_not_grow_with_examples_in_chunks():
 
 
 @pytest.mark.parametrize("head", [mtl.Cosine(), mtl.NearestClassMean(), mtl.Ridge()])
-def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch):
+def test_the_gradient_through_some_examples_is_the_full_one_on_average(head: Any, monkeypatch):
     network = backbone()
     [(_, episode)] = mtl.stacked([Blobs().sample(0)])  # six support examples
     whole, some = (learner_of(network, 1, head=head, lite_examples=h) for h in (None, 2))
@@ -77,8 +77,8 @@ def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch
 
     loss, expected = of(whole)
     found = []
-    for carriers in itertools.combinations(range(6), 2):
-        monkeypatch.setattr(learner_module, "lite_carriers", lambda *_, c=carriers: lambda step: torch.tensor(c))
+    for chosen in itertools.combinations(range(6), 2):
+        monkeypatch.setattr(learner_module, "draw_lite_examples", lambda *_, c=chosen: lambda step: torch.tensor(c))
         value, each = of(some)
         torch.testing.assert_close(value, loss)
         found.append(each)
@@ -86,23 +86,23 @@ def test_the_carriers_gradient_is_the_full_one_on_average(head: Any, monkeypatch
     assert (found[0] - expected).norm() > 0.01 * expected.norm(), "one draw alone is another gradient"
 
 
-def test_the_same_carriers_are_drawn_whoever_asks_and_others_in_the_next_step():
+def test_the_same_examples_are_drawn_by_everybody_and_others_in_the_next_step():
     first, second = (Blobs(shots=8).sample(i).support for i in (0, 1))
-    draw = lite_carriers(first, 5)
-    assert torch.equal(draw(3), lite_carriers(first, 5)(3))
+    draw = lite_examples(first, 5)
+    assert torch.equal(draw(3), lite_examples(first, 5)(3))
     assert not torch.equal(draw(3), draw(4))
-    assert not torch.equal(draw(3), lite_carriers(second, 5)(3))
+    assert not torch.equal(draw(3), lite_examples(second, 5)(3))
     assert len(set(draw(3).tolist())) == 5
-    assert lite_carriers(first, 24)(0) is None, "all of them"
+    assert lite_examples(first, 24)(0) is None, "all of them"
 
 
 @pytest.mark.parametrize("last_k", [None, 1])
-def test_fewer_carriers_take_less_memory_and_train(last_k: int | None):
+def test_gradients_through_fewer_examples_take_less_memory_and_train(last_k: int | None):
     network = backbone(depth=4, last_k=last_k)
     episode = Blobs(ways=2, shots=32).sample(0)
 
-    def peak(carriers: int | None) -> int:
-        learner = learner_of(network, 3, lite_examples=carriers)
+    def peak(count: int | None) -> int:
+        learner = learner_of(network, 3, lite_examples=count)
         meta = {n: v.detach() for n, v in learner.generator(learner.view(episode.support)).items()}
         with LiveBytes() as counter:
             grads = learner.meta_gradient(episode, meta).grads
@@ -112,7 +112,7 @@ def test_fewer_carriers_take_less_memory_and_train(last_k: int | None):
     assert peak(4) < 0.5 * peak(None)
 
 
-def test_no_carrier_is_refused():
+def test_gradients_through_no_example_are_refused():
     network = backbone()
     with pytest.raises(ValueError, match=r"lite_examples=0.*at least one"):
         learner_of(network, lite_examples=0)

@@ -146,7 +146,7 @@ def test_identity_is_the_plain_network(kind, monkeypatch):
     for p in found.generator.parameters():
         p += 0.1
     meta = emitted_by_controls(found, e, monkeypatch)["identity"]
-    modulated = found.features(e.support.inputs, found.generator.init(meta), meta)
+    modulated = found.model.features(e.support.inputs, found.generator.init(meta), meta)
     assert torch.allclose(modulated, found.backbone(e.support.inputs), atol=1e-5)
 
 

@@ -189,5 +189,5 @@ def test_arguments(tmp_path: Path):
     with pytest.raises(FileExistsError, match="choose another folder"):
         mtl.export(task, tmp_path / "taken")
     random = torch.get_rng_state()
-    mtl.export(task, tmp_path / "out", inputs=second(inputs(task.learner.backbone, 4)))
+    mtl.export(task, tmp_path / "out", inputs=second(inputs(task.model.backbone, 4)))
     assert torch.equal(torch.get_rng_state(), random)

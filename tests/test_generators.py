@@ -15,7 +15,7 @@ KINDS = pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl
 def made(kind: type[mtl.fewshot.AbstractGenerator], **options) -> tuple[mtl.MetaLearner, mtl.fewshot.SupportView]:
     torch.manual_seed(0)
     b = backbone()
-    learner = mtl.MetaLearner(b, kind(b.sites, b.width, **options))
+    learner = mtl.MetaLearner(b, kind(b.sites, b.width, **options), mtl.Linear())
     [(_, e)] = mtl.stacked([Blobs(shots=2).sample(i) for i in range(2)])
     return learner, learner.view(e.support)
 
@@ -25,7 +25,8 @@ def test_step_sizes_are_positive_and_follow_the_sites(kind):
     learner, view = made(kind, step_size=0.2)
     generator, head = learner.generator, {"head.weight": torch.zeros(2, 3, 24), "head.bias": torch.zeros(2, 3)}
     meta = generator(view)
-    sizes = generator.step_sizes(meta)
+    sizes = learner.model.step_sizes(meta)
+    assert generator.adapted_values == sum(v[0].numel() for v in generator.init(meta).values())
     for name, weight in (generator.init(meta) | head).items():
         lr = sizes[name].expand_as(weight)  # broadcasts, or raises
         assert (lr > 0).all()
@@ -36,13 +37,13 @@ def test_every_site_has_its_own_step_size():
     sizes = StepSizes([2, 3], 0.1)
     with torch.no_grad():
         sizes.log_lr.copy_(torch.arange(1.0, 6).log())
-    lr = sizes.expand(sizes.log_lr)
-    torch.testing.assert_close(lr["scale"], torch.tensor([1.0, 1, 2, 2, 2]))
-    torch.testing.assert_close(lr["shift"], torch.tensor([3.0, 3, 4, 4, 4]))
-    torch.testing.assert_close(lr["head.weight"].flatten(), torch.tensor([5.0]))
+    scale, shift, other = sizes.split(sizes.log_lr)
+    torch.testing.assert_close(scale, torch.tensor([1.0, 1, 2, 2, 2]))
+    torch.testing.assert_close(shift, torch.tensor([3.0, 3, 4, 4, 4]))
+    torch.testing.assert_close(other, torch.tensor([5.0]))
     with torch.no_grad():
         sizes.log_lr.sub_(100)
-    assert (sizes.expand(sizes.log_lr)["scale"] > 0).all()
+    assert (sizes.split(sizes.log_lr)[0] > 0).all()
 
 
 def test_only_the_conditioned_generator_tells_tasks_apart():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtl.episode import Episode, Examples, Inputs
 from mtl.fewshot.heads import AbstractHead, Cosine, NearestClassMean, Ridge
-from mtl.fewshot.learner import cross_entropy
+from mtl.fewshot.model import at_least_float32, cross_entropy
 from mtl.metagrad import tensors
 from mtl.networks.backbones import Backbone
 from mtl.networks.modulation import Modulation
@@ -58,9 +58,7 @@ def _on(backbone: Backbone, predict: Predict) -> Predict:
 
 
 def _features(backbone: Backbone, inputs: Inputs, modulation: Modulation | None = None) -> Tensor:
-    """In at least float32: neither NumPy nor the heads' small differences go well with bfloat16."""
-    features = backbone(inputs, modulation)
-    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+    return at_least_float32(backbone(inputs, modulation))
 
 
 def baselines(

@@ -140,7 +140,7 @@ def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int 
         episode = episode.to(learner.device)
         return learner.adapt(episode.support, steps=steps, meta=emit(learner, episode)).predict(episode.query.inputs)
 
-    return Method(name, predict, lambda ways: _adapted_values(learner, ways), kind)
+    return Method(name, predict, learner.model.adapted_values, kind)
 
 
 def _own(learner: MetaLearner, episode: Episode) -> Tensors:
@@ -184,10 +184,7 @@ def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
 
 
 def _identity(learner: MetaLearner, episode: Episode) -> Tensors:
-    meta = _own(learner, episode)
-    if "scale" not in meta:  # a task code starts at zero and its decoder adds an offset
-        return meta | {"base": torch.zeros_like(meta["base"])}
-    return meta | {"scale": torch.ones_like(meta["scale"]), "shift": torch.zeros_like(meta["shift"])}
+    return learner.generator.identity(_own(learner, episode))
 
 
 def _require_two(episode: Episode) -> None:
@@ -195,12 +192,6 @@ def _require_two(episode: Episode) -> None:
         raise ValueError(
             "a chunk of one task holds no other task's support; raise tasks_per_chunk or the number of episodes"
         )
-
-
-def _adapted_values(learner: MetaLearner, ways: int) -> int:
-    own = learner.generator.options.get("size", 2 * learner.generator.modulation_width)
-    example = torch.zeros(1, ways, learner.backbone.width)
-    return int(own) + sum(v.numel() for v in learner.head.init(example, torch.arange(ways)[None], ways).values())
 
 
 def _steps(learner: MetaLearner, steps: int | None) -> str:

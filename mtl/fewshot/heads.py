@@ -1,20 +1,25 @@
-"""Classification heads as functions of features, fast weights and the support set, batched over tasks.
+"""Classification heads: functions of features, fast weights and the support set, batched over tasks.
 
-A head either keeps fast weights of its own (``Cosine``, ``Linear``: initialised from class means, then adapted) or none
-(``NearestClassMean``, ``Ridge``: solved in closed form from the support features each time). Inside the inner loop a
-closed-form head judges every support example by the *others* (leave one out): an example's own mean would give it away.
+``Cosine`` and ``Linear`` have fast weights, which start at the class means and are then adapted. ``NearestClassMean``
+and ``Ridge`` have none and solve for the classifier in closed form each time. In the inner loss, a closed-form head
+classifies each support example from the *others* (leave one out), since an example's own mean would give it away.
 """
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.metagrad.registry import Registry
 from mtl.metagrad.tensors import Tensors
+
+HEADS = Registry("head", "mtl.fewshot.HEADS")
+"""Heads by the names that saved learners hold; add your own with ``HEADS.register``."""
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
@@ -27,17 +32,33 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 class AbstractHead(abc.ABC):
-    """From features to logits, one classifier per task."""
+    """Turns features into logits, with one classifier per task.
+
+    Implementations are frozen dataclasses whose fields are their options, so that they can be saved. They name their
+    fast weights as they like; the learner keeps them apart from the generator's, and gives all of them one learned step
+    size.
+    """
+
+    needs_support: ClassVar[bool] = True
+    """Whether :meth:`logits` reads the support set. False spares a pass over it per prediction."""
+
+    keeps_logits: ClassVar[bool] = False
+    """Whether the classifier of :meth:`as_linear` has the same logits, and not the same predictions alone."""
 
     @abc.abstractmethod
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
-        """Fast weights before the first inner step, from support features ``(tasks, n, width)``."""
+        """Fast weights before the first inner step, from support features ``(tasks, n, width)``; ``{}`` for none.
+
+        Each has a leading task axis. Names and numbers of axes are the same for any number of ways.
+        """
 
     @abc.abstractmethod
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        """``(tasks, m, width) -> (tasks, m, ways)``.
+        """Logits of queries: ``(tasks, m, width) -> (tasks, m, ways)``.
 
-        ``support`` are the support features and labels under the same modulation.
+        Args:
+            support: features and labels of the support set under the same modulation; empty where a head does not
+                need them.
         """
 
     @abc.abstractmethod
@@ -45,67 +66,73 @@ class AbstractHead(abc.ABC):
         """Logits of the support examples themselves, for the inner loss."""
 
     @abc.abstractmethod
-    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
-        """A plain linear classifier with the same predictions.
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor] | None:
+        """A plain linear classifier with the same predictions, for exporting; None where there is none.
 
-        Weight ``(tasks, ways, width)`` and bias ``(tasks, ways)``. Its logits are these logits times a positive number
-        per example (the inverse length of the feature vector where the head normalises).
+        Weight ``(tasks, ways, width)`` and bias ``(tasks, ways)``. Its logits may differ from :meth:`logits` by one
+        positive factor per example (such as the length of the features, where the head normalises them).
         """
 
 
+@HEADS.register("cosine")
 @dataclass(frozen=True)
 class Cosine(AbstractHead):
-    """Scaled cosine to one adapted vector per class (arXiv 1804.09458).
+    """Cosine to one adapted vector per class, times a scale (arXiv 1804.09458).
 
     Args:
         scale: logits lie in ``-scale .. scale``.
     """
 
+    needs_support: ClassVar[bool] = False
     scale: float = 10.0
 
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
         # Unit vectors, so that one step size suits networks whose features differ in length.
-        return {"head.weight": F.normalize(class_means(F.normalize(features, dim=-1), labels, ways), dim=-1)}
+        return {"weight": F.normalize(class_means(F.normalize(features, dim=-1), labels, ways), dim=-1)}
 
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        return self.scale * F.normalize(features, dim=-1) @ F.normalize(weights["head.weight"], dim=-1).mT
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(weights["weight"], dim=-1).mT
 
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         return self.logits(support[0], weights, support, ways)
 
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
-        weight = self.scale * F.normalize(weights["head.weight"], dim=-1)
+        weight = self.scale * F.normalize(weights["weight"], dim=-1)
         return weight, torch.zeros_like(weight[..., 0])
 
 
+@HEADS.register("linear")
 @dataclass(frozen=True)
 class Linear(AbstractHead):
-    """Linear layer that starts as the nearest-class-mean rule (Proto-MAML, arXiv 1903.03096, section 3.3).
+    """A linear layer that starts as the nearest-class-mean rule (Proto-MAML, arXiv 1903.03096, section 3.3).
 
     Args:
         scale: the squared distances that the rule starts from are divided by ``width / scale``.
     """
 
+    needs_support: ClassVar[bool] = False
+    keeps_logits: ClassVar[bool] = True
     scale: float = 10.0
 
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
         means = class_means(features, labels, ways)
         factor = self.scale / features.shape[-1]
-        return {"head.weight": 2 * factor * means, "head.bias": -factor * means.square().sum(-1)}
+        return {"weight": 2 * factor * means, "bias": -factor * means.square().sum(-1)}
 
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        return features @ weights["head.weight"].mT + weights["head.bias"].unsqueeze(1)
+        return features @ weights["weight"].mT + weights["bias"].unsqueeze(1)
 
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         return self.logits(support[0], weights, support, ways)
 
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
-        return weights["head.weight"], weights["head.bias"]
+        return weights["weight"], weights["bias"]
 
 
+@HEADS.register("ncm")
 @dataclass(frozen=True)
 class NearestClassMean(AbstractHead):
-    """Scaled cosine to the mean support feature of each class; nothing to adapt but the features (arXiv 1703.05175).
+    """Cosine to the mean support feature of each class, with no fast weights of its own (arXiv 1703.05175).
 
     Args:
         scale: logits lie in ``-scale .. scale``.
@@ -137,11 +164,12 @@ class NearestClassMean(AbstractHead):
         return weight, torch.zeros_like(weight[..., 0])
 
 
+@HEADS.register("ridge")
 @dataclass(frozen=True)
 class Ridge(AbstractHead):
-    """Ridge regression onto centred one-hot labels (R2-D2, arXiv 1805.08136).
+    """Ridge regression onto centred one-hot labels, in closed form (R2-D2, arXiv 1805.08136).
 
-    In closed form, at the cost of a matrix as large as the support set.
+    It inverts a matrix of the size of the support set.
 
     Args:
         l2: ridge penalty on unit-length features, > 0.
@@ -182,6 +210,3 @@ class Ridge(AbstractHead):
         unit, _, _, dual = self._solve(support, ways)
         weight = self.scale * dual.mT @ unit
         return weight, torch.zeros_like(weight[..., 0])
-
-
-HEADS: dict[str, type[AbstractHead]] = {"cosine": Cosine, "linear": Linear, "ncm": NearestClassMean, "ridge": Ridge}

@@ -1,9 +1,9 @@
-"""The meta-learner: backbone + generator + head, to meta-train as an inner problem, to adapt and to predict."""
+"""The meta-learner: a frozen backbone, a generator and a head, to meta-train, to adapt and to predict with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,37 +11,58 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.episode import Episode, Examples, Inputs, RawInputs
+from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.generators import AbstractGenerator, SupportView
 from mtl.fewshot.heads import AbstractHead, Cosine
-from mtl.fewshot.lite import carried, lite_carriers
+from mtl.fewshot.lite import lite_examples as draw_lite_examples
+from mtl.fewshot.model import QueryLoss, TaskModel, cross_entropy
+from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
-from mtl.metagrad.optimizers import InnerAdam, InnerSGD
+from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
 from mtl.metagrad.problem import InnerProblem, solve
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
-from mtl.networks.merging import Merged, merge
-from mtl.networks.modulation import Modulation
+
+
+@dataclass(frozen=True)
+class MetaStep:
+    """What :meth:`MetaLearner.meta_step` found on a batch of tasks.
+
+    Args:
+        losses: ``(tasks,)`` outer losses after adaptation.
+        accuracy: ``(tasks,)`` accuracies on the queries, in ``0 .. 1``.
+        finite: whether all losses and gradients were; where not, nothing was added to ``.grad``.
+        pulls: second-derivative products that the estimator evaluated.
+        diagnostics: see :class:`mtl.metagrad.MetaGradient`.
+    """
+
+    losses: Tensor
+    accuracy: Tensor
+    finite: bool
+    pulls: int
+    diagnostics: dict[str, Tensor]
 
 
 class MetaLearner:
     """Everything that is needed to meta-train on tasks and to adapt to a new one.
 
     The fast weights of a task are the generator's (scale and shift of every site and of the pooled features, or a task
-    code) and the head's.
+    code) and the head's, whose names begin with ``head.``.
 
     Args:
         backbone: frozen, see :func:`mtl.load_backbone`.
         generator: made for this backbone's sites and width.
-        head: how features become logits.
+        head: turns features into logits; :class:`mtl.Cosine` by default.
         inner_steps: K >= 0; 0 is amortised adaptation, one forward pass and no gradient.
-        optimizer: of the inner loop, plain gradient descent by default; its ``lr`` is replaced by the generator's
-            learned step sizes.
-        estimator: of the meta-gradient; plays no part once training is over.
-        lite_examples: how many support examples of a task carry gradients, drawn anew for every task and inner
-            step; the others are passed without a graph. For support sets that are too large otherwise. None: all.
+        optimizer: of the inner loop, plain gradient descent by default: a dataclass whose field ``lr`` may be a
+            function of ``meta``. It is replaced by the learned step sizes.
+        estimator: of the meta-gradient; not used after training.
+        lite_examples: how many support examples of a task gradients flow through, drawn anew for every task and inner
+            step, for support sets that are too large otherwise. None: all.
 
     Raises:
-        ValueError: when the generator was made for another backbone, or no example would carry gradients.
+        ValueError: when the generator was made for another backbone, the optimiser has no field ``lr``, or gradients
+            would flow through no example.
     """
 
     def __init__(
@@ -51,7 +72,7 @@ class MetaLearner:
         head: AbstractHead | None = None,
         *,
         inner_steps: int = 5,
-        optimizer: InnerSGD | InnerAdam | None = None,
+        optimizer: AbstractInnerOptimizer | None = None,
         estimator: AbstractEstimator | None = None,
         lite_examples: int | None = None,
     ) -> None:
@@ -59,24 +80,17 @@ class MetaLearner:
             raise ValueError(
                 f"MetaLearner(lite_examples={lite_examples}): expected at least one example, or None for all"
             )
-        expected = (*(s.width for s in backbone.sites), backbone.width)
-        if generator.widths != expected:
-            raise ValueError(
-                f"the generator was made for sites of widths {_short(generator.widths)}, "
-                f"but {backbone.name} has {_short(expected)}; make it with (backbone.sites, backbone.width)"
-            )
-        self.backbone = backbone
-        self.generator = generator
-        self.head = head or Cosine()
+        self.model = TaskModel(backbone, generator, head or Cosine())
+        self.backbone, self.generator, self.head = backbone, generator, self.model.head
         self.inner_steps = inner_steps
-        self.optimizer = replace(optimizer or InnerSGD(), lr=generator.step_sizes)
+        self.optimizer = _with_step_sizes(optimizer or InnerSGD(), self.model.step_sizes)
         self.estimator = estimator or Windowed()
         self.lite_examples = lite_examples
         self._last: Adapted | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(self.generator.parameters()).device
+        return self.model.device
 
     def to(self, device: torch.device | str) -> MetaLearner:
         """Move backbone and generator; returns itself."""
@@ -86,80 +100,68 @@ class MetaLearner:
 
     # --- meta-training -----------------------------------------------------------------------------------------------
 
-    def view(self, support: Examples, seen: Prepared | None = None) -> SupportView:
-        """The support set as the generator sees it: one plain forward pass, no graph.
+    def meta_step(self, episode: Episode, *, weight: float = 1.0) -> MetaStep:
+        """The outer step of a batch of equal-shaped episodes, up to the step of the outer optimiser.
+
+        Adds ``weight`` times the gradient of the mean outer loss over the tasks to the ``.grad`` of the generator's
+        parameters, unless anything is non-finite. A float16 network that overflows is tried again at lower loss scales;
+        one that helps is kept. Waits for the device once, to learn whether all is finite.
+
+        >>> step = learner.meta_step(tasks.sample(0))  # doctest: +SKIP
+        >>> outer_optimizer.step()  # doctest: +SKIP
+        """
+        episode, before = episode.to(self.device), self.backbone.execution
+        prepared = self.backbone.prepare(episode.support.inputs)
+        meta = self.generator(self.view(episode.support, prepared, episode.ways))
+        while True:
+            problem = self.problem(episode, prepared)
+            found = self.estimator(problem, tensors.detach(meta))
+            finite = before.all_finite([found.losses, *found.grads.values()])
+            if finite or not self.backbone.lower_loss_scale():
+                break
+        if finite:
+            emitted = {k: v for k, v in meta.items() if v.requires_grad}
+            torch.autograd.backward(
+                list(emitted.values()), [(found.grads[k] * weight).to(v.dtype) for k, v in emitted.items()]
+            )
+        else:
+            self.backbone.execution = before  # the scale was not the reason
+        assert isinstance(problem.outer_loss, QueryLoss)
+        return MetaStep(found.losses, problem.outer_loss.accuracy, finite, found.pulls, found.diagnostics)
+
+    def view(self, support: Examples, prepared: Prepared | None = None, ways: int | None = None) -> SupportView:
+        """The support set as the generator sees it: one plain forward pass, without a graph.
 
         Args:
-            seen: the support inputs as :meth:`Backbone.prepare` gives them, to compute what it spares once for the view
-                and the problem.
+            prepared: the support inputs from :meth:`Backbone.prepare`, where they are used for other passes too.
+            ways: number of classes; by default counted, which waits for the device.
         """
-        features, activations = self.backbone.observe(seen or support.inputs)
-        return SupportView(features, activations, support.labels, int(support.labels.max()) + 1)
+        features, activations = self.backbone.observe(prepared or support.inputs)
+        return SupportView(features, activations, support.labels, ways or int(support.labels.max()) + 1)
 
-    def problem(
-        self, episode: Episode, record: dict[str, Tensor] | None = None, seen: Prepared | None = None
-    ) -> InnerProblem:
+    def problem(self, episode: Episode, prepared: Prepared | None = None) -> InnerProblem:
         """The inner problem of a batch of equal-shaped episodes.
 
         Args:
-            record: receives ``accuracy``, ``(tasks,)`` query accuracies, whenever the outer loss is evaluated.
-            seen: see :meth:`view`.
+            prepared: see :meth:`view`.
         """
-        support, query, ways = episode.support, episode.query, episode.ways
-        # Every inner step and pull sees the same support set: what lies below the first site is computed once.
-        seen = self.backbone.prepare(seen or support.inputs)
-        draw = lite_carriers(support, self.lite_examples)
+        labels, ways, model = episode.support.labels, episode.ways, self.model
+        # Every inner step and pull reads the same support set, so what lies below the first site is computed once.
+        support = self.backbone.prepare(prepared or episode.support.inputs)
+        lite = draw_lite_examples(episode.support, self.lite_examples)
 
         def init(meta: Tensors) -> Tensors:
-            weights = self.generator.init(meta)
-            features = self._support_features(seen, weights, meta, draw(0))
-            return weights | self.head.init(features, support.labels, ways)
+            return model.initial_weights(support, labels, ways, meta, lite(0))
 
         def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
-            features = self._support_features(seen, weights, meta, draw(step))
-            logits = self.head.support_logits(weights, (features, support.labels), ways)
-            return cross_entropy(logits, support.labels)
+            return cross_entropy(model.support_logits(support, labels, ways, weights, meta, lite(step)), labels)
 
-        def outer_loss(weights: Tensors, meta: Tensors) -> Tensor:
-            logits = self._query_logits(seen, support.labels, query.inputs, ways, weights, meta)
-            if record is not None:
-                record["accuracy"] = (logits.detach().argmax(-1) == query.labels).float().mean(1)
-            return cross_entropy(logits, query.labels)
-
+        outer_loss = QueryLoss(model, support, labels, ways, episode.query.inputs, episode.query.labels)
         return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer, self.backbone.execution)
 
-    def _support_features(self, seen: Prepared, weights: Tensors, meta: Tensors, carriers: Tensor | None) -> Tensor:
-        """Features of the support set, of which only the carriers pass gradients back; all of them for None."""
-        if carriers is None or not torch.is_grad_enabled():
-            return self.features(seen, weights, meta)
-        return carried(seen, carriers, lambda some: self.features(some, weights, meta))
-
-    def features(self, inputs: Inputs | RawInputs | Prepared, weights: Tensors, meta: Tensors) -> Tensor:
-        """Modulated features ``(tasks, n, width)``, in at least float32."""
-        modulation = self.generator.modulation(weights, meta)
-        sites = self.backbone.modulation_width
-        features = self.backbone(inputs, Modulation(modulation.scale[:, :sites], modulation.shift[:, :sites]))
-        features = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
-        return features * modulation.scale[:, None, sites:] + modulation.shift[:, None, sites:]
-
-    def meta_gradient(
-        self,
-        episode: Episode,
-        meta: Tensors,
-        record: dict[str, Tensor] | None = None,
-        seen: Prepared | None = None,
-    ) -> MetaGradient:
-        """The estimator's verdict on a batch of episodes; ``meta`` is what the generator emitted for them."""
-        return self.estimator(self.problem(episode, record, seen), meta)
-
-    def _query_logits(
-        self, support: Inputs | Prepared, labels: Tensor, inputs: Inputs, ways: int, weights: Tensors, meta: Tensors
-    ) -> Tensor:
-        features = self.features(inputs, weights, meta)
-        # A head with weights of its own needs the support set no more; a closed-form head solves for it again.
-        own = "head.weight" in weights
-        seen = features[:, :0] if own else self.features(support, weights, meta)
-        return self.head.logits(features, weights, (seen, labels), ways)
+    def meta_gradient(self, episode: Episode, meta: Tensors) -> MetaGradient:
+        """The estimator's gradient on a batch of episodes, with respect to the ``meta`` that the generator emitted."""
+        return self.estimator(self.problem(episode), meta)
 
     # --- adaptation --------------------------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class MetaLearner:
             support: labelled tensors with a task axis, or for one task ``{class name: [PIL images, or strings]}``.
                 All tasks of a batch have the same number of classes; how many examples a class has may differ.
             steps: inner steps, by default those of training.
-            meta: start from this instead of what the generator emits for the support set; the controls do.
+            meta: start from this instead of what the generator emits for the support set, as the controls do.
 
         Raises:
             ValueError: fewer than two classes, or a class without examples.
@@ -187,17 +189,17 @@ class MetaLearner:
             names, support = tuple(support), self._labelled(support)
         ways = _ways(support.labels)
         support = support.to(self.device)
-        seen = self.backbone.prepare(support.inputs)
-        emitted: Tensors = self.generator(self.view(support, seen)) if meta is None else meta
-        # Copies: some of it are the generator's own parameters, which may train on.
+        prepared = self.backbone.prepare(support.inputs)
+        emitted: Tensors = self.generator(self.view(support, prepared, ways)) if meta is None else meta
+        # Copies, because some are the generator's own parameters, which may be trained further.
         emitted = {k: v.detach().clone() for k, v in emitted.items()}
-        problem = self.problem(Episode(support, support, ways), seen=seen)
+        problem = self.problem(Episode(support, support, ways), prepared)
         problem = problem if steps is None else replace(problem, num_steps=steps)
-        self._last = Adapted(self, support, ways, self._solve(problem, emitted), emitted, names)
+        self._last = Adapted(self.model, support, ways, self._solve(problem, emitted), emitted, names)
         return self._last
 
     def _solve(self, problem: InnerProblem, meta: Tensors) -> Tensors:
-        """The adapted weights; in float16, with the largest loss scale that does not overflow."""
+        """The adapted weights; in float16, at the largest loss scale that does not overflow."""
         weights, before = solve(problem, meta), self.backbone.execution
         while not self.backbone.execution.all_finite(weights.values()) and self.backbone.lower_loss_scale():
             weights = solve(replace(problem, execution=self.backbone.execution), meta)
@@ -222,79 +224,15 @@ class MetaLearner:
         return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A batch of adapted tasks: the fast weights after the inner loop.
-
-    Args:
-        learner: what adapted.
-        support: what it adapted to.
-        ways: number of classes.
-        weights: fast weights, one row per task.
-        meta: what the generator emitted.
-        class_names: of the one task that was given by names; empty otherwise.
-    """
-
-    learner: MetaLearner
-    support: Examples
-    ways: int
-    weights: Tensors
-    meta: Tensors
-    class_names: tuple[str, ...] = ()
-
-    @torch.no_grad()
-    def logits(self, inputs: Inputs | RawInputs) -> Tensor:
-        """``(tasks, n, ...) -> (tasks, n, ways)``."""
-        inputs, support = Inputs.of(inputs).to(self.learner.device), self.support
-        return self.learner._query_logits(support.inputs, support.labels, inputs, self.ways, self.weights, self.meta)
-
-    def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
-        """Most likely class.
-
-        Integers ``(tasks, n)`` for tensors with a task axis, a list of class names for a list of images or strings.
-        """
-        if isinstance(inputs, Inputs | Tensor | Mapping):
-            return self.logits(inputs).argmax(-1)
-        if (tasks := self.support.labels.shape[0]) != 1:
-            raise ValueError(
-                f"raw items belong to one task, but {tasks} were adapted to; pass tensors (tasks, n, ...) instead, "
-                "see backbone.preprocess"
-            )
-        one_task = Inputs.of(self.learner.backbone.preprocess(inputs)).with_task_axis()
-        chosen = self.logits(one_task)[0].argmax(-1).tolist()
-        return [self.class_names[i] for i in chosen] if self.class_names else chosen
-
-    @property
-    def modulation(self) -> Modulation:
-        """Scale and shift of every task, ``(tasks, sites + features)``."""
-        return self.learner.generator.modulation(self.weights, self.meta)
-
-    @property
-    def adapted_values(self) -> int:
-        """How many numbers the inner loop adapts per task."""
-        return sum(v[0].numel() for v in self.weights.values())
-
-    @torch.no_grad()
-    def merge(self, task: int = 0) -> tuple[Merged, Tensor, Tensor]:
-        """One task as a plain network and a plain linear classifier on its pooled features.
-
-        Returns:
-            The merged backbone, the classifier's weight ``(ways, width)`` and bias ``(ways,)``. The scale and shift of
-            the pooled features are folded into the classifier. Predictions are those of :meth:`predict`; logits are, up
-            to one positive factor per example.
-        """
-        sites = self.learner.backbone.modulation_width
-        scale, shift = self.modulation.scale, self.modulation.shift
-        merged = merge(self.learner.backbone, Modulation(scale[:, :sites], shift[:, :sites]), task)
-        features = self.learner.features(self.support.inputs, self.weights, self.meta)
-        weight, bias = self.learner.head.as_linear(self.weights, (features, self.support.labels), self.ways)
-        bias = bias + (weight @ shift[:, sites:].unsqueeze(-1)).squeeze(-1)
-        return merged, (weight * scale[:, None, sites:])[task], bias[task]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over examples, task by task: ``(tasks, n, ways), (tasks, n) -> (tasks,)``."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+def _with_step_sizes(
+    optimizer: AbstractInnerOptimizer, step_sizes: Callable[[Tensors], Tensors]
+) -> AbstractInnerOptimizer:
+    if not is_dataclass(optimizer) or "lr" not in {f.name for f in fields(optimizer)}:
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot be the inner optimiser of a MetaLearner: expected a dataclass with a "
+            "field lr, which is replaced by a function from meta to the learned step size of every fast weight"
+        )
+    return replace(optimizer, lr=step_sizes)  # pyright: ignore[reportCallIssue]
 
 
 def _ways(labels: Tensor) -> int:
@@ -314,7 +252,3 @@ def _ways(labels: Tensor) -> int:
             "every task 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
         )
     return ways
-
-
-def _short(widths: tuple[int, ...]) -> str:
-    return f"{list(widths[:4])}{'...' if len(widths) > 4 else ''} ({len(widths)} in all)"

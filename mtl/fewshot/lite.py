@@ -1,7 +1,7 @@
-"""Gradients through some support examples only, for support sets that are too large (LITE, arXiv 2107.01105).
+"""Gradients through some support examples only, for large support sets (LITE, arXiv 2107.01105).
 
-The loss sees every example, at the price of a plain forward pass. The gradient goes back through ``count`` of ``n``,
-each of which counts ``n / count`` times: on average over the draws it is the full one.
+The loss sees every example, at the price of a plain forward pass. Gradients flow through ``count`` of the ``n``
+examples, each weighted by ``n / count``, so that on average over the draws the gradient is the full one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from mtl.episode import Examples
 from mtl.networks.backbones import Prepared
 
 
-def lite_carriers(support: Examples, count: int | None) -> Callable[[int], Tensor | None]:
-    """A function from the step to the sorted indices of the support examples that carry its gradients; None: all do.
+def lite_examples(support: Examples, count: int | None) -> Callable[[int], Tensor | None]:
+    """A function from the inner step to the sorted indices of the examples that gradients flow through; None means all.
 
-    A function of the examples and the step alone: whoever evaluates a step again, in another process or run, draws the
-    same ones.
+    It depends on the examples and the step alone, so that another process or run draws the same indices.
     """
     n = support.labels.shape[1]
     if count is None or count >= n:
@@ -35,19 +34,19 @@ def lite_carriers(support: Examples, count: int | None) -> Callable[[int], Tenso
     return draw
 
 
-def carried(seen: Prepared, carriers: Tensor, features: Callable[[Prepared], Tensor]) -> Tensor:
-    """Features ``(tasks, n, D)`` of all examples, whose gradient goes back through the carriers alone.
+def lite_features(prepared: Prepared, chosen: Tensor, features: Callable[[Prepared], Tensor]) -> Tensor:
+    """Features ``(tasks, n, D)`` of all examples, with gradients through the chosen ones alone.
 
     Args:
-        carriers: indices along the axis of examples.
-        features: of some examples.
+        chosen: indices along the axis of examples.
+        features: computes the features of some examples.
     """
-    n = seen.shape[1]
-    others = torch.ones(n, dtype=torch.bool).index_fill(0, carriers, False).nonzero().squeeze(1)
-    found = features(seen.take(carriers))
+    n = prepared.shape[1]
+    others = torch.ones(n, dtype=torch.bool).index_fill(0, chosen, False).nonzero().squeeze(1)
+    differentiable = features(prepared.take(chosen))
     with torch.no_grad():
-        value = torch.cat([found, features(seen.take(others))], 1)
-    passed = (n / len(carriers)) * (found - found.detach())
-    passed = torch.cat([passed, torch.zeros_like(value[:, len(carriers) :])], 1)
-    back = torch.cat([carriers, others]).argsort().to(value.device)
+        value = torch.cat([differentiable, features(prepared.take(others))], 1)
+    passed = (n / len(chosen)) * (differentiable - differentiable.detach())
+    passed = torch.cat([passed, torch.zeros_like(value[:, len(chosen) :])], 1)
+    back = torch.cat([chosen, others]).argsort().to(value.device)
     return (value + passed)[:, back]

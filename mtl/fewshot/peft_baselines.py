@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from mtl.episode import Episode, Inputs
 from mtl.fewshot.baselines import Method, adam
 from mtl.fewshot.heads import Cosine
-from mtl.fewshot.learner import cross_entropy
+from mtl.fewshot.model import cross_entropy
 from mtl.metagrad import tensors
 from mtl.networks.backbones import Backbone
 

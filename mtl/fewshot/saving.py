@@ -6,18 +6,19 @@ The frozen backbone is not in the folder: the config says how to load it, and a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 
-from mtl.fewshot.generators import GENERATORS
+from mtl.fewshot.generators import GENERATORS, AbstractGenerator
 from mtl.fewshot.heads import HEADS
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
+from mtl.metagrad.registry import Registry
 from mtl.networks.backbones import Backbone, load_backbone
 from mtl.tools.files import naming_failures, replacing_folder
 
@@ -28,32 +29,22 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
     """Write the generator, and all that is needed to build the learner again.
 
     Args:
-        folder: made, or replaced if it holds a saved learner.
-        extra: JSON-able facts to keep beside (a step number, an accuracy).
+        folder: created, or replaced if it holds a saved learner.
+        extra: facts to keep beside it that JSON can hold (a step number, an accuracy).
 
     Raises:
         FileExistsError: the folder holds something that is not a saved learner.
-        ValueError: backbone, generator or head cannot be built again from JSON.
-        OSError: it could not be written; what was there still is.
+        ValueError: a class of the learner is not registered, or its options do not fit into JSON.
+        OSError: the folder could not be written; what was there still is.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
         raise FileExistsError(f"{folder} holds files but no saved learner, and would be replaced; save to a new folder")
-    config = {
-        "mtl": version("mtl"),
-        "backbone": learner.backbone.spec(),
-        "generator": {"kind": _kind(GENERATORS, learner.generator), "options": learner.generator.options},
-        "head": {"kind": _kind(HEADS, learner.head), "options": asdict(learner.head)},  # type: ignore[call-overload]
-        "inner": {
-            "inner_steps": learner.inner_steps,
-            "optimizer": {"kind": _kind(INNER_OPTIMIZERS, learner.optimizer), "options": inner_options(learner)},
-        },
-        "extra": extra or {},
-    }
+    config = json.dumps(_config(learner) | {"extra": extra or {}}, indent=2)
     state = {k: v.detach().cpu().contiguous() for k, v in learner.generator.state_dict().items()}
     weights = save(state)  # safetensors' own writer reports a full disk as an error of its format
     with naming_failures(folder, len(weights)), replacing_folder(folder) as fresh:
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2))
+        (fresh / CONFIG).write_text(config)
         (fresh / WEIGHTS).write_bytes(weights)
 
 
@@ -65,8 +56,9 @@ def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> Met
         backbone: use this one instead of loading the one that the config names.
 
     Raises:
-        FileNotFoundError: when the folder is not a complete checkpoint.
-        ValueError: when the backbone is not the one that the generator was trained for.
+        FileNotFoundError: the folder is not a complete saved learner.
+        ValueError: the backbone is not the one that the generator was trained for, or a class of your own is not
+            registered.
     """
     folder = Path(folder)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
@@ -75,18 +67,80 @@ def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> Met
     config = json.loads((folder / CONFIG).read_text())
     backbone = backbone or load_backbone(**config["backbone"]["load"])
     _check_backbone(folder, config["backbone"], backbone)
-    kind = GENERATORS[config["generator"]["kind"]]
-    generator = kind(backbone.sites, backbone.width, **config["generator"]["options"])
-    generator.load_state_dict(load_file(folder / WEIGHTS))
-    head = HEADS[config["head"]["kind"]](**config["head"]["options"])
-    inner = config["inner"]
-    optimizer = INNER_OPTIMIZERS[inner["optimizer"]["kind"]](**inner["optimizer"]["options"])
-    return MetaLearner(backbone, generator, head, inner_steps=inner["inner_steps"], optimizer=optimizer)
+    learner = _build(config, backbone)
+    learner.generator.load_state_dict(load_file(folder / WEIGHTS))
+    return learner
+
+
+def check_saving(learner: MetaLearner) -> None:
+    """Refuse a learner that could not be saved and loaded: build it again from its config, without its weights.
+
+    Raises:
+        ValueError: naming the class that is not registered or cannot be built again from its options, and the remedy.
+    """
+    config = _config(learner)
+    with torch.random.fork_rng(devices=[]):  # building a generator draws random weights
+        again = _build(config, learner.backbone)
+    shapes, found = ({k: v.shape for k, v in x.generator.state_dict().items()} for x in (learner, again))
+    if shapes != found or _config(again) != config:
+        options = config["generator"]["options"]
+        raise ValueError(
+            f"{type(learner.generator).__name__}(sites, width, **{options}) builds another generator than the one that "
+            "is being trained; pass every argument of its __init__ to super().__init__ by name"
+        )
 
 
 def inner_options(learner: MetaLearner) -> dict[str, Any]:
-    """What the inner optimiser was made with, but for the step sizes, which are the generator's."""
-    return {f.name: getattr(learner.optimizer, f.name) for f in fields(learner.optimizer) if f.name != "lr"}
+    """The options of the inner optimiser without the step sizes, which are the generator's."""
+    return {k: v for k, v in _options(learner.optimizer).items() if k != "lr"}
+
+
+def _config(learner: MetaLearner) -> dict[str, Any]:
+    parts = {
+        "generator": _part(GENERATORS, learner.generator, learner.generator.options),
+        "head": _part(HEADS, learner.head, _options(learner.head)),
+        "optimizer": _part(INNER_OPTIMIZERS, learner.optimizer, inner_options(learner)),
+    }
+    return {
+        "mtl": version("mtl"),
+        "backbone": learner.backbone.spec(),
+        "generator": parts["generator"],
+        "head": parts["head"],
+        "inner": {"inner_steps": learner.inner_steps, "optimizer": parts["optimizer"]},
+    }
+
+
+def _part(registry: Registry, value: object, options: dict[str, Any]) -> dict[str, Any]:
+    """The name of a class and its options, as JSON gives them back."""
+    try:
+        return {"kind": registry.name_of(value), "options": json.loads(json.dumps(options))}
+    except TypeError as error:
+        raise ValueError(
+            f"the options of {type(value).__name__} do not fit into JSON ({error}); use numbers, strings and lists"
+        ) from error
+
+
+def _options(value: object) -> dict[str, Any]:
+    if not is_dataclass(value):
+        raise ValueError(f"{type(value).__name__} cannot be saved: expected a dataclass whose fields are its options")
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _build(config: dict[str, Any], backbone: Backbone) -> MetaLearner:
+    generator: AbstractGenerator = _made(GENERATORS, config["generator"], backbone.sites, backbone.width)
+    optimizer = _made(INNER_OPTIMIZERS, config["inner"]["optimizer"])
+    inner_steps = config["inner"]["inner_steps"]
+    return MetaLearner(backbone, generator, _made(HEADS, config["head"]), inner_steps=inner_steps, optimizer=optimizer)
+
+
+def _made(registry: Registry, part: dict[str, Any], *args: Any) -> Any:
+    cls = registry[part["kind"]]
+    try:
+        return cls(*args, **part["options"])
+    except TypeError as error:
+        raise ValueError(
+            f"{cls.__name__} cannot be built again from its saved options {part['options']}: {error}"
+        ) from error
 
 
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
@@ -98,10 +152,3 @@ def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> 
             f"{backbone.modulation_width} ({found['fingerprint']}); load that backbone with the same weights and "
             "sites, or train a generator for this one"
         )
-
-
-def _kind(table: Mapping[str, type], value: object) -> str:
-    for name, cls in table.items():
-        if type(value) is cls:
-            return name
-    raise ValueError(f"{type(value).__name__} is not one of {sorted(table)} and cannot be saved by name")

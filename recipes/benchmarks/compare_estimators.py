@@ -163,13 +163,13 @@ def typed_problem(learner: mtl.MetaLearner, episode: mtl.Episode, k: int) -> tup
     }
 
     def inner_loss(weights, meta, step):
-        features = learner.features(seen, weights, meta)
+        features = learner.model.features(seen, weights, meta)
         logits = learner.head.support_logits(weights, (features, support.labels), ways)
         losses = F.cross_entropy(logits.flatten(0, 1), support.labels.flatten(), reduction="none")
         return (losses.view_as(support.labels) * meta["example"].exp()).mean(1)
 
     def outer_loss(weights, meta):
-        features = learner.features(asked, weights, meta)
+        features = learner.model.features(asked, weights, meta)
         logits = learner.head.logits(features, weights, (features[:, :0], support.labels), ways)
         logits = logits * meta["temperature"].exp()
         return F.cross_entropy(logits.flatten(0, 1), query.labels.flatten(), reduction="none").view(1, -1).mean(1)
@@ -180,7 +180,7 @@ def typed_problem(learner: mtl.MetaLearner, episode: mtl.Episode, k: int) -> tup
 
 def coarse(problem: mtl.InnerProblem, learner: mtl.MetaLearner) -> mtl.InnerProblem:
     """Fewer, larger steps: what lazy windows have to beat."""
-    large = mtl.InnerSGD(lambda m: {k: SIZE * v for k, v in learner.generator.step_sizes(m).items()})
+    large = mtl.InnerSGD(lambda m: {k: SIZE * v for k, v in learner.model.step_sizes(m).items()})
     return replace(problem, num_steps=problem.num_steps // SIZE, optimizer=large)
 
 

@@ -64,7 +64,7 @@ class Adapted(nn.Module):
         identity = mtl.networks.Modulation.identity(1, backbone.modulation_width)
         self.scale, self.shift = nn.Parameter(identity.scale), nn.Parameter(identity.shift)
         with torch.no_grad():
-            self.head = nn.Parameter(mtl.Cosine().init(backbone(images), labels, WAYS)["head.weight"])
+            self.head = nn.Parameter(mtl.Cosine().init(backbone(images), labels, WAYS)["weight"])
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return loss_of(self.frozen[0], {"scale": self.scale, "shift": self.shift, "head": self.head}, images, labels)
@@ -72,7 +72,7 @@ class Adapted(nn.Module):
 
 def loss_of(backbone: mtl.Backbone, weights: dict[str, Tensor], images: Any, labels: Tensor) -> Tensor:
     features = backbone(images, mtl.networks.Modulation(weights["scale"], weights["shift"]))
-    logits = mtl.Cosine().logits(features, {"head.weight": weights["head"]}, (features[:, :0], labels), WAYS)
+    logits = mtl.Cosine().logits(features, {"weight": weights["head"]}, (features[:, :0], labels), WAYS)
     return nn.functional.cross_entropy(logits[0], labels[0])
 
 

@@ -101,7 +101,7 @@ def meta_step(learner: mtl.MetaLearner, task: mtl.Episode) -> dict[str, Any]:
     meta = learner.generator(learner.view(task.support, seen))
     wait()
     prepared = time.perf_counter() - start
-    problem = learner.problem(task, seen=seen)
+    problem = learner.problem(task, seen)
     with tqdm(desc="passes of the support set", unit="pass") as progress:
 
         def inner_loss(*args: Any) -> torch.Tensor:

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from mtl.episode import Inputs, RawInputs
+from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.exporting.parity import Parity, parity_of, stored_low
 from mtl.fewshot.exporting.plain import plain_of
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
-from mtl.fewshot.heads import Linear
-from mtl.fewshot.learner import Adapted
 from mtl.networks.backbones import TimmImages
 from mtl.tools.files import replacing_folder
 
@@ -87,7 +86,7 @@ def export(
 
 def _notes(adapted: Adapted) -> tuple[str, ...]:
     notes = []
-    if not isinstance(head := adapted.learner.head, Linear):
+    if not (head := adapted.model.head).keeps_logits:
         notes.append(
             f"the {type(head).__name__} head normalises features and a plain classifier does not: predictions are the "
             "same, probabilities differ by a temperature per example"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl.episode import Inputs
-from mtl.fewshot.learner import Adapted
+from mtl.fewshot.adapted import Adapted
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def parity_of(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Inp
     if not error <= parity.tolerance:
         raise RuntimeError(
             f"the exported checkpoint, loaded again, is not the learner: {parity}. Nothing was written; "
-            f"keep predicting with the learner and report {adapted.learner.backbone.name}"
+            f"keep predicting with the learner and report {adapted.model.backbone.name}"
         )
     return parity
 
@@ -67,9 +67,9 @@ def fitted_factors(found: Tensor, reference: Tensor) -> Tensor:
 
 def _tolerance(adapted: Adapted) -> float:
     """Rounding is 1e-5 to 1e-3 of the logits' spread (TF32: ten times that); a modulation left out moves all of it."""
-    return 0.25 if stored_low(adapted) else 1e-2 if adapted.learner.device.type == "cpu" else 5e-2
+    return 0.25 if stored_low(adapted) else 1e-2 if adapted.model.device.type == "cpu" else 5e-2
 
 
 def stored_low(adapted: Adapted) -> bool:
     """Whether the backbone ran in half precision."""
-    return next(adapted.learner.backbone.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return next(adapted.model.backbone.model.parameters()).dtype in (torch.bfloat16, torch.float16)

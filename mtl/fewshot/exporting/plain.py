@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl.episode import Inputs
+from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.exporting.parity import fitted_factors, reference_logits
-from mtl.fewshot.learner import Adapted
 from mtl.networks.backbones import Backbone
 from mtl.networks.merging import Merged
 
@@ -41,7 +41,7 @@ class Written:
 def plain_of(adapted: Adapted, task: int) -> Plain:
     """Merge one task, and bring its classifier to the size of the learner's logits."""
     merged, weight, bias = adapted.merge(task)
-    backbone = adapted.learner.backbone
+    backbone = adapted.model.backbone
     _require_whole(backbone, merged)
     weight, bias = weight.cpu().float(), bias.cpu().float()
     inputs = adapted.support.inputs.map(lambda v: v[task])

@@ -1,21 +1,26 @@
-"""What a generator is: support set in, meta-parameters of the inner problem out."""
+"""What a generator is: it reads a support set and emits the meta-parameters of the inner problem."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mtl.metagrad.registry import Registry
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.modulation import Modulation, Site
+
+GENERATORS = Registry("generator", "mtl.fewshot.GENERATORS")
+"""Generators by the names that saved learners hold; add your own with ``GENERATORS.register``."""
 
 
 @dataclass(frozen=True)
 class SupportView:
-    """What a generator may see of a batch of tasks: the support set through the frozen backbone.
+    """All that a generator sees of a batch of tasks: the support set through the frozen backbone.
 
     Args:
         features: pooled features, ``(tasks, n, width)``.
@@ -31,41 +36,88 @@ class SupportView:
 
 
 class AbstractGenerator(nn.Module, abc.ABC):
-    """Emits ``meta``: what the inner problem takes from the generator, per task or shared, and the inner step sizes.
+    """Emits ``meta``: everything that the inner problem takes from the generator, step sizes included.
 
-    The scale and shift vectors that come out cover the backbone's sites in order, and behind them the pooled features
-    themselves (a last site that a linear head absorbs when the model is exported).
+    Scale and shift cover the backbone's sites in order and, behind them, the pooled features themselves (a last site,
+    which a linear classifier absorbs when the model is exported).
+
+    Args:
+        sites: the backbone's sites.
+        width: width of the pooled features.
+        step_size: initial inner step size, > 0.
+        options: the other arguments of the implementation, which JSON must be able to hold. A saved generator is built
+            again as ``type(generator)(sites, width, **options)``.
     """
 
-    def __init__(self, sites: Sequence[Site], width: int, step_size: float, **options: float) -> None:
+    def __init__(self, sites: Sequence[Site], width: int, step_size: float, **options: Any) -> None:
         super().__init__()
-        self.options = {"step_size": step_size, **options}  # what a checkpoint needs to build it again
+        self.options: dict[str, Any] = {"step_size": step_size, **options}
         self.widths = (*(s.width for s in sites), width)
         self.step_sizes_of = StepSizes(self.widths, step_size)
 
     @property
     def modulation_width(self) -> int:
+        """Channels over all sites and the pooled features."""
         return sum(self.widths)
+
+    @property
+    @abc.abstractmethod
+    def adapted_values(self) -> int:
+        """Numbers in the generator's fast weights, per task."""
 
     @abc.abstractmethod
     def forward(self, view: SupportView) -> Tensors:
-        """``meta`` for every task of the view."""
+        """``meta`` for every task of the view.
+
+        It holds ``log_lr``, the logarithms of the step sizes: ``self.step_sizes_of.log_lr``, or a row of that length
+        for each task.
+        """
 
     @abc.abstractmethod
     def init(self, meta: Tensors) -> Tensors:
-        """The generator's share of the initial fast weights."""
+        """The generator's initial fast weights, each with a leading task axis."""
 
     @abc.abstractmethod
     def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
-        """Scale and shift that the fast weights stand for."""
+        """Scale and shift ``(tasks, modulation_width)`` that the fast weights stand for."""
 
-    def step_sizes(self, meta: Tensors) -> Mapping[str, Tensor]:
-        """A positive step size for every fast weight there may be, broadcastable to it."""
-        return self.step_sizes_of.expand(meta["log_lr"])
+    @abc.abstractmethod
+    def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:
+        """Positive inner step sizes, see :meth:`StepSizes.split`.
+
+        Returns:
+            One for each of the generator's fast weights, broadcastable to it; and one for all fast weights of the head,
+            ``(1,)`` or ``(tasks, 1)``.
+        """
+
+    @abc.abstractmethod
+    def identity(self, meta: Tensors) -> Tensors:
+        """The same ``meta``, changed so that the modulation is scale one and shift zero."""
+
+
+class AbstractSiteGenerator(AbstractGenerator):
+    """A generator whose fast weights are the scale and the shift of every site, as emitted."""
+
+    @property
+    def adapted_values(self) -> int:
+        return 2 * self.modulation_width
+
+    def init(self, meta: Tensors) -> Tensors:
+        return {"scale": meta["scale"], "shift": meta["shift"]}
+
+    def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
+        return Modulation(weights["scale"], weights["shift"])
+
+    def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:
+        scale, shift, head = self.step_sizes_of.split(meta["log_lr"])
+        return {"scale": scale, "shift": shift}, head
+
+    def identity(self, meta: Tensors) -> Tensors:
+        return meta | {"scale": torch.ones_like(meta["scale"]), "shift": torch.zeros_like(meta["shift"])}
 
 
 class StepSizes(nn.Module):
-    """Learned inner step sizes: one for the scale and one for the shift of every site, one for the head or task code.
+    """Learned inner step sizes: for scale and shift of every site, and one for all other fast weights (the head's).
 
     The idea of MAML++ (arXiv 1810.09502). Kept as logarithms, so that they stay positive and one outer step size suits
     all of them.
@@ -80,13 +132,11 @@ class StepSizes(nn.Module):
         site = torch.repeat_interleave(torch.arange(self.sites), torch.tensor(widths))
         self.register_buffer("site", site, persistent=False)
 
-    def expand(self, log_lr: Tensor) -> Tensors:
-        """``log_lr`` is shared, ``(2 sites + 1,)``, or per task, ``(tasks, 2 sites + 1)``."""
-        scale, shift, rest = log_lr.exp().split([self.sites, self.sites, 1], dim=-1)
-        return {
-            "scale": scale[..., self.site],
-            "shift": shift[..., self.site],
-            "code": rest,
-            "head.bias": rest,
-            "head.weight": rest.unsqueeze(-1),
-        }
+    def split(self, log_lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes of the scales and shifts ``(..., channels)``, and of all other fast weights ``(..., 1)``.
+
+        Args:
+            log_lr: ``(2 sites + 1,)`` for all tasks, or ``(tasks, 2 sites + 1)``.
+        """
+        scale, shift, other = log_lr.exp().split([self.sites, self.sites, 1], dim=-1)
+        return scale[..., self.site], shift[..., self.site], other

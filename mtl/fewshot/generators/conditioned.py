@@ -1,4 +1,4 @@
-"""The support-conditioned generator: a labelled support set in; scale, shift and inner step sizes of every site out."""
+"""The support-conditioned generator: scale, shift and step sizes of every site from a labelled support set."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtl.fewshot.generators.base import AbstractGenerator, SupportView
+from mtl.fewshot.generators.base import GENERATORS, AbstractSiteGenerator, SupportView
 from mtl.fewshot.heads import class_means
 from mtl.metagrad.tensors import Tensors
-from mtl.networks.modulation import Modulation, Site
+from mtl.networks.modulation import Site
 
 EPS = 1e-6
 
 
-class SupportConditioned(AbstractGenerator):
-    r"""Scale and shift as a function of the support set, starting at the identity.
+@GENERATORS.register("conditioned")
+class SupportConditioned(AbstractSiteGenerator):
+    r"""Scale and shift as a learned function of the support set, starting near the identity.
 
     .. math:: \text{scale}_s = 1 + b_s + r_s\, g_s(z, a_s), \qquad \text{shift}_s = b'_s + r'_s\, g'_s(z, a_s)
 
     The task vector :math:`z` pools statistics of the labelled features (:class:`TaskEncoder`); :math:`a_s` are the
     class-wise statistics of the site's own activations; :math:`g` is shared by sites of one width, told apart by a site
-    embedding. The gates :math:`r` start small but not at zero, so the modulation starts next to the identity and every
-    weight has a gradient. The offset :math:`b` is what is common to all tasks.
+    embedding. The gates :math:`r` start small but not at zero, so that the modulation starts near the identity and
+    every weight has a gradient. The offset :math:`b` is common to all tasks.
 
     Invariant to the order of the support examples and to the numbering of classes; any number of ways and of (unequal)
     shots.
@@ -57,7 +58,7 @@ class SupportConditioned(AbstractGenerator):
         nn.init.zeros_(self.rates.bias)
 
     def forward(self, view: SupportView) -> Tensors:
-        # The backbone may run in low precision; what decides the modulation does not.
+        # The generator stays in float32 where the backbone runs in low precision.
         with torch.autocast(view.features.device.type, enabled=False):
             return self._emit(view)
 
@@ -76,12 +77,6 @@ class SupportConditioned(AbstractGenerator):
         scale, shift = out.chunk(2, dim=-1)
         return {"scale": 1 + scale, "shift": shift, "log_lr": self.step_sizes_of.log_lr + self.rates(task)}
 
-    def init(self, meta: Tensors) -> Tensors:
-        return {"scale": meta["scale"], "shift": meta["shift"]}
-
-    def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
-        return Modulation(weights["scale"], weights["shift"])
-
 
 def class_statistics(values: Tensor, labels: Tensor, ways: int) -> Tensor:
     """Per channel: mean, spread, spread between class means, and spread inside classes.
@@ -98,11 +93,11 @@ def class_statistics(values: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 class TaskEncoder(nn.Module):
-    """What distinguishes this task: ``(tasks, n, width)`` labelled features to ``(tasks, hidden)``.
+    """A vector that tells tasks apart: labelled features ``(tasks, n, width)`` to ``(tasks, hidden)``.
 
-    Class statistics say where the features lie. Pairs of examples say what the labels *mean*: a property that all pairs
-    of different classes differ in, and no pair of one class does, is the one being asked for. Even one example per
-    class shows it, by the properties that examples of different classes share.
+    Class statistics say where the features lie. Pairs of examples say what the labels *mean*: if examples of different
+    classes always differ in a property, and examples of one class never do, the task is about that property. One
+    example per class is enough to rule out the properties that examples of different classes share.
     """
 
     def __init__(self, width: int, hidden: int, channels: int = 64) -> None:

@@ -1,4 +1,4 @@
-"""Meta-learned scale and shift that are the same for every task: the control that any conditioning has to beat."""
+"""Meta-learned scale and shift, the same for every task: the control that conditioning has to beat."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mtl.fewshot.generators.base import AbstractGenerator, SupportView
+from mtl.fewshot.generators.base import GENERATORS, AbstractSiteGenerator, SupportView
 from mtl.metagrad.tensors import Tensors
-from mtl.networks.modulation import Modulation, Site
+from mtl.networks.modulation import Site
 
 
-class Static(AbstractGenerator):
-    """One learned start for all tasks (MAML on scale and shift; with 0 inner steps, meta-learned static modulation).
+@GENERATORS.register("static")
+class Static(AbstractSiteGenerator):
+    """One learned start for all tasks: MAML on scale and shift, or with 0 inner steps a fixed modulation.
 
     Args:
         sites: the backbone's sites.
@@ -33,9 +34,3 @@ class Static(AbstractGenerator):
             "shift": self.shift.expand(tasks, -1),
             "log_lr": self.step_sizes_of.log_lr,
         }
-
-    def init(self, meta: Tensors) -> Tensors:
-        return {"scale": meta["scale"], "shift": meta["shift"]}
-
-    def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
-        return Modulation(weights["scale"], weights["shift"])

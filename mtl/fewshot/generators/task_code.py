@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mtl.fewshot.generators.base import AbstractGenerator, SupportView
+from mtl.fewshot.generators.base import GENERATORS, AbstractGenerator, SupportView
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.modulation import Modulation, Site
 
 
+@GENERATORS.register("code")
 class TaskCode(AbstractGenerator):
-    """The fast weights are a code of ``size`` numbers per task, zero at first.
+    """The fast weights are a code of ``size`` numbers per task, which starts at zero.
 
-    The decoder acts *inside* the inner loss. So the decoder is a meta-parameter of the inner loss and of the outer
-    loss: first-order estimators see half of its gradient.
+    The decoder acts *inside* the inner loss as well as in the outer loss, and first-order estimators miss the first of
+    the two parts of its gradient. Code and head share one step size.
 
     Args:
         sites: the backbone's sites.
@@ -36,6 +37,10 @@ class TaskCode(AbstractGenerator):
         self.decoder = nn.Parameter(torch.randn(2 * self.modulation_width, size) * size**-0.5)
         self.base = nn.Parameter(torch.zeros(2 * self.modulation_width))
 
+    @property
+    def adapted_values(self) -> int:
+        return self.decoder.shape[1]
+
     def forward(self, view: SupportView) -> Tensors:
         code = view.features.new_zeros(view.labels.shape[0], self.decoder.shape[1])
         return {"code": code, "decoder": self.decoder, "base": self.base, "log_lr": self.step_sizes_of.log_lr}
@@ -46,3 +51,10 @@ class TaskCode(AbstractGenerator):
     def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
         scale, shift = (weights["code"] @ meta["decoder"].T + meta["base"]).chunk(2, dim=-1)
         return Modulation(1 + scale, shift)
+
+    def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:
+        _, _, shared = self.step_sizes_of.split(meta["log_lr"])
+        return {"code": shared}, shared
+
+    def identity(self, meta: Tensors) -> Tensors:
+        return meta | {"base": torch.zeros_like(meta["base"])}  # a code starts at zero, so the offset is all there is

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from mtl.episode import TaskSource
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.saving import from_pretrained
+from mtl.fewshot.saving import check_saving, from_pretrained
 from mtl.fewshot.training.config import TrainingConfig
 from mtl.fewshot.training.loader import loader_of
 from mtl.fewshot.training.run import Run
@@ -40,12 +40,12 @@ def train(
 
     Raises:
         ValueError: when the folder holds a run with other settings, or checkpoints of something else, or only damaged
-            ones, or when the backbone cannot be saved by name.
+            ones; before the first step, when a part of the learner could not be saved.
         OSError: when the folder cannot be written to (before the first step), or its disk is full.
         NonFiniteLosses: when nothing finite comes any more.
     """
     accelerator = accelerator or Accelerator()
-    learner.backbone.spec()  # a backbone that cannot be saved says so now, not at the first validation
+    check_saving(learner)  # now, not at the first validation
     run = Run(learner, config, Path(folder), accelerator)
     run.resume()
     if (found := run.check(tasks)) and accelerator.is_main_process:

@@ -25,7 +25,7 @@ from mtl.fewshot.training.config import TrainingConfig
 from mtl.fewshot.training.optimizer import parameter_groups, schedule
 from mtl.fewshot.training.processes import chunk_size, of_main, precision_of
 from mtl.fewshot.training.records import METRICS, append, forget_after
-from mtl.fewshot.training.sums import Totals, backward
+from mtl.fewshot.training.sums import Totals
 from mtl.tools.comparison import mean_interval
 from mtl.tools.files import check_writable, recover_folder, remove_drafts
 
@@ -67,16 +67,17 @@ class Run:
         totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
         for group in batch:
             for first in range(0, group.tasks, self.tasks_per_chunk):
-                chunk = group[first : first + self.tasks_per_chunk].to(self.accelerator.device)
-                self._accumulate(chunk, totals)
-        counted, skipped = self._reduce(totals)
-        metrics = {"step": self.step + 1, "skipped": skipped}
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+                self._accumulate(group[first : first + self.tasks_per_chunk], totals)
+        self._reduce(totals)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        # The only time in a step that this waits for the device, apart from one wait per chunk.
+        *sums, gradient_norm = torch.cat([totals.sums, norm.reshape(1).to(totals.sums)]).tolist()
+        metrics = {"step": self.step + 1, "skipped": sums[1]}
         # Finite cotangents can still overflow in the generator; one such step would leave nothing but NaN behind.
-        moved = counted > 0 and math.isfinite(norm)
+        moved = sums[0] > 0 and math.isfinite(gradient_norm)
         if moved:
             self.optimizer.step()
-            metrics |= totals.means(counted) | {"gradient_norm": norm}
+            metrics |= totals.means(sums) | {"gradient_norm": gradient_norm}
             self._warn_of_cliff(metrics)
         self.failed_steps = 0 if moved else self.failed_steps + 1
         if self.failed_steps >= self.config.patience:
@@ -110,22 +111,10 @@ class Run:
 
     def _accumulate(self, chunk: Episode, totals: Totals) -> None:
         """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
-        record: dict[str, Tensor] = {}
-        backbone = self.learner.backbone
-        seen = backbone.prepare(chunk.support.inputs)
-        meta = self.learner.generator(self.learner.view(chunk.support, seen))
-        detached, before = {k: v.detach() for k, v in meta.items()}, backbone.execution
-        while True:
-            result = self.learner.meta_gradient(chunk, detached, record, seen)
-            finite = before.all_finite([result.losses, *result.grads.values()])
-            if finite or not backbone.lower_loss_scale():
-                break
-        if finite:
-            backward(meta, result.grads, chunk.tasks)
-            totals.add(result.losses, record["accuracy"], result.diagnostics, result.pulls)
-            return
-        backbone.execution = before  # it was not the scale
-        if chunk.tasks > 1:
+        step = self.learner.meta_step(chunk, weight=chunk.tasks)  # a sum over tasks, so that chunks of any size add up
+        if step.finite:
+            totals.add(step)
+        elif chunk.tasks > 1:
             for t in range(chunk.tasks):
                 self._accumulate(chunk[t : t + 1], totals)
         else:
@@ -136,21 +125,16 @@ class Run:
                 stacklevel=2,
             )
 
-    def _reduce(self, totals: Totals) -> tuple[float, float]:
-        """Sum gradients and totals over processes, divide the gradients by the number of episodes.
-
-        Returns:
-            That number, and how many episodes were left out.
-        """
+    def _reduce(self, totals: Totals) -> None:
+        """Sum gradients and totals over processes, and divide the gradients by the number of episodes."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         flat = torch.cat([g.flatten() for g in gradients] + [totals.sums])
         flat = self.accelerator.reduce(flat, "sum")
         assert isinstance(flat, Tensor)
         *sums, totals.sums = flat.split([*(g.numel() for g in gradients), len(totals.sums)])
-        counted, skipped = totals.sums[:2].tolist()
+        count = totals.sums[0].clamp_min(1)
         for p, g in zip(self.parameters, sums, strict=True):
-            p.grad = (g / max(counted, 1.0)).view_as(p)
-        return counted, skipped
+            p.grad = (g / count).view_as(p)
 
     # --- validation, records, checkpoints ----------------------------------------------------------------------------
 
@@ -246,7 +230,7 @@ class Run:
         free = {"tasks_per_chunk", "save_every", "workers", "patience", "self_check"}
         settings = {k: v for k, v in asdict(self.config).items() if k not in free}
         learner = self.learner
-        return settings | {
+        settings |= {
             "backbone": learner.backbone.fingerprint(),
             "generator": type(learner.generator).__name__,
             "generator_options": learner.generator.options,
@@ -256,6 +240,13 @@ class Run:
             "inner_options": inner_options(learner),
             "estimator": repr(learner.estimator),
         }
+        for name, value in settings.items():
+            if " at 0x" in str(value):  # an address in memory, which another process does not have
+                raise ValueError(
+                    f"the {name} {value} could not be recognised when the run is resumed; make its class a dataclass, "
+                    "or give it a __repr__ that tells its options"
+                )
+        return settings
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         now = self.settings

@@ -1,17 +1,17 @@
-"""Sums over episodes of gradients and metrics: chunks and processes of any number add up to the same."""
+"""Sums of metrics over episodes, the same for any number of chunks and processes."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from mtl.metagrad.tensors import Tensors
+from mtl.fewshot.learner import MetaStep
 
 
 class Totals:
-    """Sums over episodes, kept on the device until all processes have added theirs.
+    """Sums over episodes, kept on the device until the sums of all processes are added.
 
-    ``max_rho`` is a maximum: each process has a place of its own for it, so that one sum brings all of them together.
+    ``max_rho`` is a maximum. Each process writes its own to a place of its own, so that one sum over processes collects
+    them all.
     """
 
     NAMES = ("count", "skipped", "loss", "accuracy", "pulls", "past_cliff")
@@ -23,21 +23,16 @@ class Totals:
     def skip(self) -> None:
         self.sums[1] += 1
 
-    def add(self, losses: Tensor, accuracy: Tensor, diagnostics: dict[str, Tensor], pulls: int) -> None:
-        n = len(losses)
-        rho, past = (diagnostics.get(k, losses.new_zeros(())) for k in ("max_rho", "past_cliff"))
-        count, pulled = losses.new_tensor(n), losses.new_tensor(n * pulls)
-        added = torch.stack([count, 0 * count, losses.sum(), accuracy.sum(), pulled, n * past])
+    def add(self, step: MetaStep) -> None:
+        n = len(step.losses)
+        rho, past = (step.diagnostics.get(k, step.losses.new_zeros(())) for k in ("max_rho", "past_cliff"))
+        count, pulls = step.losses.new_tensor(n), step.losses.new_tensor(n * step.pulls)
+        added = torch.stack([count, 0 * count, step.losses.sum(), step.accuracy.sum(), pulls, n * past])
         self.sums[: len(added)] += added.to(self.sums)
         self._worst.copy_(torch.maximum(self._worst, rho.to(self._worst)))
 
-    def means(self, count: float) -> dict[str, float]:
-        values = self.sums.tolist()
+    def means(self, values: list[float]) -> dict[str, float]:
+        """Means over the counted episodes, from the sums over all processes as Python numbers."""
+        count = values[0]
         means = {name: v / count for name, v in zip(self.NAMES[2:], values[2 : len(self.NAMES)], strict=True)}
         return means | {"max_rho": max(values[len(self.NAMES) :])}
-
-
-def backward(meta: Tensors, cotangents: Tensors, tasks: int) -> None:
-    """One pass back through the generator, with the sum over tasks, not their mean: chunks of any size add up."""
-    pairs = [(v, cotangents[k] * tasks) for k, v in meta.items() if v.requires_grad]
-    torch.autograd.backward([v for v, _ in pairs], [c.to(v.dtype) for v, c in pairs])

@@ -1,0 +1,157 @@
+"""Backbone, generator and head as one function of the fast weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl.episode import Inputs
+from mtl.fewshot.generators import AbstractGenerator
+from mtl.fewshot.heads import AbstractHead
+from mtl.fewshot.lite import lite_features
+from mtl.metagrad.tensors import Tensors
+from mtl.networks.backbones import Backbone, Prepared
+from mtl.networks.modulation import Modulation
+
+HEAD = "head."  # begins the names of the head's fast weights, and of no other
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """The network of a batch of tasks, as pure functions of fast weights and ``meta``.
+
+    The fast weights are the generator's, under its own names, and the head's, under theirs after ``head.``.
+
+    Args:
+        backbone: frozen.
+        generator: emits ``meta``.
+        head: turns features into logits.
+
+    Raises:
+        ValueError: when the generator was made for another backbone, or a fast weight of the head has no task axis.
+    """
+
+    backbone: Backbone
+    generator: AbstractGenerator
+    head: AbstractHead
+
+    def __post_init__(self) -> None:
+        expected = (*(s.width for s in self.backbone.sites), self.backbone.width)
+        if self.generator.widths != expected:
+            raise ValueError(
+                f"the generator was made for sites of widths {_short(self.generator.widths)}, "
+                f"but {self.backbone.name} has {_short(expected)}; make it with (backbone.sites, backbone.width)"
+            )
+        for name, shape in self._head_shapes(2).items():
+            if shape[:1] != (1,):
+                raise ValueError(
+                    f"{type(self.head).__name__}.init gives {name!r} the shape {tuple(shape)} for one task: "
+                    "expected a leading task axis, (1, ...)"
+                )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.generator.parameters()).device
+
+    def initial_weights(
+        self, support: Prepared, labels: Tensor, ways: int, meta: Tensors, lite: Tensor | None = None
+    ) -> Tensors:
+        """Fast weights before the first inner step.
+
+        Args:
+            lite: the examples that gradients flow through, see :mod:`mtl.fewshot.lite`; None for all.
+        """
+        weights = self.generator.init(meta)
+        head = self.head.init(self.features(support, weights, meta, lite), labels, ways)
+        return weights | {HEAD + k: v for k, v in head.items()}
+
+    def features(
+        self, inputs: Inputs | Prepared, weights: Tensors, meta: Tensors, lite: Tensor | None = None
+    ) -> Tensor:
+        """Modulated features ``(tasks, n, width)``, in at least float32. For ``lite``, inputs must be prepared."""
+        if isinstance(inputs, Prepared) and lite is not None and torch.is_grad_enabled():
+            return lite_features(inputs, lite, lambda some: self.features(some, weights, meta))
+        modulation, sites = self.generator.modulation(weights, meta), self.backbone.modulation_width
+        features = self.backbone(inputs, Modulation(modulation.scale[:, :sites], modulation.shift[:, :sites]))
+        features = at_least_float32(features)
+        return features * modulation.scale[:, None, sites:] + modulation.shift[:, None, sites:]
+
+    def support_logits(
+        self, support: Prepared, labels: Tensor, ways: int, weights: Tensors, meta: Tensors, lite: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the support examples for the inner loss, ``(tasks, n, ways)``."""
+        features = self.features(support, weights, meta, lite)
+        return self.head.support_logits(head_weights(weights), (features, labels), ways)
+
+    def query_logits(
+        self, support: Inputs | Prepared, labels: Tensor, ways: int, inputs: Inputs, weights: Tensors, meta: Tensors
+    ) -> Tensor:
+        """Logits of queries ``(tasks, m, ways)``, after adaptation to the support set."""
+        features = self.features(inputs, weights, meta)
+        seen = self.features(support, weights, meta) if self.head.needs_support else features[:, :0]
+        return self.head.logits(features, head_weights(weights), (seen, labels), ways)
+
+    def step_sizes(self, meta: Tensors) -> Tensors:
+        """A step size for every fast weight, broadcastable to it; all of the head's share one."""
+        sizes, shared = self.generator.step_sizes(meta)
+        return sizes | {HEAD + k: shared.view(-1, *[1] * (axes - 1)) for k, axes in self._head_axes.items()}
+
+    def adapted_values(self, ways: int) -> int:
+        """Numbers that the inner loop adapts per task."""
+        return self.generator.adapted_values + sum(shape.numel() for shape in self._head_shapes(ways).values())
+
+    @cached_property
+    def _head_axes(self) -> dict[str, int]:
+        return {k: len(shape) for k, shape in self._head_shapes(2).items()}
+
+    @torch.no_grad()
+    def _head_shapes(self, ways: int) -> dict[str, torch.Size]:
+        """Names and shapes of the head's fast weights for one task, found by giving it features of zero."""
+        features, labels = torch.zeros(1, ways, self.backbone.width), torch.arange(ways)[None]
+        return {k: v.shape for k, v in self.head.init(features, labels, ways).items()}
+
+
+def head_weights(weights: Tensors) -> Tensors:
+    """The head's fast weights, under the names that the head knows."""
+    return {k.removeprefix(HEAD): v for k, v in weights.items() if k.startswith(HEAD)}
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Neither NumPy nor the small differences of a head's logits go well with half precision."""
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over examples, task by task: ``(tasks, n, ways), (tasks, n) -> (tasks,)``."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+
+
+class QueryLoss:
+    """The outer loss ``(tasks,)``: cross-entropy of the queries. Keeps the accuracies of its last evaluation.
+
+    Args:
+        model: the network.
+        support, labels: the support set.
+        ways: number of classes.
+        inputs, answers: the queries.
+    """
+
+    def __init__(
+        self, model: TaskModel, support: Prepared, labels: Tensor, ways: int, inputs: Inputs, answers: Tensor
+    ) -> None:
+        self._logits = lambda weights, meta: model.query_logits(support, labels, ways, inputs, weights, meta)
+        self._answers = answers
+        self.accuracy = torch.full(answers.shape[:1], torch.nan)
+
+    def __call__(self, weights: Tensors, meta: Tensors) -> Tensor:
+        logits = self._logits(weights, meta)
+        self.accuracy = (logits.detach().argmax(-1) == self._answers).float().mean(1)
+        return cross_entropy(logits, self._answers)
+
+
+def _short(widths: tuple[int, ...]) -> str:
+    return f"{list(widths[:4])}{'...' if len(widths) > 4 else ''} ({len(widths)} in all)"
