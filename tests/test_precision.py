@@ -85,7 +85,7 @@ def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dic
     }
 
     def inner_loss(weights, meta, step):
-        features = learner.features(inputs, weights, meta)
+        features = learner.model.features(inputs, weights, meta)
         logits = learner.head.support_logits(weights, (features, labels), 3)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return (losses * meta["example"].exp()).mean().unsqueeze(0)

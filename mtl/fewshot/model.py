@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.episode import Inputs
+from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.generators import AbstractGenerator
 from mtl.fewshot.heads import AbstractHead
 from mtl.fewshot.lite import lite_features
@@ -70,7 +70,7 @@ class TaskModel:
         return weights | {HEAD + k: v for k, v in head.items()}
 
     def features(
-        self, inputs: Inputs | Prepared, weights: Tensors, meta: Tensors, lite: Tensor | None = None
+        self, inputs: Inputs | RawInputs | Prepared, weights: Tensors, meta: Tensors, lite: Tensor | None = None
     ) -> Tensor:
         """Modulated features ``(tasks, n, width)``, in at least float32. For ``lite``, inputs must be prepared."""
         if isinstance(inputs, Prepared) and lite is not None and torch.is_grad_enabled():
