@@ -11,7 +11,7 @@ any bilevel problem), :mod:`mtl.networks`, :mod:`mtl.fewshot`, :mod:`mtl.data`, 
 from importlib.metadata import version
 
 from mtl import data, fewshot, metagrad, networks, tools
-from mtl.data import DocstringTasks, GlyphTasks, ImageTasks, TextTasks, open_images, open_texts
+from mtl.data import ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
 from mtl.episode import Alternating, Episode, Examples, Inputs, TaskSource, stacked
 from mtl.fewshot import (
     Adapted,
@@ -45,14 +45,13 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "shard",
     # data
     "Alternating",
+    "ClassTasks",
     "DocstringTasks",
     "Episode",
     "Examples",
     "GlyphTasks",
-    "ImageTasks",
     "Inputs",
     "TaskSource",
-    "TextTasks",
     "open_images",
     "open_texts",
     "stacked",

@@ -109,7 +109,7 @@ def collect(folder: Path) -> ImageCollection:
     files = Files(folder, sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "."))
     if not len(files):
         raise ValueError(f"--predict {folder}: no image there; expected a folder with {', '.join(sorted(SUFFIXES))}")
-    return ImageCollection(str(folder), {"": tuple(range(len(files)))}, files, "RGB", parts={})
+    return ImageCollection(str(folder), {"": tuple(range(len(files)))}, files, "RGB")
 
 
 def readable(images: ImageCollection) -> Iterator[Named]:

@@ -75,7 +75,7 @@ def small_encoder(config: Config) -> Path:
 def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
     """What makes tasks of a part, shots and queries. All share one cache: a text is tokenised once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn of every loader worker
-    tokens = mtl.data.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    tokens = mtl.data.InputCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
     if config.data is None:
         return lambda part, shots, queries: mtl.DocstringTasks(
             part,  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
         Path(config.out) / "split.json", texts.class_names, given=texts.parts, seed=config.seed
     )
     split.check_ways(config.ways)
-    return lambda part, shots, queries: mtl.TextTasks(
+    return lambda part, shots, queries: mtl.ClassTasks(
         texts,
         split.parts[part],
         preprocess=tokens,
@@ -104,7 +104,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
 
 def write_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
     """Two episodes to read: an example of each class, and queries with what was predicted."""
-    assert isinstance(tasks, mtl.DocstringTasks | mtl.TextTasks)
+    assert isinstance(tasks, mtl.DocstringTasks | mtl.ClassTasks)
     pages = []
     for index in range(2):
         episode, (names, support, queries) = tasks.sample(index), tasks.read(index)

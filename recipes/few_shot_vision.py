@@ -51,7 +51,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
         Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
     )
     split.check_ways(config.ways)
-    return lambda part, shots, queries: mtl.ImageTasks(
+    return lambda part, shots, queries: mtl.ClassTasks(
         images,
         split.parts[part],
         preprocess=lambda items: torch.as_tensor(backbone.preprocess(items)),

@@ -192,7 +192,7 @@ def tasks_of(config: Config, part: Any) -> mtl.TaskSource:
     )
     split.check_ways(config.ways)
     grey = lambda image: torch.from_numpy(np.asarray(image.resize((28, 28)), np.float32))[None] / 127.5 - 1  # noqa: E731
-    return mtl.ImageTasks(images, split.parts[part], preprocess=lambda i: torch.stack([*map(grey, i)]), **sizes)
+    return mtl.ClassTasks(images, split.parts[part], preprocess=lambda i: torch.stack([*map(grey, i)]), **sizes)
 
 
 def train(learner: Learner, name: str, method: Method, exact: dict[str, Any] | None) -> dict[str, Any]:

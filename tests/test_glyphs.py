@@ -224,11 +224,6 @@ def test_labelled_images_for_pretraining():
     assert all(len(c) == 16 for c in attributes.columns())
 
 
-def test_contact_sheet(tmp_path):
-    path = glyph_tasks.contact_sheet(GlyphTasks("val"), [0, 1, 2, 3, 4], tmp_path / "sheet.png")
-    assert path.read_bytes()[1:4] == b"PNG"
-
-
 # -------------------------------------------------------------------------------------------------- cache and backbone
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl.data.own.image_tasks import ImageTasks
+from mtl.data.own.class_tasks import ClassTasks
 from mtl.data.own.images import open_images
 from mtl.data.own.splits import ClassSplit, class_labels, saved_split, split_classes
 
@@ -135,7 +135,7 @@ def test_every_format_gives_the_same_collection(form, tmp_path):
         found = preprocess([collection.image(i) for i in collection.items[name]])
         assert number_of(found).tolist() == [100 * c + i for i in range(6)]
     assert collection.parts == {}
-    assert collection.unreadable == ()
+    assert collection.skipped == ()
 
 
 def test_hub_id_goes_to_datasets(monkeypatch):
@@ -381,7 +381,7 @@ def test_unreadable_images_are_counted_named_and_skipped(corrupted):
         collection = open_images(corrupted)
     assert len(collection) == 22
     assert [len(collection.items[c]) for c in CLASSES] == [5, 6, 6, 5]
-    assert len(collection.unreadable) == 2
+    assert len(collection.skipped) == 2
 
 
 def test_unreadable_images_are_refused_on_request(corrupted):
@@ -542,8 +542,8 @@ def collection(tmp_path_factory):
     return open_images(write_folder(tmp_path_factory.mktemp("episodes")))
 
 
-def tasks(collection, classes=CLASSES, **options) -> ImageTasks:
-    return ImageTasks(collection, classes, **{"preprocess": preprocess, "ways": 3, "shots": 2, "queries": 3, **options})
+def tasks(collection, classes=CLASSES, **options) -> ClassTasks:
+    return ClassTasks(collection, classes, **{"preprocess": preprocess, "ways": 3, "shots": 2, "queries": 3, **options})
 
 
 def test_episode_shapes_and_labels(collection):
@@ -623,7 +623,7 @@ def test_negative_index_is_refused(collection):
 
 @pytest.mark.parametrize("wrong", [lambda i: None, lambda i: torch.zeros(len(i), 3), lambda i: torch.zeros(1, 3, 4, 4)])
 def test_preprocess_is_checked(collection, wrong):
-    with pytest.raises(ValueError, match=r"preprocess turned 15 images into .*expected floats \(15, channels"):
+    with pytest.raises(ValueError, match=r"preprocess turned 6 images into .*expected floats \(n, channels"):
         tasks(collection, preprocess=wrong).sample(0)
 
 
@@ -636,12 +636,12 @@ def test_cache_spares_preprocessing_within_its_bytes(collection):
 
     sampler = tasks(collection, preprocess=counted)
     first, again = sampler.sample(0), sampler.sample(0)
-    assert done == [15]
+    assert done == [6, 9]
     assert torch.equal(first.query.inputs.tensor, again.query.inputs.tensor)
 
     image_bytes = 3 * 4 * 6 * 4
     small = tasks(collection, cache_bytes=4 * image_bytes)
     for index in range(5):
         small.sample(index)
-    assert small._cache.size == 4 * image_bytes
-    assert pickle.loads(pickle.dumps(small))._cache.size == 0
+    assert small.inputs.size == 4 * image_bytes
+    assert pickle.loads(pickle.dumps(small)).inputs.size == 0

@@ -207,8 +207,8 @@ def collection(tmp_path):
     return open_texts(write_csv(tmp_path / "t.csv"))
 
 
-def tasks(collection, **options) -> mtl.TextTasks:
-    return mtl.TextTasks(
+def tasks(collection, **options) -> mtl.ClassTasks:
+    return mtl.ClassTasks(
         collection, CLASSES, **{"preprocess": preprocess, "ways": 3, "shots": 2, "queries": 2} | options
     )
 
@@ -236,7 +236,7 @@ def test_an_episode_depends_on_seed_and_index_alone(collection):
 
 def test_texts_are_tokenised_once(collection):
     calls = []
-    cache = mtl.data.TokenCache(lambda texts: calls.extend(texts) or preprocess(texts))
+    cache = mtl.data.InputCache(lambda texts: calls.extend(texts) or preprocess(texts))
     sources = [tasks(collection, preprocess=cache, shots=s) for s in (1, 2)]
     for source in sources:
         for index in range(20):
@@ -247,8 +247,14 @@ def test_texts_are_tokenised_once(collection):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda texts: torch.zeros(len(texts), 3), "into one tensor; expected tokens by name with an attention_mask"),
-        (lambda texts: {"attention_mask": torch.ones(1, 4)}, r"expected \(6, length, ...\) each"),
+        (
+            lambda texts: torch.zeros(len(texts), 3),
+            r"into float32 \(6, 3\); expected tokens by name with an attention_mask",
+        ),
+        (
+            lambda texts: {"attention_mask": torch.ones(1, 4)},
+            r"attention_mask: float32 \(1, 4\).*each \(n, length, ...\)",
+        ),
         (lambda texts: {"attention_mask": torch.arange(2).expand(len(texts), 2)}, "pads at the left"),
     ],
 )

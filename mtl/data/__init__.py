@@ -2,25 +2,24 @@
 
 from mtl.data.embedded.character_tasks import CharacterTasks
 from mtl.data.embedded.docstring_tasks import DocstringTasks, docstring_split
-from mtl.data.embedded.glyph_tasks import GlyphTasks, contact_sheet
-from mtl.data.own.image_tasks import ImageTasks
+from mtl.data.embedded.glyph_tasks import GlyphTasks
+from mtl.data.own.class_tasks import ClassTasks
+from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.images import ImageCollection, open_images
+from mtl.data.own.input_cache import InputCache
 from mtl.data.own.splits import ClassSplit, saved_split, split_classes
-from mtl.data.own.text_tasks import TextTasks
 from mtl.data.own.texts import TextCollection, open_texts
-from mtl.data.own.token_cache import TokenCache
 
 __all__ = [
+    "AbstractCollection",
     "CharacterTasks",
     "ClassSplit",
+    "ClassTasks",
     "DocstringTasks",
     "GlyphTasks",
     "ImageCollection",
-    "ImageTasks",
+    "InputCache",
     "TextCollection",
-    "TextTasks",
-    "TokenCache",
-    "contact_sheet",
     "docstring_split",
     "open_images",
     "open_texts",

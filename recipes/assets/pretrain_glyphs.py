@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, float]:
     heads = nn.ModuleDict({k: nn.Linear(config.channels[-1], n) for k, n in class_counts().items()})
     train(backbone, heads, config)
     accuracy = evaluate(backbone, heads, config)
-    save(backbone, heads, {"model": config.model, "kwargs": kwargs, "accuracy": accuracy}, config.out)
+    save(backbone, {"model": config.model, "kwargs": kwargs, "accuracy": accuracy}, config.out)
     return accuracy
 
 
@@ -125,12 +125,11 @@ def evaluate(backbone: nn.Module, heads: nn.ModuleDict, config: Config) -> dict[
     return {k: round((head(features).argmax(1) == labels[k]).float().mean().item(), 3) for k, head in heads.items()}
 
 
-def save(backbone: nn.Module, heads: nn.ModuleDict, info: dict[str, Any], out: Path) -> None:
-    """Half-precision weights under plain timm names, their description, and the heads apart."""
+def save(backbone: nn.Module, info: dict[str, Any], out: Path) -> None:
+    """Half-precision weights under plain timm names, and their description."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in backbone.state_dict().items()}
     save_file(weights, out / "glyphs_backbone.safetensors")
-    save_file({k: v.contiguous() for k, v in heads.state_dict().items()}, out / "glyphs_heads.safetensors")
     info = info | {"input_size": [1, 32, 32], "mean": MEAN, "std": STD}
     (out / "glyphs_backbone.json").write_text(json.dumps(info, indent=1) + "\n")
 

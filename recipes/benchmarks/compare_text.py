@@ -27,7 +27,7 @@ import mtl
 from mtl.data.embedded.docstring_tasks import docstring_collection
 
 Result = dict[str, str | int | float]
-Judge = Callable[[mtl.TextTasks, int], float]
+Judge = Callable[[mtl.ClassTasks, int], float]
 """Tasks and the index of a draw, to the accuracy in %."""
 
 
@@ -51,7 +51,7 @@ class Config:
 def main(config: Config) -> list[Result]:
     """One row per method and number of shots."""
     backbone = mtl.load_backbone(config.backbone, last_k=config.last_k, max_length=config.max_length)
-    tokens = mtl.data.TokenCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    tokens = mtl.data.InputCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
     methods = [m for m in mtl.baselines(backbone, c=10.0) if m.name.split(",")[0] in ("nearest class mean", LOGISTIC)]
     if config.generator is not None:
         methods.append(mtl.learner_method(mtl.from_pretrained(config.generator, backbone)))
@@ -80,23 +80,23 @@ def main(config: Config) -> list[Result]:
 LOGISTIC = "logistic regression"
 
 
-def fixed_label_set(config: Config, tokens: mtl.data.TokenCache, shots: int) -> mtl.TextTasks:
+def fixed_label_set(config: Config, tokens: mtl.data.InputCache, shots: int) -> mtl.ClassTasks:
     """Tasks of all classes; they differ in their examples alone."""
     if config.data is None:
         texts = docstring_collection("module", mtl.data.docstring_split().test, shots + config.queries)
     else:
         texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
     names = texts.class_names
-    return mtl.TextTasks(texts, names, preprocess=tokens, ways=len(names), shots=shots, queries=config.queries)
+    return mtl.ClassTasks(texts, names, preprocess=tokens, ways=len(names), shots=shots, queries=config.queries)
 
 
-def accuracy(method: mtl.fewshot.Method, tasks: mtl.TextTasks, index: int) -> float:
+def accuracy(method: mtl.fewshot.Method, tasks: mtl.ClassTasks, index: int) -> float:
     """In %."""
     episode = tasks.sample(index)
     return 100 * float((method(episode).cpu() == episode.query.labels).float().mean())
 
 
-def setfit_accuracy(backbone: mtl.Backbone, tasks: mtl.TextTasks, index: int) -> float:
+def setfit_accuracy(backbone: mtl.Backbone, tasks: mtl.ClassTasks, index: int) -> float:
     """SetFit's own trainer, on the network as the backbone loaded it; in %."""
     import datasets
     from setfit import SetFitModel, Trainer, TrainingArguments  # pyright: ignore[reportMissingImports]

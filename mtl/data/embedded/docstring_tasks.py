@@ -7,11 +7,11 @@ from functools import cache
 from typing import Literal
 
 from mtl.data.embedded.docstrings import Docstring, grouped, load_docstrings
+from mtl.data.own.class_tasks import ClassTasks
+from mtl.data.own.input_cache import InputCache, Preprocess
 from mtl.data.own.ranges import IntOrRange, as_range
 from mtl.data.own.splits import ClassSplit, split_classes
-from mtl.data.own.text_tasks import TextTasks
 from mtl.data.own.texts.collection import TextCollection
-from mtl.data.own.token_cache import TokenCache, Tokenise
 from mtl.episode import Episode
 
 Part = Literal["train", "val", "test"]
@@ -37,7 +37,7 @@ class DocstringTasks:
 
     Args:
         part: ``"train"``, ``"val"`` or ``"test"``; no module is in two of them.
-        preprocess: strings to tokens, see :class:`~mtl.TextTasks`.
+        preprocess: strings to tokens, see :class:`~mtl.ClassTasks`.
         ways: classes per episode, or a range.
         shots: support texts per class, or a range.
         queries: query texts per class.
@@ -52,7 +52,7 @@ class DocstringTasks:
         self,
         part: Part,
         *,
-        preprocess: Tokenise | TokenCache,
+        preprocess: Preprocess | InputCache,
         ways: IntOrRange = 5,
         shots: IntOrRange = 5,
         queries: int = 10,
@@ -65,15 +65,15 @@ class DocstringTasks:
         if not families or not set(families) <= set(FAMILIES):
             raise ValueError(f"families={families!r}: expected some of {', '.join(FAMILIES)}")
         least = max(LEAST if families == ("module",) else 0, as_range("shots", shots, 1)[1] + queries)
-        tokens = preprocess if isinstance(preprocess, TokenCache) else TokenCache(preprocess)
-        self.sources: list[TextTasks] = []
+        cache = preprocess if isinstance(preprocess, InputCache) else InputCache(preprocess)
+        self.sources: list[ClassTasks] = []
         for family in families:
             collection = docstring_collection(family, modules[part], least)
             self.sources.append(
-                TextTasks(
+                ClassTasks(
                     collection,
                     collection.class_names,
-                    preprocess=tokens,
+                    preprocess=cache,
                     ways=ways,
                     shots=shots,
                     queries=queries,
@@ -83,11 +83,11 @@ class DocstringTasks:
             )
 
     def read(self, index: int) -> tuple[list[str], list[str], list[str]]:
-        """Class names, support texts and query texts of episode ``index``; see :meth:`mtl.TextTasks.read`."""
+        """Class names, support texts and query texts of episode ``index``; see :meth:`mtl.ClassTasks.read`."""
         return self.sources[index % len(self.sources)].read(index)
 
     def sample(self, index: int) -> Episode:
-        """Episode ``index`` (at least 0), alone on its task axis; see :meth:`mtl.TextTasks.sample`."""
+        """Episode ``index`` (at least 0), alone on its task axis; see :meth:`mtl.ClassTasks.sample`."""
         return self.sources[index % len(self.sources)].sample(index)
 
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from mtl.data.embedded.glyphs import SPLITS, Split, load_scripts
-from mtl.data.embedded.scans import ANGLES, DEFECTS, SIDE, SLANTS, STYLES, WIDTHS, Document, damage, place, weights
+from mtl.data.embedded.scans import ANGLES, DEFECTS, SLANTS, STYLES, WIDTHS, Document, damage, place, weights
 from mtl.data.own.ranges import IntOrRange, as_range
 from mtl.episode import Episode, Examples
 
@@ -267,31 +266,6 @@ def _assign(pools: Pools, side: int, family: str, ways: int, each: int, rng: np.
 
 def _examples(images: Tensor, ways: int) -> Examples:
     return Examples(images[None], torch.arange(ways).repeat_interleave(len(images) // ways)[None])
-
-
-# ----------------------------------------------------------------------------------------------------------- for people
-
-
-def contact_sheet(tasks: GlyphTasks, indices: list[int], path: str | Path, columns: int = 5) -> Path:
-    """Write a PNG of episodes, one row per class: up to ``columns`` support images, a gap, as many query images."""
-    blocks = [_block(tasks.sample(i), columns) for i in indices]
-    height, width = max(b.shape[0] for b in blocks), max(b.shape[1] for b in blocks)
-    padded = [np.pad(b, ((0, height - b.shape[0]), (0, width - b.shape[1] + 12)), constant_values=128) for b in blocks]
-    rows = [np.concatenate(padded[i : i + 4], 1) for i in range(0, len(padded), 4)]
-    rows = [np.pad(r, ((0, 12), (0, rows[0].shape[1] - r.shape[1])), constant_values=128) for r in rows]
-    picture = Image.fromarray(np.concatenate(rows))
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
-    return Path(path)
-
-
-def _block(episode: Episode, columns: int) -> np.ndarray:
-    parts = []
-    for examples in (episode.support, episode.query):
-        pixels = ((examples.inputs.tensor[0, :, 0] * STD + MEAN) * 255).round().clamp(0, 255).byte()
-        by_class = pixels.view(episode.ways, -1, SIDE, SIDE)[:, :columns]
-        parts.append(by_class.transpose(1, 2).reshape(episode.ways * SIDE, -1).numpy())
-    gap = np.full((len(parts[0]), 6), 128, np.uint8)
-    return np.concatenate([parts[0], gap, parts[1]], 1)
 
 
 # ---------------------------------------------------------------------------------------------------- shipped backbone

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.ranges import IntOrRange, as_range
 from mtl.episode import Episode, Examples, Inputs, RawInputs
-
-
-class Labelled(Protocol):
-    """Examples by class: ``items`` are their positions."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def items(self) -> Mapping[str, tuple[int, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,6 @@ class ClassSampler:
         ways, shots: per episode, a number or a range.
         queries: query examples of each class, none of them in the support.
         seed: which sequence of draws.
-        noun: what the examples are, for messages, in the plural.
 
     Raises:
         ValueError: when classes are unknown, or too few for ``ways``, or too small for ``shots + queries``.
@@ -62,14 +52,13 @@ class ClassSampler:
 
     def __init__(
         self,
-        collection: Labelled,
+        collection: AbstractCollection,
         classes: Sequence[str],
         *,
         ways: IntOrRange,
         shots: IntOrRange,
         queries: int,
         seed: int,
-        noun: str,
     ) -> None:
         self.collection = collection
         self.classes = tuple(sorted(classes))
@@ -77,7 +66,6 @@ class ClassSampler:
         self.shots = as_range("shots", shots, least=1)
         self.queries = at_least(1, "queries", queries)
         self.seed = at_least(0, "seed", seed)
-        self.noun = noun
         self._check_classes()
         self._check_class_sizes()
 
@@ -108,13 +96,13 @@ class ClassSampler:
     def _check_class_sizes(self) -> None:
         shots = self.shots[1]
         need = shots + self.queries
-        sizes = {c: len(self.collection.items[c]) for c in self.classes}
+        noun, sizes = self.collection.noun, {c: len(self.collection.items[c]) for c in self.classes}
         if short := {c: n for c, n in sizes.items() if n < need}:
             listed = ", ".join(f"{c!r} has {n}" for c, n in short.items())
             raise ValueError(
-                f"shots={shots} and queries={self.queries} take {need} {self.noun} of each class, and "
+                f"shots={shots} and queries={self.queries} take {need} {noun} of each class, and "
                 f"{len(short)} of {len(sizes)} classes have fewer: {listed}; "
-                f"{_fitting(min(short.values()), shots, self.queries)} leave these classes out, or add {self.noun}"
+                f"{_fitting(min(short.values()), shots, self.queries)} leave these classes out, or add {noun}"
             )
 
 

@@ -19,7 +19,7 @@ def checked_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unr
     reasons = tuple(f"{reader.name(i)} ({reason})" for i, reason in bad.items())
     listing.warn_of(reasons, "image", on_unreadable)
     items = listing.by_class(bad, "image", "repair or remove them")
-    return ImageCollection(listing.source, items, reader, mode, listing.divided(), reasons)
+    return ImageCollection(listing.source, items, reader, mode, parts=listing.divided(), skipped=reasons)
 
 
 def _unreadable(reader: Reader, decode: bool) -> dict[int, str]:

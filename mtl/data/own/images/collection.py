@@ -1,13 +1,16 @@
-"""Images by class, decoded when asked for."""
+"""Images by class, decoded on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from mtl.data.own.collection import AbstractCollection
+from mtl.episode import Inputs
 
 Mode = Literal["RGB", "L"]
 
@@ -20,33 +23,28 @@ class Reader(Protocol):
     def open(self, index: int) -> Image.Image: ...
 
 
-@dataclass(frozen=True)
-class ImageCollection:
-    """Images by class, decoded when asked for.
+@dataclass(frozen=True, eq=False)
+class ImageCollection(AbstractCollection):
+    """Images by class, decoded on demand; see :class:`~mtl.data.own.collection.AbstractCollection`.
 
     Args:
-        source: where they came from, for messages.
-        items: positions of the images of each class, at least one each; class names are sorted.
         reader: encoded images by position.
         mode: ``"RGB"``, or ``"L"`` for grey.
-        parts: class names of train, val and test where the source came divided *by class*; otherwise empty. For
-            ``given=`` of :func:`~mtl.data.own.splits.split_classes`.
-        unreadable: names and reasons of the images that were skipped.
     """
 
-    source: str
-    items: Mapping[str, tuple[int, ...]]
+    noun: ClassVar[str] = "images"
+    expected: ClassVar[str] = "floats (n, channels, height, width)"
+
     reader: Reader
     mode: Mode
-    parts: Mapping[str, tuple[str, ...]]
-    unreadable: tuple[str, ...] = ()
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(self.items)
+    def read(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Decode the images at these positions."""
+        return [self.image(position) for position in positions]
 
-    def __len__(self) -> int:
-        return sum(map(len, self.items.values()))
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether these are floats ``(n, channels, height, width)``."""
+        return not inputs.named and inputs.tensor.is_floating_point() and inputs.tensor.dim() == 4
 
     def image(self, index: int) -> Image.Image:
         """Decode the image at a position: upright, 8 bits, in :attr:`mode`.

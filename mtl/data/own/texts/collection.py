@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mtl.data.own.collection import AbstractCollection
+from mtl.episode import Inputs
 
 
-@dataclass(frozen=True)
-class TextCollection:
-    """Texts by class.
+@dataclass(frozen=True, eq=False)
+class TextCollection(AbstractCollection):
+    """Texts by class, see :class:`~mtl.data.own.collection.AbstractCollection`.
 
     Args:
-        source: where they came from, for messages.
-        items: positions of the texts of each class, at least one each; class names are sorted.
         texts: by position.
-        parts: class names of train, val and test where the source came divided *by class*; otherwise empty. For
-            ``given=`` of :func:`~mtl.data.own.splits.split_classes`.
-        skipped: names and reasons of the texts that were left out: blank, or in several classes.
     """
 
-    source: str
-    items: Mapping[str, tuple[int, ...]]
+    noun: ClassVar[str] = "texts"
+    expected: ClassVar[str] = "tokens by name with an attention_mask, each (n, length, ...)"
+
     texts: Sequence[str]
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(self.items)
+    def read(self, positions: Sequence[int]) -> list[str]:
+        """The texts at these positions."""
+        return [self.texts[position] for position in positions]
 
-    def __len__(self) -> int:
-        return sum(map(len, self.items.values()))
+    def key(self, position: int) -> Hashable:
+        """The text itself, so that collections with the same texts share its tokens."""
+        return self.texts[position]
 
-    def of_class(self, name: str) -> list[str]:
-        """The texts of a class."""
-        return [self.texts[i] for i in self.items[name]]
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether there is an ``attention_mask`` and all tokens have its shape."""
+        return "attention_mask" in inputs and all(t.shape[:2] == inputs["attention_mask"].shape for t in inputs)

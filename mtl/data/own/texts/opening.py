@@ -63,7 +63,7 @@ def open_texts(
     skipped = tuple(f"text {i}, counted from 0 ({reason})" for i, reason in reasons.items())
     listing.warn_of(skipped, "text", on_unreadable)
     items = listing.by_class(reasons.keys() | repeated, "text", "fill them or remove them")
-    return TextCollection(listing.source, items, texts, listing.divided(), skipped)
+    return TextCollection(listing.source, items, texts, parts=listing.divided(), skipped=skipped)
 
 
 def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:

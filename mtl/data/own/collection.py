@@ -1,0 +1,57 @@
+"""Labelled examples by class, whatever they are: what task sources need to know of them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mtl.episode import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractCollection(abc.ABC):
+    """Examples by class. A subclass says how to read them; that is all that a new kind of data needs.
+
+    Args:
+        source: where they came from, for messages.
+        items: positions of the examples of each class, at least one each; class names are sorted.
+        parts: class names of train, val and test where the source came divided *by class*; otherwise empty. For
+            ``given=`` of :func:`~mtl.data.own.splits.split_classes`.
+        skipped: names of the examples that were left out, each with the reason.
+    """
+
+    noun: ClassVar[str] = "examples"
+    """What the examples are, in the plural; for messages, and as the default family of their tasks."""
+    expected: ClassVar[str] = "tensors (n, ...)"
+    """The inputs that preprocessing should make of ``n`` examples, for messages."""
+
+    source: str
+    items: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
+    skipped: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @abc.abstractmethod
+    def read(self, positions: Sequence[int]) -> list[Any]:
+        """The examples at these positions, as people know them and ``preprocess`` takes them."""
+
+    def key(self, position: int) -> Hashable:
+        """What an example goes by in a cache that several task sources share."""
+        return self, position
+
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether preprocessed examples look like :attr:`expected`."""
+        return True
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, sorted."""
+        return tuple(self.items)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.items.values()))
+
+    def of_class(self, name: str) -> list[Any]:
+        """The examples of a class."""
+        return self.read(self.items[name])
