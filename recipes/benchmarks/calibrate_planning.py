@@ -11,10 +11,8 @@ Both with everything that is there all the time. docs/planning.md shows the tabl
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
-import resource
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from typing import Any
 
 import torch
 import tyro
+from measuring import resident_mib, write_csv
 
 import mtl
 from mtl.planning import Config as PlanConfig
@@ -135,19 +134,16 @@ def _resident(planned: PlanConfig, estimator: mtl.metagrad.AbstractEstimator) ->
     keeping = Keeping("everything")
     place = Workplace(planned, CPU)
     place.learner(0, estimator).problem(place.episode)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_mib()
     from mtl.planning.measuring import meta_step
 
     meta_step(place.learner(planned.inner_steps, estimator), place.episode)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return (place.measured(estimator, keeping, planned.inner_steps) - place.standing) / 2**20, grown / 1024
+    grown = resident_mib() - before
+    return (place.measured(estimator, keeping, planned.inner_steps) - place.standing) / 2**20, grown
 
 
 def write(rows: list[Row], out: Path) -> None:
-    with replacing(out / "calibration.csv") as draft, draft.open("w", newline="") as f:
-        writer = csv.DictWriter(f, [*asdict(rows[0]), "error"])
-        writer.writeheader()
-        writer.writerows(asdict(r) | {"error": r.error} for r in rows)
+    write_csv([asdict(r) | {"error": r.error} for r in rows], out / "calibration.csv")
     lines = ["| network | estimator | pull | keeping | predicted, MiB | measured, MiB | error |"]
     lines.append("|---|---|---|---|---:|---:|---:|")
     for r in rows:

@@ -16,13 +16,10 @@ A cosine of nan is a gradient that is structurally zero. docs/choosing-an-estima
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
-import timeit
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +30,9 @@ import torch.nn.functional as F
 import tyro
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from measuring import device_of, measure, write_csv
 
 import mtl
-from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         learner, episode = workload(network, config)
         for k in config.inner_steps:
             rows += compare(network, learner, episode, k, config)
-    write(rows, out / "estimators.csv")
+    write_csv(rows, out / "estimators.csv")
     draw(rows, out / "estimators.png")
     if config.peers:
         peers = Path(__file__).with_name("compare_peers.py")
@@ -115,7 +112,9 @@ def compare(network: str, learner: mtl.MetaLearner, episode: mtl.Episode, k: int
     print(f"\n{network}, {k} inner steps, alpha * h_max {config.curvature}")
     print(f"{'estimator':42} {'time':>6} {'MiB':>8} {'grads':>5} {'pulls':>5}", *(f"{t:>14}" for t in TYPES))
     for name, estimator, solved in todo:
-        result, row = measure(partial(estimator, solved, meta), config.repeats)
+        result, cost = measure(partial(estimator, solved, meta), config.repeats)
+        row: dict[str, Any] = {"seconds": cost.seconds, "MiB": cost.live_mib}
+        row |= {"gradients": result.gradients, "pulls": result.pulls}
         found = {t: torch.cat([result.grads[key].flatten() for key in keys]) for t, keys in TYPES.items()}
         exact, unit = (exact, unit) if exact else (found, row["seconds"])
         row |= {"network": network, "K": k, "estimator": name, "time": row["seconds"] / unit}
@@ -182,41 +181,6 @@ def coarse(problem: mtl.InnerProblem, learner: mtl.MetaLearner) -> mtl.InnerProb
     """Fewer, larger steps: what lazy windows have to beat."""
     large = mtl.InnerSGD(lambda m: {k: SIZE * v for k, v in learner.model.step_sizes(m).items()})
     return replace(problem, num_steps=problem.num_steps // SIZE, optimizer=large)
-
-
-def measure(
-    run: Callable[[], mtl.metagrad.MetaGradient], repeats: int
-) -> tuple[mtl.metagrad.MetaGradient, dict[str, Any]]:
-    with LiveBytes() as counter:
-        result = run()
-
-    def timed() -> None:
-        run()
-        wait()
-
-    wait()
-    seconds = timeit.repeat(timed, number=1, repeat=repeats)
-    cost = {"seconds": min(seconds), "MiB": counter.peak / 2**20, "gradients": result.gradients, "pulls": result.pulls}
-    return result, cost
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; for an empty one the accelerator, and the processor where there is none."""
-    if name:
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def wait() -> None:
-    """Until the accelerator has done what it was given: before a clock is read."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-
-
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as f:
-        (writer := csv.DictWriter(f, list(rows[0]))).writeheader()
-        writer.writerows(rows)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

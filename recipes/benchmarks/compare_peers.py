@@ -11,20 +11,17 @@ is compared with plain PyTorch's. Peak is resident memory above that before the 
 
 from __future__ import annotations
 
-import csv
 import gc
 import json
-import resource
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from compare_estimators import device_of, wait
+from measuring import device_of, measure, write_csv
 from torch import Tensor, nn
 
 import mtl
@@ -128,34 +125,47 @@ def with_mtl(
 
 
 def measure_here(name: str, config: Config) -> list[dict[str, Any]]:
-    """Seconds, MiB and the gradient of one library, in this process; memory only grows, so each K is in order."""
+    """Seconds, MiB and the gradient of one library, in this process, for each K."""
     torch.set_num_threads(1)
-    rows, device, size = [], device_of(config.device), config.image_size
+    device = device_of(config.device)
+    backbone = network(config, device)
+    rows = []
     for k in config.inner_steps:
-        best, before, found = float("inf"), 0.0, []
-        for _ in range(config.repeats):
-            torch.manual_seed(0)
-            backbone = mtl.load_backbone(
-                config.backbone, pretrained=False, img_size=size, depth=config.depth, sites="ssf"
-            ).to(device)
-            labels = lambda n: torch.arange(WAYS, device=device).repeat(n)[None]  # noqa: E731
-            support = torch.randn(1, WAYS * SHOTS, 3, size, size).to(device), labels(SHOTS)
-            query = torch.randn(1, WAYS * QUERIES, 3, size, size).to(device), labels(QUERIES)
-            model = Adapted(backbone, *support)
-            before = before or peak(device, reset=True)
-            found = []
-            wait()
-            start = time.perf_counter()
-            if name in PEERS:  # fused attention has no second derivative; ours looks after itself
-                with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                    found = PEERS[name](model, support, query, k, config.step_size)
-            else:
-                found = with_mtl(OURS[name], model, support, query, k, config.step_size)
-            wait()
-            best = min(best, time.perf_counter() - start)
-        rows.append({"library": name, "K": k, "seconds": best, "MiB": peak(device) - before})
-        torch.save(torch.cat([g.detach().flatten().cpu() for g in found]), Path(config.out) / f"{name}-{k}.pt")
+        task = task_of(backbone, config)
+        grads, cost = measure(
+            lambda k=k, task=task: solve(name, *task, k, config.step_size), config.repeats, live=False
+        )
+        rows.append({"library": name, "K": k, "seconds": cost.seconds, "MiB": cost.peak_mib})
+        torch.save(torch.cat([g.detach().flatten().cpu() for g in grads]), Path(config.out) / f"{name}-{k}.pt")
     return rows
+
+
+Task = tuple[Adapted, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def network(config: Config, device: torch.device) -> mtl.Backbone:
+    """The frozen network with random weights, made where it is used: a CPU takes long over a large one."""
+    options: dict[str, Any] = {"img_size": config.image_size, "depth": config.depth, "sites": "ssf"}
+    with device:
+        return mtl.load_backbone(config.backbone, pretrained=False, **options)
+
+
+def task_of(backbone: mtl.Backbone, config: Config) -> Task:
+    """What is adapted, and support and query examples; the same ones every time."""
+    torch.manual_seed(0)
+    device, size = backbone.device, config.image_size
+    labels = lambda n: torch.arange(WAYS, device=device).repeat(n)[None]  # noqa: E731
+    support = torch.randn(1, WAYS * SHOTS, 3, size, size).to(device), labels(SHOTS)
+    query = torch.randn(1, WAYS * QUERIES, 3, size, size).to(device), labels(QUERIES)
+    return Adapted(backbone, *support), support, query
+
+
+def solve(name: str, model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+    """The meta-gradient by one library or estimator."""
+    if name in PEERS:  # fused attention has no second derivative; ours looks after itself
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return PEERS[name](model, support, query, k, lr)
+    return with_mtl(OURS[name], model, support, query, k, lr)
 
 
 def measure_apart(name: str, k: int, config: Config) -> dict[str, Any]:
@@ -185,15 +195,6 @@ def options(settings: dict[str, Any]) -> list[str]:
     return [word for pair in words for word in pair]
 
 
-def peak(device: torch.device, reset: bool = False) -> float:
-    """MiB: of an accelerator what was allocated at most, of a processor the largest resident memory of the process."""
-    if device.type == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def main(config: Config) -> list[dict[str, Any]]:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -213,9 +214,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             rows.append(row | against(rows, row, out))
             print("{K:>3} {library:39} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
             print("{cosine:8.4f} {error:14.1e}".format(**rows[-1]), flush=True)
-    with (out / "peers.csv").open("w", newline="") as f:
-        (writer := csv.DictWriter(f, list(rows[0]))).writeheader()
-        writer.writerows(rows)
+    write_csv(rows, out / "peers.csv")
     return rows
 
 

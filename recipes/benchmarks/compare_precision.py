@@ -23,6 +23,7 @@ from typing import Any, Literal
 import compare_estimators
 import torch
 import tyro
+from measuring import flat, write_csv
 
 import mtl
 
@@ -61,7 +62,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         stored = stored_in_bfloat16(learner)
         print(f"\n{network:42} {'bf16':>17} {'fp16':>17} {'bf16, stored':>17}")
         for name, estimator in ESTIMATORS.items():
-            exact = flat(estimator, learner, episode, config)
+            exact = meta_gradient(estimator, learner, episode, config)
             row: dict[str, Any] = {"network": network, "estimator": name}
             for label, dtype in PRECISIONS.items():
                 learner.backbone.precision = dtype
@@ -71,7 +72,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             rows.append(row)
             cells = (f"{row[f'cosine {c}']:9.5f} ({row[f'norm {c}']:5.3f})" for c in (*PRECISIONS, "stored"))
             print(f"{name:42}", *cells, flush=True)
-    compare_estimators.write(rows, Path(config.out) / "precision.csv")
+    write_csv(rows, Path(config.out) / "precision.csv")
     return rows
 
 
@@ -83,12 +84,11 @@ def stored_in_bfloat16(learner: mtl.MetaLearner) -> mtl.MetaLearner:
     return mtl.MetaLearner(backbone.to(learner.backbone.device), learner.generator)
 
 
-def flat(
+def meta_gradient(
     estimator: mtl.metagrad.AbstractEstimator, learner: mtl.MetaLearner, episode: mtl.Episode, config: Config
 ) -> torch.Tensor:
     problem, meta = compare_estimators.typed_problem(learner, episode, config.inner_steps)
-    grads = estimator(replace(problem, execution=learner.backbone.execution), meta).grads
-    return torch.cat([g.flatten() for g in grads.values()])
+    return flat(estimator(replace(problem, execution=learner.backbone.execution), meta).grads)
 
 
 def agreement(
@@ -101,7 +101,7 @@ def agreement(
 ) -> dict[str, float]:
     """Cosine and norm relative to float32; nan for what an estimator refuses."""
     try:
-        found = flat(estimator, learner, episode, config)
+        found = meta_gradient(estimator, learner, episode, config)
     except RuntimeError:
         return {f"cosine {label}": float("nan"), f"norm {label}": float("nan")}
     cosine = torch.cosine_similarity(found, exact, 0)

@@ -24,11 +24,12 @@ from dataclasses import dataclass, replace
 import compare_estimators
 import torch
 import tyro
-from compare_estimators import LiveBytes
+from measuring import MIB, device_of, flat, timed
 
 import mtl
 from mtl.metagrad.problem import inner_gradient
 from mtl.networks.backbones import Prepared
+from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _checkpoint(config: Config) -> float:
 
 def _bf16(config: Config) -> float:
     pair = workload(config)
-    device = compare_estimators.device_of(config.device).type
+    device = device_of(config.device).type
     exact = gradient(*pair, config.inner_steps)
 
     def run(context: Callable[[], contextlib.AbstractContextManager]) -> mtl.metagrad.MetaGradient:
@@ -126,8 +127,7 @@ def _bf16(config: Config) -> float:
             return gradient(*pair, config.inner_steps)
 
     low = lambda: run(lambda: torch.autocast(device, torch.bfloat16))  # noqa: E731
-    flat = lambda result: torch.cat([g.flatten() for g in result.grads.values()])  # noqa: E731
-    cosine = float(torch.cosine_similarity(flat(low()), flat(exact), 0))
+    cosine = float(torch.cosine_similarity(flat(low().grads), flat(exact.grads), 0))
     print(f"{'':12} cosine of bf16 to float32: {cosine:.4f}")
     return ratio(config, "bf16", lambda: run(contextlib.nullcontext), low)
 
@@ -148,17 +148,13 @@ def ratio(config: Config, name: str, without: Callable[[], object], with_it: Cal
     seconds: tuple[list[float], list[float]] = [], []
     for _ in range(config.repeats):
         for run, times in zip((without, with_it), seconds, strict=True):
-            compare_estimators.wait()
-            start = time.perf_counter()
-            run()
-            compare_estimators.wait()
-            times.append(time.perf_counter() - start)
+            times.append(timed(run)[0])
     slow, fast = (min(times) for times in seconds)
     memory = []
     for run in (without, with_it):
         with LiveBytes() as counter:
             run()
-        memory.append(counter.peak / 2**20)
+        memory.append(counter.peak / MIB)
     print(
         f"{name:12} {slow:6.2f} s -> {fast:6.2f} s, {slow / fast:5.2f} times as fast; "
         f"{memory[0]:6.0f} MiB -> {memory[1]:6.0f} MiB",

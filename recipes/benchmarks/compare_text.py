@@ -11,7 +11,6 @@ Without --data the classes are the test modules of the embedded docstrings that 
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from measuring import write_csv
 from tqdm.auto import tqdm
 
 import mtl
@@ -68,12 +68,7 @@ def main(config: Config) -> list[Result]:
             row: Result = {"method": name, "classes": len(tasks.classes), "shots": shots}
             rows.append(row | {"mean": round(float(np.mean(values)), 2), "std": round(float(np.std(values)), 2)})
             print("{method:28s} {classes:3d} classes, {shots:3d} each: {mean:5.1f} +- {std:.1f}".format(**rows[-1]))
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "text.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, Path(config.out) / "text.csv")
     return rows
 
 

@@ -11,10 +11,8 @@ for the host of an accelerator.
 
 from __future__ import annotations
 
-import csv
 import io
 import sys
-import timeit
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,11 +22,11 @@ from typing import Any
 
 import torch
 import tyro
+from measuring import MIB, flat, measure, write_csv
 from torch import Tensor
 
 import mtl
 from mtl.metagrad.tensors import Tensors
-from mtl.tools.files import replacing
 from mtl.tools.memory import LiveBytes
 from mtl.transfer import Source
 
@@ -94,14 +92,13 @@ def main(config: Config) -> list[dict[str, Any]]:
         exact, unit = torch.zeros(0), 0.0
         wanted = {n: e for n, e in estimators(config.window, k).items() if not config.only or n in config.only}
         for name, estimator in wanted.items():
-            found = estimator(problem, meta)
-            flat = torch.cat([g.flatten() for g in found.grads.values()])
-            seconds = min(timeit.repeat(partial(estimator, problem, meta), number=1, repeat=config.repeats))
-            exact, unit = (exact, unit) if unit else (flat, seconds)
-            row = {"K": k, "estimator": name, "seconds": seconds, "time": seconds / unit}
-            row |= {"MiB": peak(estimator, problem, meta)}
+            found, cost = measure(partial(estimator, problem, meta), config.repeats)
+            grads = flat(found.grads)
+            exact, unit = (exact, unit) if unit else (grads, cost.seconds)
+            row = {"K": k, "estimator": name, "seconds": cost.seconds, "time": cost.seconds / unit}
+            row |= {"MiB": cost.live_mib}
             row |= {"MiB, states elsewhere": peak(estimator, replace(problem, storage=Serialised()), meta)}
-            row |= {"cosine": cosine(flat, exact), "norm": float(flat.norm() / exact.norm())}
+            row |= {"cosine": cosine(grads, exact), "norm": float(grads.norm() / exact.norm())}
             row |= {"gradients": found.gradients, "pulls": found.pulls}
             row |= {"max_rho": float(found.diagnostics.get("max_rho", torch.zeros(())))}
             rows.append(row)
@@ -110,9 +107,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 f"{row['cosine']:7.3f} {row['norm']:6.2f}  {found.pulls}",
                 flush=True,
             )
-    with replacing(Path(config.out) / "costs.csv") as draft, draft.open("w", newline="") as f:
-        (writer := csv.DictWriter(f, list(rows[0]))).writeheader()
-        writer.writerows(rows)
+    write_csv(rows, Path(config.out) / "costs.csv")
     return rows
 
 
@@ -151,7 +146,7 @@ def warm(student: torch.nn.Module, data: transfer_data.Data, config: Config) -> 
 def peak(estimator: mtl.metagrad.AbstractEstimator, problem: mtl.InnerProblem, meta: Tensors) -> float:
     with LiveBytes() as counter:
         estimator(problem, meta)
-    return counter.peak / 2**20
+    return counter.peak / MIB
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -12,7 +12,6 @@ than an hour on one without. `python -m mtl.planning` tells memory beforehand; d
 from __future__ import annotations
 
 import json
-import resource
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +19,13 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from accelerate import Accelerator
+from measuring import device_of, resident_mib, wait
 from tqdm.auto import tqdm
 
 import mtl
 from mtl.tools.memory import LiveBytes
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,34 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
-    accelerator = Accelerator()
+    device = device_of("")
+    learner, task = workload(config, device)
+    before = resident_mib() / 1024
+    with LiveBytes() as counter:
+        result = meta_step(learner, task)
+    if device.type == "cuda":  # once more: the first time includes loading kernels, and counting takes time
+        torch.cuda.reset_peak_memory_stats()
+        result = meta_step(learner, task)
+    result |= {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "weights_gib": sum(p.nbytes for p in learner.backbone.parameters()) / GIB,
+        "allocated_gib": counter.peak / GIB,
+        "resident_before_gib": before,
+        "peak_gib": torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else resident_mib() / 1024,
+    }
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    (Path(config.out) / "result.json").write_text(json.dumps({"config": asdict(config)} | result, indent=2))
+    print(json.dumps(result, indent=2))
+    return result
+
+
+def workload(config: Config, device: torch.device) -> tuple[mtl.MetaLearner, mtl.Episode]:
+    """The learner with random weights, made on the device, and a task."""
     options: dict[str, Any] = {"dtype": "bfloat16"} if config.precision == "stored-bf16" else {}
-    backbone = mtl.load_backbone(
-        config.backbone, pretrained=config.pretrained, sites=config.sites, last_k=config.last_k, **options
-    )
+    with device:  # a CPU would take most of a minute to draw the weights of a large network
+        backbone = mtl.load_backbone(
+            config.backbone, pretrained=config.pretrained, sites=config.sites, last_k=config.last_k, **options
+        )
     backbone.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     backbone.checkpoint_blocks, backbone.examples_per_chunk = config.checkpoint_blocks, config.examples_per_chunk
     torch.manual_seed(0)
@@ -63,25 +87,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     generator = mtl.SupportConditioned(backbone.sites, backbone.width, step_size=0.01, gate=0.1)
     learner = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=estimator)
-    learner.to(accelerator.device)
-    before = resident()
-    task = episode(config, backbone).to(accelerator.device)
-    with LiveBytes() as counter:
-        found = meta_step(learner, task)
-    if torch.cuda.is_available():  # once more: the first time includes loading kernels, and counting takes time
-        torch.cuda.reset_peak_memory_stats()
-        found = meta_step(learner, task)
-    found |= {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "weights_gib": sum(p.nbytes for p in backbone.parameters()) / 2**30,
-        "allocated_gib": counter.peak / 2**30,
-        "resident_before_gib": before,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else resident(),
-    }
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    (Path(config.out) / "result.json").write_text(json.dumps({"config": asdict(config)} | found, indent=2))
-    print(json.dumps(found, indent=2))
-    return found
+    return learner.to(device), episode(config, backbone).to(device)
 
 
 def episode(config: Config, backbone: mtl.Backbone) -> mtl.Episode:
@@ -122,16 +128,6 @@ def meta_step(learner: mtl.MetaLearner, task: mtl.Episode) -> dict[str, Any]:
         "pulls": result.pulls,
         "gradient_norm": float(torch.stack(norms).norm()),
     }
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def resident() -> float:
-    """The largest resident memory of this process so far, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from small_data import text_table
+
+import mtl
 
 
 def test_fixed_label_sets(tmp_path, encoder):
@@ -25,22 +29,25 @@ def test_fixed_label_sets(tmp_path, encoder):
     assert len(list(csv.DictReader((tmp_path / "out" / "text.csv").open()))) == 4
 
 
-def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path):
+def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path, monkeypatch):
     import compare_estimators
 
+    flat = ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order")
+    few = {k: compare_estimators.ESTIMATORS[k] for k in ("exact, unrolled", *flat)}
+    monkeypatch.setattr(compare_estimators, "ESTIMATORS", few)
     config = compare_estimators.Config(
         networks=("vit", "bert"), depth=2, last_k=1, inner_steps=(2, 6), ways=2, shots=1, queries=1, out=str(tmp_path)
     )
     rows = compare_estimators.main(config)
-    found = {(r["network"], r["K"], r["estimator"]): r for r in rows}
+    by = {(r["network"], r["K"], r["estimator"]): r for r in rows}
     for network in ("vit", "bert"):
-        for name in ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order"):
-            assert found[network, 6, name]["MiB"] < 1.1 * found[network, 2, name]["MiB"]
-        unrolled = [found[network, k, "exact, unrolled"]["MiB"] for k in (2, 6)]
+        for name in flat:
+            assert by[network, 6, name]["MiB"] < 1.1 * by[network, 2, name]["MiB"]
+        unrolled = [by[network, k, "exact, unrolled"]["MiB"] for k in (2, 6)]
         assert unrolled[1] > 1.5 * unrolled[0], "the measure can see growth"
-        exact = found[network, 6, "rematerialised"]
+        exact = by[network, 6, "rematerialised"]
         assert all(exact[f"cosine {t}"] == pytest.approx(1, abs=1e-4) for t in "IDLO")
-        assert found[network, 6, "first-order"]["norm L"] == 0
+        assert by[network, 6, "first-order"]["norm L"] == 0
     assert (tmp_path / "estimators.png").stat().st_size > 10_000
     assert len(list(csv.DictReader((tmp_path / "estimators.csv").open()))) == len(rows)
 
@@ -48,12 +55,26 @@ def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path):
 def test_peers_agree_and_one_that_fails_is_named(tmp_path, capsys, monkeypatch):
     import compare_peers
 
+    def here(name, k, config):
+        if name == "missing":
+            raise ImportError("No module named 'missing'")
+        return compare_peers.measure_here(name, replace(config, inner_steps=(k,)))[0]
+
     monkeypatch.setattr(compare_peers, "PEERS", {k: v for k, v in compare_peers.PEERS.items() if "plain" in k})
-    monkeypatch.setattr(compare_peers, "OURS", {"mtl, rematerialised": None, "missing": None})
+    monkeypatch.setattr(compare_peers, "OURS", {"mtl, rematerialised": mtl.Rematerialised(), "missing": None})
+    monkeypatch.setattr(compare_peers, "measure_apart", here)
     rows = compare_peers.main(compare_peers.Config(depth=1, inner_steps=(2,), repeats=1, out=str(tmp_path)))
     assert [r["library"] for r in rows] == ["plain PyTorch, unrolled", "mtl, rematerialised"]
     assert rows[1]["error"] < 1e-5
-    assert re.search("missing +not measured", capsys.readouterr().out)
+    assert re.search("missing +not measured: No module", capsys.readouterr().out)
+
+
+def test_peers_are_measured_in_processes_of_their_own(tmp_path):
+    import compare_peers
+
+    config = compare_peers.Config(depth=1, repeats=1, device="cpu", out=str(tmp_path))
+    with pytest.raises(RuntimeError, match="missing"):
+        compare_peers.measure_apart("missing", 2, config)
 
 
 def test_accuracy_at_equal_wall_clock(tmp_path):
@@ -127,3 +148,31 @@ def test_compare_transfer_costs(tmp_path):
     assert rows[4, "exact, unrolled"]["MiB"] > 1.3 * rows[2, "exact, unrolled"]["MiB"]
     assert rows[4, "rematerialised"]["cosine"] > 0.999
     assert rows[4, "one-step"]["norm"] == 0
+
+
+def test_what_needs_an_accelerator_also_runs_without(tmp_path):
+    import gpu
+
+    config = gpu.Config(
+        peers="vit_tiny_patch16_224", peers_size=32, inner_steps=(2,), depth=1, large="test_vit", large_steps=2,
+        large_shots=1, threads=1, out=str(tmp_path),
+    )  # fmt: skip
+    measured = gpu.main(config)
+    assert [row["method"] for row in measured["peers"]] == list(gpu.COMPARED)
+    cosine = {row["method"]: row["cosine"] for row in measured["peers"]}
+    assert cosine["plain PyTorch, unrolled"] > 0.999
+    assert cosine["mtl, first-order"] < cosine["mtl, rematerialised, finite difference"]
+    assert all(row["cosine bf16"] > 0.9 for row in measured["precision"])
+    everything, checkpointed = measured["large"][1:]
+    assert everything["predicted GiB"] > checkpointed["predicted GiB"] > 0
+    assert everything["seconds"] > 0
+    assert json.loads((tmp_path / "results.json").read_text())["peers"] == measured["peers"]
+
+
+def test_running_out_of_memory_is_a_row():
+    import gpu
+
+    def run():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+
+    assert gpu.attempt(run, 1) == "CUDA out of memory"

@@ -38,7 +38,7 @@ class AbstractAdapter(abc.ABC):
 
 def noise(*shape: int) -> Tensor:
     """Standard normal values, the same ones every time."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def unreachable(name: str, way_out: str) -> str:
