@@ -44,27 +44,27 @@ def test_self_check_sees_what_an_estimator_leaves_out():
     assert "start 1.0000 (1.00)" in str(exact)
 
 
-def test_calibrated_finds_a_radius_between_truncation_and_rounding():
+def test_calibrate_radius_finds_a_radius_between_truncation_and_rounding():
     problem, meta = regression(steps=3)
     problem, meta = _in(torch.float32, problem, meta)
-    pull = mtl.metagrad.calibrated(problem, meta, radii=(1e-6, 1e-2, 10.0))
+    pull = mtl.metagrad.calibrate_radius(problem, meta, radii=(1e-6, 1e-2, 10.0))
     assert pull.radius == 1e-2
 
 
-def test_calibrated_refuses_when_nothing_is_usable():
+def test_calibrate_radius_refuses_when_nothing_is_usable():
     problem, meta = regression(steps=3)
     with pytest.raises(ValueError, match=r"no finite difference is usable.*10: .*%.*pull='reverse'"):
-        mtl.metagrad.calibrated(problem, meta, radii=(10.0, 30.0))
+        mtl.metagrad.calibrate_radius(problem, meta, radii=(10.0, 30.0))
 
 
-def test_calibrated_without_a_second_derivative_compares_neighbours():
+def test_calibrate_radius_without_a_second_derivative_compares_neighbours():
     problem, meta = regression(steps=3)
     wrap = lambda w: {k: _Once.apply(v) for k, v in w.items()}  # noqa: E731
     once = replace(problem, inner_loss=lambda w, m, k: problem.inner_loss(wrap(w), m, k))
     for estimator in (mtl.Rematerialised(), mtl.Exact()):  # autograd itself would return zeros
         with pytest.raises(RuntimeError, match="no second derivative"):
             estimator(once, meta)
-    assert mtl.metagrad.calibrated(once, meta, radii=(1e-12, 1e-3, 2e-3, 10.0)).radius == 1e-3
+    assert mtl.metagrad.calibrate_radius(once, meta, radii=(1e-12, 1e-3, 2e-3, 10.0)).radius == 1e-3
 
 
 class _Once(torch.autograd.Function):

@@ -143,7 +143,7 @@ def main(folder: Path, processes: int, names: list[str]) -> None:
     rank = accelerator.process_index
     written = note_writes(folder)
     if rank == 1:
-        check.calibrated = lambda *_, **__: mtl.metagrad.FiniteDifference(123.0)
+        check.calibrate_radius = lambda *_, **__: mtl.metagrad.FiniteDifference(123.0)
     die = lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else None  # noqa: E731
     found = {n: run(n, folder / n, accelerator, die if n == "dying" else go) for n in names}
     torch.save(found | {"written": list(written)}, folder / f"rank-{rank}.pt")

@@ -4,7 +4,7 @@ This sub-package imports torch and nothing else. An :class:`InnerProblem` says w
 turns it and the meta-parameters into a :class:`MetaGradient`.
 """
 
-from mtl.metagrad.diagnostics import Agreement, calibrated, curvature, self_check
+from mtl.metagrad.diagnostics import Agreement, calibrate_radius, curvature, self_check
 from mtl.metagrad.estimators import (
     ESTIMATORS,
     SAMA,
@@ -14,7 +14,6 @@ from mtl.metagrad.estimators import (
     FirstOrder,
     HorizonMixing,
     ImplicitMAML,
-    MetaGradient,
     Neumann,
     OneStep,
     Rematerialised,
@@ -32,6 +31,7 @@ from mtl.metagrad.problem import InnerProblem, solve
 from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.metagrad.registry import Registry
 from mtl.metagrad.storage import OnDevice, OnHost, StateStorage
+from mtl.metagrad.sweep import MetaGradient, Sweep
 
 __all__ = [
     "ESTIMATORS",
@@ -64,10 +64,11 @@ __all__ = [
     "Reverse",
     "StateStorage",
     "StructuralZeroWarning",
+    "Sweep",
     "Truncated",
     "TruncationMixing",
     "Windowed",
-    "calibrated",
+    "calibrate_radius",
     "curvature",
     "make_estimator",
     "proximal",

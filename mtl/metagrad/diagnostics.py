@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, Rematerialised
-from mtl.metagrad.estimators.base import outer_adjoint
 from mtl.metagrad.optimizers import InnerSGD
 from mtl.metagrad.problem import InnerProblem, inner_gradient, unroll
-from mtl.metagrad.products import AbstractPull, Adjoint, FiniteDifference, Reverse, as_pull, through_updates
+from mtl.metagrad.products import AbstractPull, FiniteDifference, Reverse, as_pull
+from mtl.metagrad.sweep import Adjoint, outer_adjoint, through_updates
 from mtl.metagrad.tensors import Tensors
 
 
@@ -122,7 +122,7 @@ def curvature(
     return value
 
 
-def calibrated(
+def calibrate_radius(
     problem: InnerProblem,
     meta: Tensors,
     *,

@@ -1,15 +1,16 @@
-r"""Pulls: products of the second derivatives of the inner loss with a cotangent, and the sweep between two of them.
+r"""Pulls: how Hessian-vector products (HVPs) of the inner loss are evaluated.
 
-At an anchor :math:`\theta` write :math:`H = \partial^2 L/\partial\theta^2` and
-:math:`M = \partial^2 L/\partial\phi\,\partial\theta`. A pull takes a cotangent :math:`c` (one tensor per fast weight)
-and returns both products :math:`(H c,\ M c)`. All pulls honour the same contract and are interchangeable; they differ
-in cost and in what they ask of the network.
+At an anchor, the fast weights :math:`\theta` of one inner step, write :math:`H = \partial^2 L/\partial\theta^2` and
+:math:`M = \partial^2 L/\partial\phi\,\partial\theta`. One *pull* takes a cotangent :math:`c` (one tensor per fast
+weight) and returns the pair :math:`(H c,\ M c)`: it pulls a gradient one step back through the inner loop, to the
+weights before the step and to the meta-parameters. All pulls honour the same contract and are interchangeable; they
+differ in cost and in what they ask of the network.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -211,54 +212,3 @@ def as_pull(pull: str | AbstractPull) -> AbstractPull:
     if pull not in PULLS:
         raise ValueError(f"pull={pull!r}: expected one of {sorted(PULLS)} or an instance of a pull")
     return PULLS[pull]()
-
-
-@dataclass(frozen=True)
-class Adjoint:
-    """The sweep's running cotangents.
-
-    Of the fast weights, of the optimiser state, and what the meta-parameters have received so far.
-    """
-
-    weights: Tensors
-    state: Tensors
-    meta: Tensors
-
-
-def through_updates(
-    problem: InnerProblem,
-    meta: Tensors,
-    weights: Tensors,
-    state: Tensors,
-    gradients: Sequence[Tensors],
-    adjoint: Adjoint,
-) -> tuple[Adjoint, Tensors]:
-    r"""Walk an adjoint back through consecutive updates, holding their gradients fixed.
-
-    The composed update from ``(weights, state)`` is differentiated with one displacement shared by all its gradients.
-    With plain gradient descent over n steps the displacement receives :math:`c = -n \alpha \lambda`; momentum, decay
-    and learned step sizes come out right of themselves.
-    Cost: element-wise work only.
-
-    Returns:
-        The adjoint before the updates without the network's share, and the cotangent ``c`` that a pull turns into that
-        share.
-    """
-    weights, state, meta = tensors.leaf(weights), tensors.leaf(state), tensors.leaf(meta)
-    shared = tensors.leaf(tensors.zeros_like(weights))
-    with torch.enable_grad():
-        new_weights, new_state = weights, state
-        for gradient in gradients:
-            new_weights, new_state = problem.optimizer.update(
-                new_weights, new_state, tensors.add(gradient, shared), meta
-            )
-    outputs = [*new_weights.values(), *new_state.values()]
-    seeds = [*(adjoint.weights[k] for k in new_weights), *(adjoint.state[k] for k in new_state)]
-    d_weights, d_state, d_meta, cotangent = tensors.grad(outputs, weights, state, meta, shared, cotangents=seeds)
-    return Adjoint(d_weights, d_state, tensors.add(adjoint.meta, d_meta)), cotangent
-
-
-def add_products(adjoint: Adjoint, products: tuple[Tensors, Tensors]) -> Adjoint:
-    """Add the network's share ``(H c, M c)`` to an adjoint."""
-    h, m = products
-    return Adjoint(tensors.add(adjoint.weights, h), adjoint.state, tensors.add(adjoint.meta, m))

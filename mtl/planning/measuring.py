@@ -14,9 +14,9 @@ from mtl.fewshot.generators import SupportView
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import MetaGradient
-from mtl.metagrad.estimators.base import outer_adjoint, through_init
 from mtl.metagrad.problem import InnerProblem, Trajectory, inner_gradient
 from mtl.metagrad.products import AbstractPull
+from mtl.metagrad.sweep import outer_adjoint, through_init
 from mtl.metagrad.tensors import Tensors
 from mtl.planning.work import Work
 from mtl.tools.memory import LiveBytes, Watching, stored_bytes

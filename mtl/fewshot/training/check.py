@@ -12,7 +12,7 @@ from typing import Any
 from mtl.episode import Episode
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.training.processes import of_main
-from mtl.metagrad.diagnostics import Agreement, calibrated, self_check
+from mtl.metagrad.diagnostics import Agreement, calibrate_radius, self_check
 from mtl.metagrad.estimators import AbstractEstimator, Exact, Rematerialised
 from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import FiniteDifference
@@ -62,7 +62,7 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
 
 def _radius(estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors, tolerance: float) -> float | None:
     named = getattr(estimator, "pull", None) == "finite-difference"
-    return calibrated(problem, meta, tolerance=tolerance).radius if named else None
+    return calibrate_radius(problem, meta, tolerance=tolerance).radius if named else None
 
 
 def _with_radius(estimator: AbstractEstimator, radius: float | None) -> AbstractEstimator:

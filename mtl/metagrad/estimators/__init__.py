@@ -1,6 +1,6 @@
 """Meta-gradient estimators: one algorithm per file, one interface."""
 
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, StructuralZeroWarning
+from mtl.metagrad.estimators.base import AbstractEstimator, StructuralZeroWarning
 from mtl.metagrad.estimators.binomial import Binomial
 from mtl.metagrad.estimators.exact import Exact
 from mtl.metagrad.estimators.first_order import FirstOrder
@@ -12,6 +12,7 @@ from mtl.metagrad.estimators.reptile import Reptile
 from mtl.metagrad.estimators.truncated import Truncated
 from mtl.metagrad.estimators.windowed import Windowed
 from mtl.metagrad.registry import Registry
+from mtl.metagrad.sweep import MetaGradient
 
 ESTIMATORS = Registry("estimator", "mtl.metagrad.ESTIMATORS")
 """Every estimator by the name that command lines use, one row each: command lines, planner, benchmarks, tests and docs

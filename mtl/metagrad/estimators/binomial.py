@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init, warn_of_zeros
-from mtl.metagrad.problem import InnerProblem, Trajectory, unroll
-from mtl.metagrad.products import Adjoint, PullChoice, add_products, as_pull, through_updates
+from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
+from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.products import PullChoice, as_pull
+from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 
 
@@ -45,29 +46,20 @@ class Binomial(AbstractEstimator):
             raise ValueError(f"Binomial(order={self.order}): expected 0 (first-order) or more; K is exact")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
+        sweep = Sweep(problem, meta, self.pull)
         if self.order == 0:
-            warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "update"})
-            first = trajectory.weights[0], trajectory.states[0]
-            adjoint, _ = through_updates(problem, meta, *first, trajectory.gradients, adjoint)
-            pulls = 0
+            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"init", "outer", "update"})
+            sweep.skip(0, problem.num_steps)
         else:
-            adjoint, pulls = self._sweep(problem, meta, trajectory, adjoint)
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls)
+            self._back(sweep)
+        return sweep.finish()
 
-    def _sweep(
-        self, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, adjoint: Adjoint
-    ) -> tuple[Adjoint, int]:
-        orders, pulls = [adjoint], 0  # the sums up to order 0, 1, ...; those that are not listed equal the last
-        for step in range(problem.num_steps - 1, -1, -1):
-            weights, state = trajectory.weights[step], trajectory.states[step]
-            products = as_pull(self.pull).at(problem, weights, meta, step)
-            gradients = trajectory.gradients[step : step + 1]
-            carried = [through_updates(problem, meta, weights, state, gradients, a) for a in orders]
-            curved = [products(cotangent) for _, cotangent in carried]
-            pulls += len(curved)
+    def _back(self, sweep: Sweep) -> None:
+        orders = [sweep.adjoint]  # the sums up to order 0, 1, ...; those that are not listed equal the last
+        for step in reversed(range(sweep.problem.num_steps)):
+            sweep.release()
+            carried = [sweep.through(step, step + 1, adjoint) for adjoint in orders]
+            curved = [sweep.products(step, cotangent) for _, cotangent in carried]
             new = [carried[0][0]]
             new += [_with_curvature(direct, h) for (direct, _), (h, _) in zip(carried[1:], curved, strict=False)]
             if len(new) <= self.order:
@@ -75,8 +67,8 @@ class Binomial(AbstractEstimator):
             # Only the full sum adds to the meta-parameters, and with its own products.
             received = tensors.add(carried[-1][0].meta, curved[-1][1])
             orders = [replace(a, meta=received) for a in new]
-        return orders[-1], pulls
+        sweep.adjoint = orders[-1]
 
 
 def _with_curvature(adjoint: Adjoint, h: Tensors) -> Adjoint:
-    return add_products(adjoint, (h, tensors.zeros_like(adjoint.meta)))
+    return replace(adjoint, weights=tensors.add(adjoint.weights, h))

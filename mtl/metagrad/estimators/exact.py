@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient
+from mtl.metagrad.estimators.base import AbstractEstimator
 from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import require_double_backward, twice_differentiable
+from mtl.metagrad.sweep import MetaGradient
 from mtl.metagrad.tensors import Tensors
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init, warn_of_zeros
-from mtl.metagrad.problem import InnerProblem, unroll
-from mtl.metagrad.products import through_updates
+from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
+from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.sweep import MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 
 
@@ -23,11 +23,7 @@ class FirstOrder(AbstractEstimator):
     """
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "update"})
-        adjoint, _ = through_updates(
-            problem, meta, trajectory.weights[0], trajectory.states[0], trajectory.gradients, adjoint
-        )
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, 0)
+        sweep = Sweep(problem, meta)
+        warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"init", "outer", "update"})
+        sweep.skip(0, problem.num_steps)
+        return sweep.finish()

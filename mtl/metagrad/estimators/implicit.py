@@ -8,16 +8,10 @@ import torch
 from torch import Tensor
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import (
-    AbstractEstimator,
-    MetaGradient,
-    outer_adjoint,
-    through_init,
-    warn_of_zeros,
-    without_steps,
-)
+from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
 from mtl.metagrad.problem import InnerProblem, unroll
-from mtl.metagrad.products import Adjoint, Products, PullChoice, as_pull, through_updates
+from mtl.metagrad.products import Products, PullChoice, as_pull
+from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep, through_updates
 from mtl.metagrad.tensors import Tensors
 
 
@@ -59,23 +53,24 @@ class Neumann(AbstractEstimator):
             raise ValueError(f"Neumann(terms={self.terms}): expected at least one term; one is the one-step gradient")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        if problem.num_steps == 0:
-            return without_steps(problem, meta, trajectory, losses, adjoint)
-        warn_of_zeros(self, problem, meta, trajectory, follows={"outer", "last"})
-        last = problem.num_steps - 1
-        weights, state, gradient = trajectory.weights[-1], trajectory.states[-1], trajectory.gradients[-1]
-        products = as_pull(self.pull).at(problem, weights, meta, last)
-        first = tensors.norm(adjoint.weights)
+        sweep = Sweep(problem, meta, self.pull)
+        if problem.num_steps:
+            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"outer", "last"})
+            self._back(sweep)
+        return sweep.finish(init=False)
+
+    def _back(self, sweep: Sweep) -> None:
+        problem, meta, last = sweep.problem, sweep.meta, sweep.trajectory
+        weights, state, gradient = last.weights[-1], last.states[-1], last.gradients[-1]
+        products = sweep.pull.at(problem, weights, meta, problem.num_steps - 1)
+        adjoint, first = sweep.adjoint, tensors.norm(sweep.adjoint.weights)
         for _ in range(self.terms):
             direct, cotangent = through_updates(problem, meta, weights, state, [gradient], adjoint)
-            h, m = products(cotangent)
             # What the update itself owes to meta is left out: the solution does not depend on how it was reached.
-            adjoint = Adjoint(tensors.add(direct.weights, h), direct.state, tensors.add(adjoint.meta, m))
-        residual = (tensors.norm(adjoint.weights) / first.clamp_min(torch.finfo(first.dtype).tiny)).amax()
-        diagnostics = {"residual": residual}
-        return MetaGradient(losses, adjoint.meta, weights, trajectory.evaluations, self.terms, diagnostics)
+            adjoint = replace(direct, meta=adjoint.meta).with_products(*products(cotangent))
+        sweep.adjoint, sweep.pulls = adjoint, self.terms
+        residual = tensors.norm(adjoint.weights) / first.clamp_min(torch.finfo(first.dtype).tiny)
+        sweep.diagnostics["residual"] = residual.amax()
 
 
 @dataclass(frozen=True)
@@ -134,19 +129,20 @@ class ImplicitMAML(AbstractEstimator):
         start = tensors.detach(start)  # the graph is not needed any more
         trajectory = unroll(_tied(problem, start, self.strength), meta)
         trajectory.reached["init"] = reached
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        weights = trajectory.weights[-1]
-        if problem.num_steps == 0:
-            return without_steps(problem, meta, trajectory, losses, adjoint)
-        warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "last"})
-        products = as_pull(self.pull).at(problem, weights, meta, problem.num_steps - 1)
+        sweep = Sweep(problem, meta, self.pull, trajectory)
+        if problem.num_steps:
+            warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "last"})
+            self._back(sweep)
+        return sweep.finish()
+
+    def _back(self, sweep: Sweep) -> None:
+        problem, meta, adjoint = sweep.problem, sweep.meta, sweep.adjoint
+        products = sweep.pull.at(problem, sweep.trajectory.weights[-1], meta, problem.num_steps - 1)
         decay = getattr(problem.optimizer, "weight_decay", 0.0) / self.strength
         x, used, residual = self._solve(problem, products, adjoint.weights, 1 + self.damping + decay)
-        _, m = products(tensors.scale(x, torch.full_like(losses, -1 / self.strength)))
-        adjoint = Adjoint(x, {}, tensors.add(adjoint.meta, m))
-        grads = through_init(problem, meta, adjoint)
-        diagnostics = {"residual": residual}
-        return MetaGradient(losses, grads, weights, trajectory.evaluations, used + 1, diagnostics)
+        _, m = products(tensors.scale(x, torch.full_like(sweep.losses, -1 / self.strength)))
+        sweep.adjoint = Adjoint(x, {}, tensors.add(adjoint.meta, m))
+        sweep.pulls, sweep.diagnostics["residual"] = used + 1, residual
 
     def _solve(
         self, problem: InnerProblem, products: Products, v: Tensors, diagonal: float

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
-from mtl.metagrad.problem import InnerProblem, unroll
-from mtl.metagrad.products import Adjoint, PullChoice, as_pull
+from mtl.metagrad.estimators.base import AbstractEstimator
+from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.products import PullChoice, as_pull
+from mtl.metagrad.sweep import MetaGradient, Sweep, outer_adjoint
 from mtl.metagrad.tensors import Tensors
 
 
@@ -41,17 +42,16 @@ class HorizonMixing(AbstractEstimator):
         _check("HorizonMixing", self.decay)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
+        sweep = Sweep(problem, meta, self.pull)
         total = sum(self.decay**j for j in range(max(1, problem.num_steps)))
-        adjoint = _scaled(adjoint, 1 / total)
-        for step in range(problem.num_steps - 1, -1, -1):
-            adjoint = exact_sweep(problem, meta, trajectory, adjoint, [step], as_pull(self.pull))
+        sweep.adjoint = sweep.adjoint.times(1 / total)
+        for step in reversed(range(problem.num_steps)):
+            sweep.back(step, step + 1)
             if step and (share := self.decay ** (problem.num_steps - step) / total):
-                _, here = outer_adjoint(problem, meta, trajectory, step)
-                adjoint = _sum(adjoint, _scaled(here, share))
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, problem.num_steps)
+                sweep.release()
+                _, here = outer_adjoint(problem, meta, sweep.trajectory, step)
+                sweep.adjoint = sweep.adjoint.plus(here.times(share))
+        return sweep.finish()
 
 
 @dataclass(frozen=True)
@@ -83,27 +83,16 @@ class TruncationMixing(AbstractEstimator):
         _check("TruncationMixing", self.decay)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        for step in range(problem.num_steps - 1, -1, -1):
+        sweep = Sweep(problem, meta, self.pull)
+        for step in reversed(range(problem.num_steps)):
+            before = sweep.adjoint.meta
+            sweep.back(step, step + 1)
+            gained = tensors.add(sweep.adjoint.meta, before, -1.0)
             credit = self.decay ** (problem.num_steps - 1 - step)
-            before = adjoint.meta
-            adjoint = exact_sweep(problem, meta, trajectory, adjoint, [step], as_pull(self.pull))
-            gained = tensors.add(adjoint.meta, before, -1.0)
-            adjoint = Adjoint(adjoint.weights, adjoint.state, tensors.add(before, gained, credit))
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, problem.num_steps)
+            sweep.adjoint = replace(sweep.adjoint, meta=tensors.add(before, gained, credit))
+        return sweep.finish()
 
 
 def _check(name: str, decay: float) -> None:
     if not 0 <= decay <= 1:
         raise ValueError(f"{name}(decay={decay}): expected a number from 0 (the last step only) to 1 (all alike)")
-
-
-def _scaled(adjoint: Adjoint, factor: float) -> Adjoint:
-    times = lambda group: {k: v * factor for k, v in group.items()}  # noqa: E731
-    return Adjoint(times(adjoint.weights), times(adjoint.state), times(adjoint.meta))
-
-
-def _sum(a: Adjoint, b: Adjoint) -> Adjoint:
-    return Adjoint(tensors.add(a.weights, b.weights), tensors.add(a.state, b.state), tensors.add(a.meta, b.meta))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, warn_of_zeros, without_steps
-from mtl.metagrad.problem import InnerProblem, unroll
-from mtl.metagrad.products import AbstractPull, PullChoice, as_pull, through_updates
+from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
+from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.products import PullChoice, as_pull
+from mtl.metagrad.sweep import MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 
 
@@ -34,7 +35,11 @@ class OneStep(AbstractEstimator):
         as_pull(self.pull)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        return _last_step(self, problem, meta, self.pull, before=True)
+        sweep = Sweep(problem, meta, self.pull)
+        if problem.num_steps:
+            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"outer", "last", "update"})
+            sweep.back(problem.num_steps - 1, problem.num_steps)
+        return sweep.finish(init=False)
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,10 @@ class SAMA(AbstractEstimator):
         as_pull(self.pull)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        return _last_step(self, problem, meta, self.pull, before=False)
-
-
-def _last_step(
-    estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors, pull: str | AbstractPull, before: bool
-) -> MetaGradient:
-    """Back through the last update; its network share is taken at the weights before that step, or after it."""
-    trajectory = unroll(problem, meta)
-    losses, adjoint = outer_adjoint(problem, meta, trajectory)
-    if problem.num_steps == 0:
-        return without_steps(problem, meta, trajectory, losses, adjoint)
-    warn_of_zeros(estimator, problem, meta, trajectory, follows={"outer", "last", "update"})
-    last = problem.num_steps - 1
-    weights, state, gradients = trajectory.weights[last], trajectory.states[last], trajectory.gradients[last:]
-    adjoint, cotangent = through_updates(problem, meta, weights, state, gradients, adjoint)
-    anchor = weights if before else trajectory.weights[-1]
-    _, m = as_pull(pull).at(problem, anchor, meta, last)(cotangent)
-    grads = tensors.add(adjoint.meta, m)
-    return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, 1)
+        sweep = Sweep(problem, meta, self.pull)
+        if last := problem.num_steps:
+            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"outer", "last", "update"})
+            direct, cotangent = sweep.through(last - 1, last, sweep.adjoint)
+            _, m = sweep.pull.at(problem, sweep.trajectory.weights[-1], meta, last - 1)(cotangent)
+            sweep.adjoint, sweep.pulls = replace(direct, meta=tensors.add(direct.meta, m)), 1
+        return sweep.finish(init=False)

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
+from mtl.metagrad.estimators.base import AbstractEstimator
 from mtl.metagrad.problem import InnerProblem, Trajectory, inner_gradient, unroll
 from mtl.metagrad.products import Products, PullChoice, Reverse, as_pull
+from mtl.metagrad.sweep import MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 
 
@@ -55,13 +56,11 @@ class Rematerialised(AbstractEstimator):
             )
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        pull = as_pull(self.pull)
         trajectory, kept = self._run(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        steps = range(problem.num_steps - 1, -1, -1)
-        adjoint = exact_sweep(problem, meta, trajectory, adjoint, steps, pull, kept)
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, problem.num_steps)
+        sweep = Sweep(problem, meta, self.pull, trajectory, kept)
+        for step in reversed(range(problem.num_steps)):
+            sweep.back(step, step + 1)
+        return sweep.finish()
 
     def _run(self, problem: InnerProblem, meta: Tensors) -> tuple[Trajectory, dict[int, Products]]:
         """The inner loop, and the products of the steps whose graph was kept."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, through_init, warn_of_zeros
+from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
 from mtl.metagrad.problem import InnerProblem, unroll
-from mtl.metagrad.products import Adjoint
+from mtl.metagrad.sweep import Adjoint, MetaGradient, through_init
 from mtl.metagrad.tensors import Tensors
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, exact_sweep, outer_adjoint, through_init
-from mtl.metagrad.problem import InnerProblem, unroll
+from mtl.metagrad.estimators.base import AbstractEstimator
+from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import PullChoice, as_pull
+from mtl.metagrad.sweep import MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 
 
@@ -37,10 +38,7 @@ class Truncated(AbstractEstimator):
             )
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        trajectory = unroll(problem, meta)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        pulls = min(self.last_steps, problem.num_steps)
-        steps = range(problem.num_steps - 1, problem.num_steps - 1 - pulls, -1)
-        adjoint = exact_sweep(problem, meta, trajectory, adjoint, steps, as_pull(self.pull))
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls)
+        sweep = Sweep(problem, meta, self.pull)
+        for step in reversed(range(max(0, problem.num_steps - self.last_steps), problem.num_steps)):
+            sweep.back(step, step + 1)
+        return sweep.finish()

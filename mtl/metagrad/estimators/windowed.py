@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators.base import AbstractEstimator, MetaGradient, outer_adjoint, through_init
-from mtl.metagrad.problem import InnerProblem, Trajectory, unroll
-from mtl.metagrad.products import AbstractPull, Adjoint, Products, PullChoice, add_products, as_pull, through_updates
+from mtl.metagrad.estimators.base import AbstractEstimator
+from mtl.metagrad.problem import InnerProblem, unroll
+from mtl.metagrad.products import PullChoice, as_pull
+from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 
 Mode = Literal["adaptive", "exact-forward", "lazy"]
@@ -88,108 +88,69 @@ class Windowed(AbstractEstimator):
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         trajectory = unroll(problem, meta, reuse=self.window if self.mode == "lazy" else 1)
-        losses, adjoint = outer_adjoint(problem, meta, trajectory)
-        walk = _Walk(problem, meta, trajectory, adjoint, as_pull(self.pull))
+        sweep = Sweep(problem, meta, self.pull, trajectory)
+        rhos: list[Tensor] = []
+        changes: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
         for start in reversed(range(0, problem.num_steps, self.window)):
             stop = min(start + self.window, problem.num_steps)
             if self.mode == "adaptive":
-                walk.adaptively(start, stop, self._anchor, self.tau)
+                of_window = self._adaptively(sweep, start, stop, rhos[-1] if rhos else None)
             else:
-                pieces = 1 if self.mode == "lazy" else min(self.substeps, stop - start)
-                walk.in_pieces(start, stop, self._anchor(start, stop), pieces)
-        adjoint, pulls, diagnostics = walk.adjoint, walk.pulls, walk.diagnostics()
-        del walk  # it holds the last anchor's graph
-        grads = through_init(problem, meta, adjoint)
-        return MetaGradient(losses, grads, trajectory.weights[-1], trajectory.evaluations, pulls, diagnostics)
+                of_window = self._in_pieces(sweep, start, stop)
+            rhos += of_window
+            changes.append((stop - start) * torch.stack(of_window).amax())
+        if rhos:
+            past = (torch.stack(changes) > 1).float().mean()
+            sweep.diagnostics |= {"max_rho": torch.stack(rhos).amax(), "past_cliff": past}
+        return sweep.finish()
 
     def _anchor(self, start: int, stop: int) -> int:
         if self.mode == "lazy" or self.anchor == "start":
             return start
         return stop - 1 if self.anchor == "end" else start + (stop - start) // 2
 
-
-class _Walk:
-    """The sweep in progress: the adjoint so far, and what is counted on the way."""
-
-    def __init__(
-        self, problem: InnerProblem, meta: Tensors, trajectory: Trajectory, adjoint: Adjoint, pull: AbstractPull
-    ) -> None:
-        self.adjoint = adjoint
-        self.pulls = 0
-        self.rhos: list[Tensor] = []
-        self.windows: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
-        self._anchor, self._products = -1, _no_products
-        self._agree = problem.execution.sync_max
-        self._at: Callable[[int], Products] = lambda step: pull.at(problem, trajectory.weights[step], meta, step)
-        # Not a closure over self: in a cycle the last anchor's graph would live on until the garbage collector comes.
-        self._back: Callable[[int, int, Adjoint], tuple[Adjoint, Tensors]] = lambda start, stop, adjoint: (
-            through_updates(
-                problem,
-                meta,
-                trajectory.weights[start],
-                trajectory.states[start],
-                trajectory.gradients[start:stop],
-                adjoint,
-            )
-        )
-
-    def in_pieces(self, start: int, stop: int, anchor: int, pieces: int) -> None:
-        """Walk back from ``stop`` to ``start`` in nearly equal pieces, all linearised at one anchor."""
+    def _in_pieces(self, sweep: Sweep, start: int, stop: int) -> list[Tensor]:
+        """Walk back over a window in nearly equal pieces, all linearised at one anchor; their ``rho``."""
+        pieces = 1 if self.mode == "lazy" else min(self.substeps, stop - start)
         bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
-        first = len(self.rhos)
+        rhos = []
         for low, high in reversed(list(pairwise(bounds))):
-            self._accept(*self._pull(low, high, anchor))
-        self._close(first, stop - start)
+            sweep.adjoint, rho = _look(sweep, low, high, self._anchor(start, stop))
+            rhos.append(rho)
+        return rhos
 
-    def adaptively(self, start: int, stop: int, anchor: Callable[[int, int], int], tau: float) -> None:
-        """Walk back in sub-steps that change the cotangent of no task by much more than ``tau``.
+    def _adaptively(self, sweep: Sweep, start: int, stop: int, predicted: Tensor | None) -> list[Tensor]:
+        """Walk back over a window in sub-steps that change the cotangent of no task by much more than ``tau``.
 
         The last accepted sub-step predicts the next. One that turns out to change a cotangent by more than ``2 tau`` is
         taken again, shorter, at an anchor of its own: past the cliff the middle of the whole window says little about
         its ends.
+
+        Returns:
+            The ``rho`` of each sub-step.
         """
-        first, whole = len(self.rhos), stop - start
+        sync_max, rhos = sweep.problem.execution.sync_max, []
         while stop > start:
             length = stop - start
-            if self.rhos:
-                length = min(length, _steps_within(tau, self.rhos[-1]))
-            candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
-            rho = self._agree(rho)
-            if length > 1 and float(rho) * length > 2 * tau:
-                length = min(length - 1, _steps_within(tau, rho))
-                candidate, rho = self._pull(stop - length, stop, anchor(stop - length, stop))
-                rho = self._agree(rho)
-            self._accept(candidate, rho)
-            stop -= length
-        self._close(first, whole)
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        if not self.rhos:
-            return {}
-        past = (torch.stack(self.windows) > 1).float().mean()
-        return {"max_rho": torch.stack(self.rhos).amax(), "past_cliff": past}
-
-    def _pull(self, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensor]:
-        if anchor != self._anchor:
-            self._products = _no_products  # or two graphs are alive while the next is built
-            self._anchor, self._products = anchor, self._at(anchor)
-        direct, cotangent = self._back(start, stop, self.adjoint)
-        h, m = self._products(cotangent)
-        self.pulls += 1
-        before = tensors.norm(self.adjoint.weights)
-        change = tensors.norm(h) / before.clamp_min(torch.finfo(before.dtype).tiny)
-        return add_products(direct, (h, m)), change.amax() / (stop - start)
-
-    def _accept(self, adjoint: Adjoint, rho: Tensor) -> None:
-        self.adjoint = adjoint
-        self.rhos.append(rho)
-
-    def _close(self, first: int, steps: int) -> None:
-        self.windows.append(steps * torch.stack(self.rhos[first:]).amax())
+            if predicted is not None:
+                length = min(length, _steps_within(self.tau, predicted))
+            candidate, rho = _look(sweep, stop - length, stop, self._anchor(stop - length, stop))
+            rho = sync_max(rho)
+            if length > 1 and float(rho) * length > 2 * self.tau:
+                length = min(length - 1, _steps_within(self.tau, rho))
+                candidate, rho = _look(sweep, stop - length, stop, self._anchor(stop - length, stop))
+                rho = sync_max(rho)
+            sweep.adjoint, predicted, stop = candidate, rho, stop - length
+            rhos.append(rho)
+        return rhos
 
 
-def _no_products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
-    raise AssertionError("no anchor yet")
+def _look(sweep: Sweep, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensor]:
+    """Where one linearisation would lead, and ``rho``: the largest relative change of a task's cotangent, per step."""
+    candidate, h = sweep.look(start, stop, anchor)
+    before = tensors.norm(sweep.adjoint.weights)
+    change = tensors.norm(h) / before.clamp_min(torch.finfo(before.dtype).tiny)
+    return candidate, change.amax() / (stop - start)
 
 
 def _steps_within(tau: float, rho: Tensor) -> int:
