@@ -264,3 +264,20 @@ def test_a_poor_estimator_and_a_cliff_are_told_of_once(tmp_path):
     assert sum("points elsewhere than the exact gradient" in t for t in told) == 1
     assert sum("past the cliff" in t for t in told) == 1
     assert all(r["past_cliff"] > 0.5 for r in records(tmp_path / "run"))
+
+
+def test_stages_are_runs_one_after_the_other(tmp_path):
+    stages = [mtl.fewshot.Stage(0, 3, 2, 1e-2), mtl.fewshot.Stage(1, 0, 2, 1e-2), mtl.fewshot.Stage(2, 2, 3, 1e-3)]
+    found = mtl.fewshot.train_stages(fresh(), stages, Blobs(), Blobs(), CONFIG, tmp_path / "stages")
+    learner = fresh()
+    learner.inner_steps = 0
+    first = replace(CONFIG, steps=3, tasks_per_step=2, outer_lr=1e-2, validate_every=200)
+    generator = mtl.train(learner, Blobs(), Blobs(), first, tmp_path / "first").generator
+    learner = mtl.MetaLearner(learner.backbone, generator, inner_steps=2)
+    second = replace(first, steps=2, tasks_per_step=3, outer_lr=1e-3)
+    expected = mtl.train(learner, Blobs(), Blobs(), second, tmp_path / "second")
+    assert distance(found.generator.state_dict(), expected.generator.state_dict()) == 0
+    assert found.inner_steps == 2
+    assert sorted(p.name for p in (tmp_path / "stages").iterdir()) == ["0-inner-steps", "2-inner-steps"]
+    with pytest.raises(ValueError, match="two stages share a folder"):
+        mtl.fewshot.train_stages(fresh(), [stages[0]] * 2, Blobs(), Blobs(), CONFIG, tmp_path / "twice")

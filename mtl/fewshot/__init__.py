@@ -18,7 +18,7 @@ from mtl.fewshot.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassM
 from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.peft_baselines import peft_baselines
 from mtl.fewshot.saving import from_pretrained, save_pretrained
-from mtl.fewshot.training import NonFiniteLosses, TrainingConfig, train
+from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, train_stages
 
 __all__ = [
     "GENERATORS",
@@ -35,6 +35,7 @@ __all__ = [
     "NearestClassMean",
     "NonFiniteLosses",
     "Ridge",
+    "Stage",
     "Static",
     "StepSizes",
     "SupportConditioned",
@@ -51,6 +52,7 @@ __all__ = [
     "save_pretrained",
     "static_control",
     "train",
+    "train_stages",
     "tune",
     "tuned_baselines",
 ]
