@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 import mtl
 from mtl.networks.backbones import EMBEDDED
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write
 from mtl.transfer import Source
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
@@ -165,9 +165,9 @@ class Bench:
         else:
             row, network = train(run, self.place)
             weights = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
-            with replacing(file.with_suffix(".safetensors")) as draft:
+            with atomic_write(file.with_suffix(".safetensors")) as draft:
                 save_file(weights, draft)
-        with replacing(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_text(json.dumps(row))
 
     def _file(self, run: Run) -> Path:

@@ -135,13 +135,13 @@ def test_a_read_only_folder_is_refused_before_the_first_step(tmp_path, monkeypat
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "write_text", refuse)  # root, as whom tests may run, is refused nothing
-    with pytest.raises(PermissionError, match=r"checkpoints could not be written: Permission denied; take a folder"):
+    with pytest.raises(PermissionError, match=r"checkpoints could not be written: Permission denied; choose"):
         train(tmp_path / "run", Then(1, pytest.fail))
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_the_first_step(tmp_path):
     (tmp_path / "run").write_text("notes")
-    with pytest.raises(NotADirectoryError, match=r"run/checkpoints could not be written: Not a directory; take a fold"):
+    with pytest.raises(NotADirectoryError, match=r"run/checkpoints could not be written: Not a directory; choose"):
         train(tmp_path / "run", Then(1, pytest.fail))
     assert (tmp_path / "run").read_text() == "notes"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.tools.files import naming_failures, recover_folder, remove_drafts, replacing, replacing_folder
+from mtl.tools.files import atomic_folder, atomic_write, explain_write_errors, recover_folder, remove_drafts
 
 
 def drafts_of_a_kill(path, opened, monkeypatch) -> None:
@@ -29,14 +29,14 @@ def names(folder) -> set[str]:
 
 @pytest.mark.parametrize("name", ["last.pt", "a+b.tar.gz", "no suffix"])
 def test_drafts_of_a_file_are_removed(name, tmp_path, monkeypatch):
-    drafts_of_a_kill(tmp_path / name, replacing, monkeypatch)
+    drafts_of_a_kill(tmp_path / name, atomic_write, monkeypatch)
     assert len(names(tmp_path)) == 1
     remove_drafts(tmp_path / name)
     assert names(tmp_path) == set()
 
 
 def test_drafts_of_a_folder_are_removed(tmp_path, monkeypatch):
-    drafts_of_a_kill(tmp_path / "best", replacing_folder, monkeypatch)
+    drafts_of_a_kill(tmp_path / "best", atomic_folder, monkeypatch)
     assert len(names(tmp_path)) == 1
     recover_folder(tmp_path / "best")
     assert names(tmp_path) == set()
@@ -55,13 +55,13 @@ def killed_at_move(number: int, path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
         patched.setattr("mtl.tools.files.os.replace", moved)
         patched.setattr("mtl.tools.files.shutil.rmtree", lambda *_, **__: None)
-        with replacing_folder(path) as draft:
+        with atomic_folder(path) as draft:
             (draft / "new").touch()
 
 
 @pytest.mark.parametrize(("number", "kept"), [(1, "old"), (2, "old"), (3, "new")])
 def test_a_folder_killed_while_it_is_replaced_is_whole(number, kept, tmp_path, monkeypatch):
-    with replacing_folder(tmp_path / "best") as draft:
+    with atomic_folder(tmp_path / "best") as draft:
         (draft / "old").touch()
     killed_at_move(number, tmp_path / "best", monkeypatch)
     assert (tmp_path / "best").exists() == (number != 2), "the kill that this is about"
@@ -79,11 +79,11 @@ def test_a_pattern_of_names_removes_the_drafts_of_all(tmp_path):
 
 def test_what_cannot_be_written_is_named(tmp_path):
     full = r"a\.pt could not be.*No space.*takes 1,234 bytes, [\d,]+ bytes are free"
-    with pytest.raises(OSError, match=full) as raised, naming_failures(tmp_path / "new" / "a.pt", 1234):
+    with pytest.raises(OSError, match=full) as raised, explain_write_errors(tmp_path / "new" / "a.pt", 1234):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert raised.value.errno == errno.ENOSPC
-    forbidden = r"a\.pt could not be written: no; take a folder that can be"
-    with pytest.raises(PermissionError, match=forbidden), naming_failures(tmp_path / "a.pt"):
+    forbidden = r"a\.pt could not be written: no; choose a writable folder"
+    with pytest.raises(PermissionError, match=forbidden), explain_write_errors(tmp_path / "a.pt"):
         raise PermissionError(errno.EACCES, "no")
 
 

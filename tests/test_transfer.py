@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 import mtl
 from mtl.transfer import MatchingWeights, Source, Student, Taps, Transfer, attention_loss, matching_loss, stage_names
-from mtl.transfer.matching import resized
+from mtl.transfer.matching import resize
 
 GREY = {"in_chans": 1, "pretrained_cfg_overlay": {"input_size": (1, 32, 32)}}
 NARROW = {"channels": (4, 6, 8, 10), "stem_width": 4, **GREY}
@@ -35,12 +35,12 @@ def transfer(
     network = target(act_layer)
     taps = Taps(network, lambda: network.eval()(torch.zeros(1, 1, 32, 32)), (32, 32))
     student = Student(network.train(), taps, source.taps.channels).to(dtype)
-    choosing = MatchingWeights(source.taps.channels, len(taps.names)).to(dtype)
-    for p in choosing.parameters():
+    weighting = MatchingWeights(source.taps.channels, len(taps.names)).to(dtype)
+    for p in weighting.parameters():
         p.data += torch.randn_like(p)  # some weights of pairs below zero, and some above six in places
     optimizer = mtl.InnerSGD(lr, momentum=0.9)
     maps = lambda images: [m.to(dtype) for m in source(images.float())]  # noqa: E731
-    return Transfer(maps, student, choosing, optimizer, steps, **options)
+    return Transfer(maps, student, weighting, optimizer, steps, **options)
 
 
 def batches(dtype: torch.dtype = torch.float64) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -54,7 +54,7 @@ def batches(dtype: torch.dtype = torch.float64) -> Callable[[int], tuple[Tensor,
 def unrolled(t: Transfer, batch, outer, gain: int = 1, stride: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
     """The same by plain autograd, with a matching loss of nested loops; shares no code with the library's."""
     student = copy.deepcopy(t.student)
-    phi = {k: p.detach().clone().requires_grad_() for k, p in t.choosing.named_parameters()}
+    phi = {k: p.detach().clone().requires_grad_() for k, p in t.weighting.named_parameters()}
     theta = {k: p.detach().clone().requires_grad_() for k, p in student.named_parameters()}
     velocity = {k: torch.zeros_like(p) for k, p in theta.items()}
     steps = t.matching_steps // stride
@@ -83,7 +83,7 @@ def loops(t: Transfer, student, theta, phi, images) -> Tensor:
         for n, own in enumerate(maps):
             name = f"adapters.{m}.{n}."
             r = F.conv2d(own, theta[name + "weight"][:, :, None, None], theta[name + "bias"])
-            r = resized(r, s.shape[2:])
+            r = resize(r, s.shape[2:])
             where = (pooled @ phi[f"where.{m}.weight"][n] + phi[f"where.{m}.bias"][n]).clamp(0, 6)
             rows = slice(n * s.shape[1], (n + 1) * s.shape[1])
             what = (pooled @ phi[f"what.{m}.weight"][rows].T + phi[f"what.{m}.bias"][rows]).softmax(1)
@@ -282,7 +282,7 @@ def test_errors_name_the_way_out():
         stage_names(plain, 0)
     with pytest.raises(ValueError, match="window that divides"):
         transfer(3, window=2)
-    with pytest.raises(ValueError, match="a source and a target need a stage"):
+    with pytest.raises(ValueError, match="at least one stage each"):
         MatchingWeights([], 2)
     noisy = target(drop_rate=0.5)
     taps = Taps(noisy.eval(), lambda: noisy(torch.zeros(1, 1, 32, 32)), (32, 32))

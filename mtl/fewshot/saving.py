@@ -20,7 +20,7 @@ from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
 from mtl.metagrad.registry import Registry
 from mtl.networks.backbones import Backbone, load_backbone
-from mtl.tools.files import naming_failures, replacing_folder
+from mtl.tools.files import atomic_folder, explain_write_errors
 
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
 
@@ -43,7 +43,7 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
     config = json.dumps(_config(learner) | {"extra": extra or {}}, indent=2)
     state = {k: v.detach().cpu().contiguous() for k, v in learner.generator.state_dict().items()}
     weights = save(state)  # safetensors' own writer reports a full disk as an error of its format
-    with naming_failures(folder, len(weights)), replacing_folder(folder) as fresh:
+    with explain_write_errors(folder, len(weights)), atomic_folder(folder) as fresh:
         (fresh / CONFIG).write_text(config)
         (fresh / WEIGHTS).write_bytes(weights)
 

@@ -1,6 +1,6 @@
-"""Peak memory and time before a GPU is rented: ``python -m mtl.planning``, see docs/planning.md."""
+"""Predict peak memory and time before renting a GPU: ``python -m mtl.planning``, see docs/planning.md."""
 
-from mtl.planning.config import Config
+from mtl.planning.options import PlanOptions
 from mtl.planning.planner import Plan, Predicted, plan
 
-__all__ = ["Config", "Plan", "Predicted", "plan"]
+__all__ = ["Plan", "PlanOptions", "Predicted", "plan"]

@@ -1,4 +1,4 @@
-"""What to change when nothing fits: changes that are tried, one by one and then together."""
+"""Suggest changes when nothing fits: try each one alone, then more and more of them together."""
 
 from __future__ import annotations
 
@@ -8,70 +8,67 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from mtl.metagrad.estimators import Rematerialised
-from mtl.planning.choices import keepings
-from mtl.planning.config import Config
-from mtl.planning.workplace import Workplace
+from mtl.planning.choices import activation_options
+from mtl.planning.options import PlanOptions
+from mtl.planning.workbench import Workbench
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something that was tried.
+    """Result of a change of options.
 
     Args:
-        options: of the command line, such as ``--last-k 12``.
-        keeping: what is kept of a forward pass, whichever needs less.
-        gib: peak memory of a sweep with finite-difference pulls.
-        fits: whether it stays within the budget.
+        options: as on the command line, such as ``--last-k 12``.
+        activations: what a forward pass stores, whichever needs less.
+        gib: peak memory of a backward sweep with finite-difference pulls.
+        fits: whether ``gib`` is within the budget.
     """
 
     options: str
-    keeping: str
+    activations: str
     gib: float
     fits: bool
 
 
-def changes(config: Config, blocks: int, progress: bool) -> tuple[Change, ...]:
-    """Each change by itself; where none is enough, more and more of them together until it is.
+def changes(options: PlanOptions, blocks: int, progress: bool) -> tuple[Change, ...]:
+    """Try each change alone; if none fits, combine more and more of them until one does.
 
     Args:
-        blocks: how many blocks are modulated now.
+        blocks: number of modulated blocks without changes.
     """
-    single = list(_singles(config, blocks))
-    tried = [_try(config, [c]) for c in tqdm(single, disable=not progress, unit="run", desc="what to change")]
+    single = list(_singles(options, blocks))
+    tried = [_try(options, [c]) for c in tqdm(single, disable=not progress, unit="run", desc="single changes")]
     if any(c.fits for c in tried):
         return tuple(tried)
-    together: list[dict[str, int | str]] = []
-    for step in tqdm(single, disable=not progress, unit="run", desc="together"):
-        together.append(step)
-        if len(together) > 1:
-            tried.append(_try(config, together))
-            if tried[-1].fits:
-                break
+    for count in tqdm(range(2, len(single) + 1), disable=not progress, unit="run", desc="combined changes"):
+        tried.append(_try(options, single[:count]))
+        if tried[-1].fits:
+            break
     return tuple(tried)
 
 
-def _singles(config: Config, blocks: int) -> Iterator[dict[str, int | str]]:
-    """From what costs least to what costs most."""
-    if config.tasks_per_chunk > 1:
+def _singles(options: PlanOptions, blocks: int) -> Iterator[dict[str, int | str]]:
+    """In ascending order of what they cost the user."""
+    if options.tasks_per_chunk > 1:
         yield {"tasks_per_chunk": 1}
-    if (size := config.examples_per_chunk or config.ways * config.shots) > 1:
+    if (size := options.examples_per_chunk or options.ways * options.shots) > 1:
         yield {"examples_per_chunk": -(-size // 4)}
-    if config.precision != "bf16-stored":
+    if options.precision != "bf16-stored":
         yield {"precision": "bf16-stored"}
     fewer = dict.fromkeys((blocks // 2, blocks // 4, 1))
     for last in (k for k in fewer if 0 < k < blocks):
         yield {"last_k": last}
 
 
-def _try(config: Config, steps: list[dict[str, int | str]]) -> Change:
+def _try(options: PlanOptions, steps: list[dict[str, int | str]]) -> Change:
     merged: dict[str, int | str] = {}
     for step in steps:
         merged |= step
-    changed = replace(config, **merged)  # type: ignore[arg-type]
-    place, swept = Workplace(changed), Rematerialised("finite-difference")
-    peaks = {k.name: place.peak(swept, k, config.inner_steps)[0] for k in keepings(changed)[1:]}
-    keeping, peak = min(peaks.items(), key=lambda pair: pair[1])
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in merged.items())
-    return Change(options, keeping, peak / GIB, peak <= config.budget * GIB)
+    changed = replace(options, **merged)  # type: ignore[arg-type]
+    bench, sweep = Workbench(changed), Rematerialised("finite-difference")
+    peaks = {a.name: bench.peak(sweep, a, options.inner_steps)[0] for a in activation_options(changed)[1:]}
+    activations, peak = min(peaks.items(), key=lambda pair: pair[1])
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in merged.items())
+    return Change(words, activations, peak / GIB, peak <= options.budget * GIB)

@@ -1,4 +1,4 @@
-"""What there is to choose from: estimators, pulls, and what of a forward pass is kept for its backward."""
+"""The search space: estimators, pulls, and the activations that a forward pass stores for its backward pass."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from mtl.metagrad.estimators import AbstractEstimator, Exact, FirstOrder, Rematerialised
 from mtl.networks.backbones import Backbone
-from mtl.planning.config import Config
+from mtl.planning.options import PlanOptions
 from mtl.planning.work import takes_pull
 
 UNROLLED = "exact"
-"""The reference: automatic differentiation of the unrolled loop, MAML as it is usually written."""
+"""The reference: differentiate through the unrolled inner loop, as MAML usually does."""
 
 
 def representative(estimator: AbstractEstimator, pull: str) -> AbstractEstimator:
-    """The estimator that is run in its place, for its peak memory is the same and it reads no numbers.
+    """An estimator with the same peak memory that runs on tensors without values.
 
-    All that sweep back hold one step's graph at a time, whatever they do with what it gives. Unrolling and the
-    estimators without second derivatives stand for themselves.
+    All backward sweeps hold the graph of one step at a time, whatever they do with its products. Unrolling represents
+    itself, and ``FirstOrder`` the estimators without second derivatives.
     """
     if takes_pull(estimator):
         return Rematerialised(pull)
@@ -25,8 +25,8 @@ def representative(estimator: AbstractEstimator, pull: str) -> AbstractEstimator
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """What is kept of a forward pass.
+class Activations:
+    """Activations that a forward pass stores for its backward pass.
 
     Args:
         name: in tables.
@@ -39,13 +39,13 @@ class Keeping:
     examples_per_chunk: int | None = None
 
     def apply(self, backbone: Backbone) -> None:
-        """Have the backbone do so from now on."""
+        """Configure the backbone."""
         backbone.checkpoint_blocks = self.checkpoint_blocks
         backbone.examples_per_chunk = self.examples_per_chunk
 
 
-def keepings(config: Config) -> tuple[Keeping, ...]:
-    """What a plan compares; micro-batches, slow to predict, only where their size is given."""
-    size = config.examples_per_chunk
-    few = () if size is None else (Keeping(f"micro-batches of {size}", examples_per_chunk=size),)
-    return (Keeping("everything"), Keeping("block inputs", checkpoint_blocks=True), *few)
+def activation_options(options: PlanOptions) -> tuple[Activations, ...]:
+    """The choices that a plan compares; micro-batches, slow to predict, only if their size is given."""
+    size = options.examples_per_chunk
+    few = () if size is None else (Activations(f"micro-batches of {size}", examples_per_chunk=size),)
+    return (Activations("everything"), Activations("block inputs", checkpoint_blocks=True), *few)

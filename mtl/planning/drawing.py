@@ -1,4 +1,4 @@
-"""The picture: memory against the number of inner steps."""
+"""Figure of a plan: peak memory over the number of inner steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mtl.planning.choices import UNROLLED
 from mtl.planning.planner import Plan, Predicted
-from mtl.tools.figures import ACCENT, GREY, REFERENCE, WRONG, saved_figure
+from mtl.tools.figures import ACCENT, GREY, REFERENCE, WRONG, figure_file
 
 LOOKS: dict[tuple[str, str], dict[str, Any]] = {
     (UNROLLED, ""): {"color": WRONG, "marker": "o"},
@@ -21,30 +21,30 @@ STYLES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (3, 1, 1, 1)))
 
 
 def memory_figure(plan: Plan, path: str | Path) -> Figure:
-    """Peak memory for 1 .. 2 K inner steps: unrolled it grows, swept it does not. Dashes tell what is kept.
+    """Peak memory for 1 .. 2 K inner steps, which grows for unrolled MAML only. Line styles show stored activations.
 
     Raises:
-        ValueError: for another suffix than .png, .svg or .pdf.
+        ValueError: the suffix is not .png, .svg or .pdf.
     """
-    keepings = list(dict.fromkeys(p.keeping for p in plan.predicted))
-    steps = range(1, 2 * plan.config.inner_steps + 1)
-    with saved_figure(path, 11, 6.5) as figure:
+    options, names = plan.options, list(dict.fromkeys(p.activations for p in plan.predicted))
+    steps = range(1, 2 * options.inner_steps + 1)
+    with figure_file(path, 11, 6.5) as figure:
         panel = figure.subplots()
         for p in (p for p in plan.predicted if (p.estimator, p.pull) in LOOKS):
-            style = STYLES[keepings.index(p.keeping) % len(STYLES)]
+            style = STYLES[names.index(p.activations) % len(STYLES)]
             look: dict[str, Any] = LOOKS[p.estimator, p.pull] | {"linestyle": style}
-            label = f"{NAMES.get(p.pull, UNROLLED)}, keeping {p.keeping}"
+            label = f"{NAMES.get(p.pull, UNROLLED)}, keeping {p.activations}"
             every = max(1, len(steps) // 8)
             panel.plot(steps, [_at(plan, p, k) for k in steps], label=label, markevery=every, **look)
-        panel.axhline(plan.config.budget, **REFERENCE)
+        panel.axhline(options.budget, **REFERENCE)
         beside: Any = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
-        panel.annotate(f"{plan.config.budget:g} GiB", (1, plan.config.budget), va="center", **beside)
+        panel.annotate(f"{options.budget:g} GiB", (1, options.budget), va="center", **beside)
         panel.set_yscale("log")
-        panel.set(title=plan.config.backbone, xlabel="inner steps", ylabel="predicted peak memory in GiB")
+        panel.set(title=options.backbone, xlabel="inner steps", ylabel="predicted peak memory in GiB")
         panel.grid(axis="y", which="both")
         figure.legend(loc="outside lower center", ncols=2, fontsize=11)
     return figure
 
 
 def _at(plan: Plan, p: Predicted, steps: int) -> float:
-    return p.gib + (steps - plan.config.inner_steps) * p.gib_per_step
+    return p.gib + (steps - plan.options.inner_steps) * p.gib_per_step

@@ -1,4 +1,4 @@
-"""What a meta-step costs: peak memory and arithmetic of the real code, on fake tensors or on real ones."""
+"""Measure a meta-step: peak memory and operations of the real code, on fake tensors or on real ones."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ from mtl.metagrad.products import AbstractPull
 from mtl.metagrad.sweep import outer_adjoint, through_init
 from mtl.metagrad.tensors import Tensors
 from mtl.planning.work import Work
-from mtl.tools.memory import LiveBytes, Watching, stored_bytes
+from mtl.tools.memory import AbstractWatcher, LiveBytes, stored_bytes
 
 
 def meta_step(learner: MetaLearner, episode: Episode) -> MetaGradient:
-    """What training does for one chunk of tasks, up to the generator's own backward."""
+    """The outer step of training on one chunk of tasks, up to the generator's own backward pass."""
     emitted = emit(learner, episode)
-    return learner.meta_gradient(episode, tensors.detach(emitted))  # the generator's graph waits for it
+    return learner.meta_gradient(episode, tensors.detach(emitted))  # the generator's graph stays alive meanwhile
 
 
 def emit(learner: MetaLearner, episode: Episode) -> Tensors:
-    """What the generator makes of the support set; the learner's own view counts classes by the labels' values."""
+    """The generator's output for the support set. ``learner.view`` would count classes by the labels' values."""
     features, activations = learner.backbone.observe(episode.support.inputs)
-    view = SupportView(features, activations, episode.support.labels, episode.ways)
-    return learner.generator(view)
+    return learner.generator(SupportView(features, activations, episode.support.labels, episode.ways))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a meta-step, in bytes, beyond weights and inputs.
+    """Memory of a meta-step in bytes, without weights and inputs.
 
     Args:
-        peak: the most that is held at a time.
-        per_step: what every further inner step leaves behind at least: its fast weights and its gradient.
+        peak: most bytes alive at once.
+        per_step: least growth per further inner step: its fast weights and its gradient.
     """
 
     peak: int
@@ -49,33 +48,33 @@ class Memory:
 
 
 def memory(learner: MetaLearner, episode: Episode) -> Memory:
-    """Counted while the estimator runs. The backbone has to know its frozen prefix: finding it would count too."""
-    with LiveBytes(known=standing(learner, episode)) as counter:
-        found = meta_step(learner, episode)
-    return Memory(counter.peak, 2 * stored_bytes(found.weights.values()))
+    """Run the estimator and count. The backbone must know its frozen prefix already, or finding it would count too."""
+    with LiveBytes(known=permanent(learner, episode)) as counter:
+        result = meta_step(learner, episode)
+    return Memory(counter.peak, 2 * stored_bytes(result.weights.values()))
 
 
-def standing(learner: MetaLearner, episode: Episode) -> list[Tensor]:
-    """The tensors that are there all the time: frozen weights, generator, inputs."""
+def permanent(learner: MetaLearner, episode: Episode) -> list[Tensor]:
+    """Tensors that stay alive throughout: frozen weights, generator, inputs."""
     inputs = [x for e in (episode.support, episode.query) for x in (*e.inputs, e.labels)]
     modules = (learner.backbone, learner.generator)
     return [*inputs, *(v for m in modules for v in (*m.parameters(), *m.buffers()))]
 
 
-def standing_bytes(learner: MetaLearner, episode: Episode) -> int:
-    """Bytes of these, and of what the generator's optimiser adds: gradients, and AdamW's two moments."""
-    return stored_bytes(standing(learner, episode)) + 3 * stored_bytes(learner.generator.parameters())
+def permanent_bytes(learner: MetaLearner, episode: Episode) -> int:
+    """Bytes of these and of the generator's optimiser: gradients and AdamW's two moments."""
+    return stored_bytes(permanent(learner, episode)) + 3 * stored_bytes(learner.generator.parameters())
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Floating-point operations of the parts that every estimator is made of, see :class:`mtl.planning.work.Work`.
+    """Floating-point operations of the building blocks of an estimator, see :class:`mtl.planning.work.Work`.
 
     Args:
-        start: what happens once: the generator's view, the initial weights and the way back through them.
-        gradient: of the inner loss.
-        outer: gradient of the outer loss.
-        pulls: for each pull, of linearising at a new anchor, and of one product there.
+        start: the generator's view, the initial weights and the backward pass through them, once per meta-step.
+        gradient: a gradient of the inner loss.
+        outer: a gradient of the outer loss.
+        pulls: for each pull, a linearisation at a new anchor, and a product there.
     """
 
     start: int
@@ -83,21 +82,21 @@ class Arithmetic:
     outer: int
     pulls: dict[str, tuple[int, int]]
 
-    def of(self, work: Work, pull: str) -> float:
-        """Floating-point operations of a meta-step."""
+    def total(self, work: Work, pull: str) -> float:
+        """Operations of a whole meta-step."""
         anchor, product = self.pulls[pull]
         pulled = work.anchors * anchor + (work.anchors + work.products) * product
         return self.start + work.gradients * self.gradient + work.outer * self.outer + pulled
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where an inner loop starts.
+class InnerStart:
+    """Start of an inner loop.
 
     Args:
-        problem: of the learner and the episode.
-        meta: what the generator emits.
-        weights: the initial fast weights.
+        problem: inner problem of the learner and the episode.
+        meta: the generator's output.
+        weights: initial fast weights.
     """
 
     problem: InnerProblem
@@ -105,54 +104,54 @@ class Beginning:
     weights: Tensors
 
 
-def beginning(learner: MetaLearner, episode: Episode) -> Beginning:
-    """The first things that a meta-step computes."""
+def inner_start(learner: MetaLearner, episode: Episode) -> InnerStart:
+    """Compute everything that precedes the first inner step."""
     meta, problem = tensors.detach(emit(learner, episode)), learner.problem(episode)
     with torch.no_grad():
-        return Beginning(problem, meta, problem.init(meta))
+        return InnerStart(problem, meta, problem.init(meta))
 
 
-def arithmetic(learner: MetaLearner, episode: Episode, begun: Beginning) -> Arithmetic:
-    """Counted part by part with the real code, but for the pulls."""
-    problem, meta, weights = begun.problem, begun.meta, begun.weights
+def arithmetic(learner: MetaLearner, episode: Episode, start: InnerStart) -> Arithmetic:
+    """Count the operations of the building blocks, except the pulls."""
+    problem, meta, weights = start.problem, start.meta, start.weights
     with Flops() as gradient:
         inner_gradient(problem, weights, meta, 0)
     with Flops() as outer:
         _, adjoint = outer_adjoint(problem, meta, Trajectory([weights], [learner.optimizer.init(weights)], [], 0))
-    with Flops() as start:
-        beginning(learner, episode)
+    with Flops() as once:
+        inner_start(learner, episode)
         through_init(problem, meta, adjoint)
-    return Arithmetic(start.total, gradient.total, outer.total, {})
+    return Arithmetic(once.total, gradient.total, outer.total, {})
 
 
-def pull_arithmetic(begun: Beginning, pull: AbstractPull) -> tuple[int, int]:
-    """Operations of linearising at an anchor, and of one product there."""
+def pull_arithmetic(start: InnerStart, pull: AbstractPull) -> tuple[int, int]:
+    """Operations of a linearisation at an anchor, and of a product there."""
     with Flops() as anchor:
-        products = pull.at(begun.problem, begun.weights, begun.meta, 0)
+        products = pull.at(start.problem, start.weights, start.meta, 0)
     with Flops() as product:
-        products(begun.weights)
+        products(start.weights)
     return anchor.total, product.total
 
 
-class Flops(Watching):
+class Flops(AbstractWatcher):
     """Counts the floating-point operations of matrix products, convolutions and attention.
 
-    By torch's formulas, but without ``FlopCounterMode`` itself, which hooks into the graph that it watches.
+    Uses torch's formulas without ``FlopCounterMode``, which adds hooks to the graph.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
-    def saw(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+    def watch(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
             self.total += 2 * _scores(args[0], args[1])
         elif func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
-            self.total += 5 * _scores(args[1], args[2])  # the scores once more, and four products for the gradients
+            self.total += 5 * _scores(args[1], args[2])  # recomputed scores and four products for the gradients
         elif (formula := flop_registry.get(func._overloadpacket)) is not None:
-            self.total += formula(*args, **kwargs, out_val=found)
+            self.total += formula(*args, **kwargs, out_val=result)
 
 
 def _scores(query: Tensor, key: Tensor) -> int:
-    """Operations of one product between queries and keys, which torch has no formula for with its CPU kernel."""
+    """Operations of the product of queries and keys; torch has no formula for its CPU kernel."""
     return 2 * query.numel() * key.shape[-2]

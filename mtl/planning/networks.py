@@ -1,4 +1,4 @@
-"""Networks without numbers: everything about them is known but the values, and nothing is downloaded or allocated."""
+"""Networks whose tensors have no values, so that no weights are downloaded or allocated."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mtl.networks.modulation import SiteKind
 
 Module = TypeVar("Module", bound=nn.Module)
 Mode = FakeTensorMode | torch.device
-"""Where tensors live. Fake ones behave like the CPU's, with its kernels and its autocast, but have no values;
-forward-mode differentiation does not know them, only those on the meta device. On the CPU are real ones, to measure."""
+"""Kind of tensors. Fake ones have no values but behave like the CPU's, with its kernels and its autocast; forward-mode
+differentiation supports the meta device only. Tensors on the CPU are real, to measure."""
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 DECODER = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0}
@@ -33,7 +33,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     | {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
     | {"intermediate_size": 14336},
 }
-"""Decoders by their size, to plan for one where no hub can be reached."""
+"""Built-in configurations of decoders, to plan without access to a hub."""
 
 
 def backbone_in(
@@ -45,16 +45,15 @@ def backbone_in(
     image_size: int | None = None,
     **model_args: Any,
 ) -> Backbone:
-    """A backbone of the mode's tensors.
+    """A backbone with tensors of the given mode.
 
     Args:
-        name: what :func:`mtl.load_backbone` takes, or a key of :data:`KNOWN`; of a hub id only the configuration is
-            read.
-        mode: what its tensors live in, and everything that is computed with them.
-        image_size: pixels; None is the size that the network was made for.
+        name: as in :func:`mtl.load_backbone`, or a key of :data:`KNOWN`; for a hub id only the configuration is read.
+        mode: kind of its tensors, and of everything computed from them.
+        image_size: pixels; None is the network's own size.
 
     Raises:
-        ValueError: a name, a size or a number of blocks that does not fit.
+        ValueError: unknown name, or a size or number of blocks that the network does not support.
     """
     with mode if mode == CPU else META:
         model, adapter = _load(name, image_size, model_args)
@@ -63,10 +62,10 @@ def backbone_in(
 
 
 def moved(module: Module, mode: Mode) -> Module:
-    """The module with the mode's tensors in place of its own; a tensor that is used twice still is one."""
+    """The module with tensors of the mode in place of its own; shared tensors stay shared."""
     if mode == CPU:
         return module
-    made: dict[int, tuple[Tensor, Tensor]] = {}  # the original as well, so that its id stays its own
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # holds the originals too, or their ids could be reused
 
     def empty(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
@@ -78,7 +77,7 @@ def moved(module: Module, mode: Mode) -> Module:
         return made[id(tensor)][1]
 
     for part in module.modules():
-        # Plain attributes too: some networks keep tables of angles outside their buffers.
+        # Plain attributes too: some networks store tables of angles outside their buffers.
         tables: tuple[Any, ...] = (part._parameters, part._buffers, vars(part))
         for held in tables:
             held.update({k: empty(v) for k, v in held.items() if isinstance(v, Tensor)})
@@ -99,8 +98,8 @@ def _load(name: str, image_size: int | None, args: dict[str, Any]) -> tuple[nn.M
         return _load_images(make, name, image_size, args)
     except OSError as e:
         raise ValueError(
-            f"backbone={name!r}: no configuration of that name is here or within reach; name a timm model, a local "
-            f"folder with a config.json, or one of {', '.join(KNOWN)}"
+            f"backbone={name!r}: found no configuration of that name; expected a timm model, a local folder with a "
+            f"config.json, an id of a hub that can be reached, or one of {', '.join(KNOWN)}"
         ) from e
 
 
@@ -109,18 +108,18 @@ def _load_configured(
 ) -> tuple[nn.Module, AbstractAdapter]:
     sized = {} if size is None else {"image_size": size}
     try:
-        # How it pools makes no difference here, and to find out what suits the network would take its values.
+        # Pooling does not matter here, and choosing it automatically would need values.
         return make(name, False, None, "mean", args | sized)
     except ValueError as e:
         if "'image_size'" not in str(e):
             raise
-        raise ValueError(f"image_size={size}: {name} has none to set; leave it out") from e
+        raise ValueError(f"image_size={size}: {name} has no such option; leave it out") from e
 
 
 def _load_images(
     make: Callable[..., tuple[nn.Module, AbstractAdapter]], name: str, size: int, args: dict[str, Any]
 ) -> tuple[nn.Module, AbstractAdapter]:
-    """A timm network for images of this size: a transformer is built for it, a convolutional network takes any."""
+    """A timm network for images of this size: transformers are built for one, convolutional networks take any."""
     try:
         return make(name, False, None, None, args | {"img_size": size})
     except ValueError as e:

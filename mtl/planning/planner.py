@@ -1,4 +1,4 @@
-"""Predicting peak memory and time of every choice."""
+"""Predict peak memory and time of every estimator, pull and choice of stored activations."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from mtl.metagrad.estimators import Exact, FirstOrder, Rematerialised, Structura
 from mtl.metagrad.options import representatives
 from mtl.metagrad.products import PULLS
 from mtl.planning.advice import Change, changes
-from mtl.planning.choices import Keeping, keepings, representative
-from mtl.planning.config import Config
+from mtl.planning.choices import Activations, activation_options, representative
 from mtl.planning.measuring import Arithmetic
 from mtl.planning.networks import META
+from mtl.planning.options import PlanOptions
 from mtl.planning.work import takes_pull, work
-from mtl.planning.workplace import Workplace
+from mtl.planning.workbench import Workbench
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """One choice.
+    """Predicted cost of one choice.
 
     Args:
-        estimator: its name.
-        pull: how second derivatives are evaluated; empty for an estimator that does not choose.
-        keeping: what is kept of a forward pass.
-        gib: peak memory.
-        gib_per_step: what one more inner step adds.
-        least: time by arithmetic, unrolled MAML that keeps everything is 1.
-        most: the same where curvature is high, for estimators that look at it.
-        fits: whether it stays within the budget.
+        estimator: name of the estimator.
+        pull: how second derivatives are evaluated; empty for an estimator without this option.
+        activations: what a forward pass stores.
+        gib: peak memory in GiB.
+        gib_per_step: growth per further inner step.
+        least: operations relative to unrolled MAML that stores everything.
+        most: the same at high curvature, for estimators that depend on it.
+        fits: whether ``gib`` is within the budget.
     """
 
     estimator: str
     pull: str
-    keeping: str
+    activations: str
     gib: float
     gib_per_step: float
     least: float
@@ -49,93 +49,93 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the choices cost for one network and one size of episode.
+    """Predicted costs for one network and one size of episode.
 
     Args:
-        config: of what.
-        standing_gib: weights, inputs, the generator and its optimiser: what is there all the time.
-        predicted: every choice; for each way of keeping, the reference first.
-        refused: choices that could not be run without values, and why.
-        changes: what was tried because nothing that trains through the inner loop fits.
+        options: of the planner.
+        permanent_gib: GiB of weights, inputs, the generator and its optimiser.
+        predicted: all choices; for each choice of activations, the reference first.
+        refused: choices that cannot run without values, each with the reason.
+        changes: changes of options, tried if nothing that trains through the inner loop fits.
     """
 
-    config: Config
-    standing_gib: float
+    options: PlanOptions
+    permanent_gib: float
     predicted: tuple[Predicted, ...]
     refused: tuple[str, ...]
     changes: tuple[Change, ...]
 
-    def of(self, estimator: str, pull: str, keeping: str) -> Predicted | None:
-        """One choice, None where it is refused."""
-        wanted = (estimator, pull, keeping)
-        return next((p for p in self.predicted if (p.estimator, p.pull, p.keeping) == wanted), None)
+    def find(self, estimator: str, pull: str, activations: str) -> Predicted | None:
+        """The prediction for one choice; None if it was refused."""
+        wanted = (estimator, pull, activations)
+        return next((p for p in self.predicted if (p.estimator, p.pull, p.activations) == wanted), None)
 
     @property
     def fitting(self) -> list[Predicted]:
-        """What fits, the fastest first; at equal time what needs less."""
+        """Choices within the budget, the fastest first, then by memory."""
         return sorted((p for p in self.predicted if p.fits), key=lambda p: (p.most, p.gib))
 
 
-def plan(config: Config, progress: bool = True) -> Plan:
-    """Predict peak memory and relative time of every estimator, pull and way of keeping activations.
+def plan(options: PlanOptions, progress: bool = True) -> Plan:
+    """Predict peak memory and relative time of every estimator, pull and choice of stored activations.
 
-    Nothing is downloaded but a configuration, and no tensor is allocated: the estimators run on fake ones.
+    The estimators run on fake tensors: at most a configuration is downloaded, and no tensor is allocated.
 
     Args:
-        progress: show a bar.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: a network, a size, a number of blocks or a length that does not exist.
+        ValueError: unknown network, or a size, number of blocks or length that it does not support.
     """
-    place, elsewhere = Workplace(config), _elsewhere(config)
-    kept = keepings(config)
-    bar = tqdm(total=len(kept) * len(RUN), disable=not progress, unit="run", desc=config.backbone)
+    bench, meta_bench = Workbench(options), _meta_bench(options)
+    stored = activation_options(options)
+    bar = tqdm(total=len(stored) * len(RUN), disable=not progress, unit="run", desc=options.backbone)
     with bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", StructuralZeroWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # of torch's own forward mode
-        costs = [_measure(place, elsewhere, keeping, bar) for keeping in kept]
-    predicted = _rows(config, costs)
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # from torch's forward mode
+        costs = [_measure(bench, meta_bench, activations, bar) for activations in stored]
+    predicted = _rows(options, costs)
     fits = any(p.fits and p.pull for p in predicted)
-    tried = () if fits else changes(config, place.blocks, progress)
-    refused = tuple(f"{r} ({c.keeping.name})" for c in costs for r in c.refused)
-    return Plan(config, place.standing / GIB, predicted, refused, tried)
+    tried = () if fits else changes(options, bench.blocks, progress)
+    refused = tuple(f"{r} ({c.activations.name})" for c in costs for r in c.refused)
+    return Plan(options, bench.permanent / GIB, predicted, refused, tried)
 
 
 LEANEST = Rematerialised("finite-difference")
 FORWARD = Rematerialised("forward-over-reverse")
 RUN = (Exact(), FirstOrder(), Rematerialised("reverse"), FORWARD, LEANEST)
-"""What stands for all estimators, see :func:`mtl.planning.choices.representative`."""
+"""Representatives of all estimators, see :func:`mtl.planning.choices.representative`."""
 
 
 @dataclass(frozen=True)
 class _Costs:
-    """Of one way of keeping: peaks (for K steps, and what one more adds) by estimator, and arithmetic."""
+    """Measurements for one choice of activations; ``peaks`` are bytes for K steps, and per further step."""
 
-    keeping: Keeping
+    activations: Activations
     peaks: dict[str, tuple[int, int]]
     arithmetic: Arithmetic
     refused: list[str]
 
 
-def _elsewhere(config: Config) -> Workplace | str:
-    """Where forward-mode differentiation works without values, or why it does not for this network."""
+def _meta_bench(options: PlanOptions) -> Workbench | str:
+    """Workbench for forward-mode differentiation, or the reason why this network does not support it."""
     try:
-        return Workplace(config, META)
+        return Workbench(options, META)
     except (RuntimeError, NotImplementedError) as e:
         return str(e).splitlines()[0]
 
 
-def _measure(place: Workplace, elsewhere: Workplace | str, keeping: Keeping, bar: tqdm) -> _Costs:
-    cost = _Costs(keeping, {}, place.arithmetic(keeping), [])
+def _measure(bench: Workbench, meta_bench: Workbench | str, activations: Activations, bar: tqdm) -> _Costs:
+    cost = _Costs(activations, {}, bench.arithmetic(activations), [])
     for estimator in RUN:
-        at = elsewhere if estimator == FORWARD else place
+        used = meta_bench if estimator == FORWARD else bench
         try:
-            if isinstance(at, str):
-                raise NotImplementedError(at)
-            peak = at.peak(estimator, keeping, at.config.inner_steps)
+            if isinstance(used, str):
+                raise NotImplementedError(used)
+            peak = used.peak(estimator, activations, used.options.inner_steps)
             if isinstance(estimator, Rematerialised):
                 pull = str(estimator.pull)
-                cost.arithmetic.pulls[pull] = at.pull_arithmetic(keeping, pull)
+                cost.arithmetic.pulls[pull] = used.pull_arithmetic(activations, pull)
             cost.peaks[repr(estimator)] = peak
         except (RuntimeError, NotImplementedError) as e:
             cost.refused.append(f"{estimator!r}: {str(e).splitlines()[0]}")
@@ -143,19 +143,19 @@ def _measure(place: Workplace, elsewhere: Workplace | str, keeping: Keeping, bar
     return cost
 
 
-def _rows(config: Config, costs: list[_Costs]) -> tuple[Predicted, ...]:
-    rows = [row for cost in costs for row in _of_keeping(config, cost)]
+def _rows(options: PlanOptions, costs: list[_Costs]) -> tuple[Predicted, ...]:
+    rows = [row for cost in costs for row in _predict(options, cost)]
     unit = rows[0].most
     return tuple(replace(r, least=r.least / unit, most=r.most / unit) for r in rows)
 
 
-def _of_keeping(config: Config, cost: _Costs) -> Iterator[Predicted]:
-    for name, estimator in representatives(config.window).items():
-        least, most = work(estimator, config.inner_steps)
+def _predict(options: PlanOptions, cost: _Costs) -> Iterator[Predicted]:
+    for name, estimator in representatives(options.window).items():
+        least, most = work(estimator, options.inner_steps)
         for pull in PULLS if takes_pull(estimator) else ("",):
             peak = cost.peaks.get(repr(representative(estimator, pull)))
-            how = pull or "reverse"  # what autograd walks back through is a reverse product as well
+            how = pull or "reverse"  # autograd's own backward pass is a reverse product too
             if peak and how in cost.arithmetic.pulls:
-                fits = peak[0] <= config.budget * GIB
-                low, high = (cost.arithmetic.of(w, how) for w in (least, most))
-                yield Predicted(name, pull, cost.keeping.name, peak[0] / GIB, peak[1] / GIB, low, high, fits)
+                fits = peak[0] <= options.budget * GIB
+                low, high = (cost.arithmetic.total(w, how) for w in (least, most))
+                yield Predicted(name, pull, cost.activations.name, peak[0] / GIB, peak[1] / GIB, low, high, fits)

@@ -1,4 +1,4 @@
-"""How much an estimator has to do for K inner steps: counted by running it on a problem of eight numbers."""
+"""Count the evaluations of an estimator for K inner steps, by running it on a problem with eight weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mtl.metagrad.products import AbstractPull, Products, as_pull
 from mtl.metagrad.tensors import Tensors
 
 FLAT = (1e-3,) * 8
-"""Curvatures so low that adaptive windows are walked back in one piece, and conjugate gradients are done at once."""
+"""Low curvatures: adaptive windows need no sub-steps, and conjugate gradients converge at once."""
 STEEP = tuple(2.0**i for i in range(-3, 5))
-"""Curvatures past every cliff, and so different that conjugate gradients do not end early."""
+"""High and different curvatures: adaptive windows split, and conjugate gradients do not converge early."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is evaluated for K inner steps.
+    """Number of evaluations for K inner steps.
 
     Args:
-        gradients: of the inner loss, whose graph is let go at once.
+        gradients: gradients of the inner loss whose graph is freed at once.
         anchors: linearisations of the inner gradient, each with its first product.
-        products: further products at an anchor that is there already.
+        products: further products at an existing anchor.
         outer: gradients of the outer loss.
     """
 
@@ -38,18 +38,18 @@ class Work:
 
 
 def work(estimator: AbstractEstimator, steps: int) -> tuple[Work, Work]:
-    """The least and the most that K steps can ask for; they differ where an estimator looks at curvature."""
+    """The least and the most work for K steps; they differ if an estimator depends on curvature."""
     return _count(estimator, steps, FLAT), _count(estimator, steps, STEEP)
 
 
 def with_pull(estimator: AbstractEstimator, pull: str | AbstractPull) -> AbstractEstimator:
-    """The estimator with another pull; one that takes none is returned as it is."""
+    """The estimator with another pull; one without this option is returned unchanged."""
     changed: Any = estimator
     return replace(changed, pull=pull) if takes_pull(estimator) else estimator
 
 
 def takes_pull(estimator: AbstractEstimator) -> bool:
-    """Whether the estimator evaluates products of second derivatives, and can be told how."""
+    """Whether the estimator has the option ``pull``, and so evaluates products of second derivatives."""
     described: Any = estimator
     return "pull" in {f.name for f in fields(described)}
 
@@ -57,7 +57,7 @@ def takes_pull(estimator: AbstractEstimator) -> bool:
 def _count(estimator: AbstractEstimator, steps: int, curvatures: tuple[float, ...]) -> Work:
     counting, outer = _Counting(), [0]
     found = with_pull(estimator, counting)(_problem(steps, curvatures, outer), {})
-    # What is not pulled is walked back by autograd through graphs that the gradients had to keep.
+    # Autograd walks back the rest through the graphs that these gradients keep.
     kept = found.pulls - counting.products
     return Work(found.gradients - kept, counting.anchors + kept, counting.products - counting.anchors, outer[0])
 
@@ -79,7 +79,7 @@ def _problem(steps: int, curvatures: tuple[float, ...], outer: list[int]) -> Inn
 
 
 class _Counting(AbstractPull):
-    """Reverse pulls that are counted."""
+    """Reverse pulls that count themselves."""
 
     def __init__(self) -> None:
         self.anchors = self.products = 0

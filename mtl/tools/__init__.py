@@ -1,6 +1,6 @@
-"""What the other sub-packages share: safe files, memory counting, comparisons of methods, and figures."""
+"""Atomic files, memory counting, comparisons of methods, and figures, shared by the other sub-packages."""
 
-from mtl.tools.comparison import Comparison, MethodResult, mean_interval, paired, verdicts
+from mtl.tools.comparison import Comparison, MethodResult, mean_interval, paired_difference, verdicts
 from mtl.tools.figures import accuracy_figure, curves_figure, episode_strip
 
 __all__ = [
@@ -10,6 +10,6 @@ __all__ = [
     "curves_figure",
     "episode_strip",
     "mean_interval",
-    "paired",
+    "paired_difference",
     "verdicts",
 ]

@@ -1,8 +1,7 @@
-"""Methods judged on the same episodes: intervals, paired differences, tables (in %) and files (fractions, 0 .. 1)."""
+"""Compare methods on the same episodes: intervals, paired differences, tables (in %), CSV and JSON (0 .. 1)."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write, write_csv
 
 Kind = Literal["baseline", "ours", "control"]
-ALL = "all"  # the name under which the episodes of all families are pooled
+ALL = "all"  # name of the pooled episodes of all families
 
 
 def mean_interval(x: ArrayLike) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval, ``1.96 std / sqrt(n)`` with the unbiased ``std``.
+    """Mean and half width of the 95 % interval of ``x`` ``(n,)``: ``1.96 std / sqrt(n)`` with the unbiased ``std``.
 
-    The normal 1.96 is the field's convention; below some 30 episodes it makes the interval too narrow.
-    ``x`` is ``(n,)``. A half width needs two values: it is NaN for ``n = 1``, and so is the mean for ``n = 0``.
+    The normal 1.96 is the field's convention; below about 30 episodes the interval is too narrow. The half width is NaN
+    for ``n < 2``, and the mean is NaN for ``n = 0``.
     """
     values = np.asarray(x, dtype=np.float64)
     if values.size < 2:
@@ -31,14 +30,14 @@ def mean_interval(x: ArrayLike) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(values.size))
 
 
-def paired(reference: ArrayLike, other: ArrayLike) -> tuple[float, float]:
-    """Mean and half width of ``reference - other``, taken episode by episode.
+def paired_difference(reference: ArrayLike, other: ArrayLike) -> tuple[float, float]:
+    """Mean and half width of the 95 % interval of ``reference - other``, episode by episode.
 
-    Episodes differ in difficulty far more than methods do, and that part cancels here: two methods whose own
-    intervals overlap can still differ clearly. Both are ``(episodes,)``, the same episodes in the same order.
+    Episodes differ in difficulty far more than methods do, and that part cancels here: methods whose own intervals
+    overlap can still differ clearly. Both are ``(episodes,)``, the same episodes in the same order.
 
     Raises:
-        ValueError: when the shapes differ, for then the episodes cannot be the same.
+        ValueError: the shapes differ.
     """
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if a.shape != b.shape:
@@ -51,11 +50,11 @@ class MethodResult:
     """One method on one setting.
 
     Args:
-        method: its name in tables and figures.
+        method: name in tables and figures.
         kind: ``"baseline"``, ``"ours"`` or ``"control"``.
-        accuracy: ``(episodes,)`` in ``0 .. 1``; kept as a read-only float64 copy.
+        accuracy: ``(episodes,)`` in ``0 .. 1``; stored as a read-only float64 copy.
         seconds_per_task: time to adapt to one task and predict its queries.
-        adapted_values: how many numbers are adapted per task.
+        adapted_values: number of adapted weights per task.
 
     Raises:
         ValueError: naming the method, for NaN, percentages, other shapes, unknown kinds, negative or infinite costs.
@@ -100,16 +99,16 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Several methods on the same episodes of one setting.
+    """Results of several methods on the same episodes of one setting.
 
     Args:
         setting: for example ``"5-way 1-shot"``.
-        families: the kind of task of each episode, ``(episodes,)``.
-        rows: one per method, in the order in which tables list them.
+        families: family of each episode's task, ``(episodes,)``.
+        rows: one per method, in the order of the tables.
         reference: the method from which the others are subtracted.
 
     Raises:
-        ValueError: naming the rows, when lengths differ, names repeat or the reference is unknown.
+        ValueError: lengths differ, names repeat or the reference is unknown.
     """
 
     setting: str
@@ -129,35 +128,35 @@ class Comparison:
             raise ValueError(f"{self.setting}: a family cannot be called {ALL!r}, which names all families together")
 
     def row(self, method: str) -> MethodResult:
-        """The row of one method; ``KeyError`` when there is none."""
+        """The row of one method; ``KeyError`` if there is none."""
         return {r.method: r for r in self.rows}[method]
 
     def by_family(self) -> dict[str, Comparison]:
-        """The comparison restricted to each family, in order of first appearance."""
-        found = {}
-        for name in dict.fromkeys(self.families):
-            mask = np.array([family == name for family in self.families])
-            rows = tuple(replace(r, accuracy=r.accuracy[mask]) for r in self.rows)
-            found[name] = replace(self, families=(name,) * int(mask.sum()), rows=rows)
-        return found
+        """A comparison for each family, in order of first appearance."""
+        return {name: self._restricted(name) for name in dict.fromkeys(self.families)}
+
+    def _restricted(self, family: str) -> Comparison:
+        mask = np.array(self.families) == family
+        rows = tuple(replace(r, accuracy=r.accuracy[mask]) for r in self.rows)
+        return replace(self, families=(family,) * int(mask.sum()), rows=rows)
 
     def parts(self) -> dict[str, Comparison]:
-        """All episodes under ``"all"``, followed by each family when there are several.
+        """All episodes under ``"all"``, followed by each family if there are several.
 
-        ``"all"`` weighs episodes, not families, equally; its interval is for episodes drawn from the whole mixture.
+        ``"all"`` gives each episode, not each family, the same weight.
         """
         return {ALL: self} | (self.by_family() if len(set(self.families)) > 1 else {})
 
     def verdict(self, method: str, family: str = ALL) -> Verdict:
-        """The reference against ``method`` on all these episodes, reported under the name ``family``."""
-        difference, half_width = paired(self.row(self.reference).accuracy, self.row(method).accuracy)
-        # Equal up to rounding is a tie, and so is the NaN half width of a single episode.
+        """The reference against ``method`` on all these episodes, labelled with ``family``."""
+        difference, half_width = paired_difference(self.row(self.reference).accuracy, self.row(method).accuracy)
+        # Equality up to rounding is a tie, and so is a single episode, whose half width is NaN.
         clear = abs(difference) > half_width + 1e-12
         outcome = ("wins" if difference > 0 else "loses") if clear else "ties"
         return Verdict(method, family, difference, half_width, outcome)
 
     def table(self, markdown: bool = False) -> str:
-        """An aligned table in percent: accuracy, each family when there are several, paired difference, costs."""
+        """An aligned table in percent: accuracy, also per family if there are several, paired difference, costs."""
         parts = self.parts()
         heads = ["method", "accuracy ± 95 %", *list(parts)[1:], "difference  ", "s/task", "adapted values"]
         note = f"{self.setting}, {len(self.families)} episodes; accuracies in % ± a 95 % interval.\nDifference: "
@@ -165,23 +164,19 @@ class Comparison:
         return f"{_aligned([heads, *(_cells(parts, r) for r in self.rows)], markdown)}\n\n{note}\n"
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one line per method and family, ``"all"`` included; accuracies in ``0 .. 1``."""
+        """Write one line per method and family, ``"all"`` included, with accuracies in ``0 .. 1``."""
         parts = [(ALL, self), *self.by_family().items()]
-        records = [_record(name, part, row) for name, part in parts for row in part.rows]
-        with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(records[0]))
-            writer.writeheader()
-            writer.writerows(records)
+        write_csv([_record(name, part, row) for name, part in parts for row in part.rows], path)
 
     def to_json(self, path: str | Path) -> None:
-        """Write everything, each episode's accuracy included; :meth:`from_json` restores it exactly."""
+        """Write everything, including each episode's accuracy; :meth:`from_json` restores it exactly."""
         rows = [vars(r) | {"accuracy": r.accuracy.tolist(), "adapted_values": int(r.adapted_values)} for r in self.rows]
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(json.dumps(vars(self) | {"rows": rows}, allow_nan=False), encoding="utf-8")
 
     @staticmethod
     def from_json(path: str | Path) -> Comparison:
-        """Load what :meth:`to_json` wrote; ``ValueError`` naming the file when it is something else or invalid."""
+        """Load a file of :meth:`to_json`; ``ValueError`` if it is none, or invalid."""
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
             rows, families = tuple(MethodResult(**r) for r in content["rows"]), tuple(content["families"])
@@ -191,9 +186,9 @@ class Comparison:
 
 
 def verdicts(comparison: Comparison, per_family: bool = True) -> list[Verdict]:
-    """The reference against each other method: on all episodes and, when there are several, on each family.
+    """The reference against each other method: on all episodes and, if there are several, on each family.
 
-    Each interval stands on its own: of many true ties one in twenty comes out as a win or a loss.
+    The intervals are not corrected for many comparisons: one true tie in twenty shows as a win or a loss.
     """
     parts = comparison.parts() if per_family else {ALL: comparison}
     others = [r.method for r in comparison.rows if r.method != comparison.reference]
@@ -201,11 +196,11 @@ def verdicts(comparison: Comparison, per_family: bool = True) -> list[Verdict]:
 
 
 def _cells(parts: Mapping[str, Comparison], row: MethodResult) -> list[str]:
-    """One line of the table; percentages to a tenth, paired differences, which are far more precise, to a hundredth."""
+    """One line of the table: percentages to a tenth, the far more precise paired differences to a hundredth."""
     intervals = [mean_interval(part.row(row.method).accuracy) for part in parts.values()]
     accuracies = [f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in intervals]
     v = parts[ALL].verdict(row.method)
-    # A blank in place of the star keeps the decimal points of the column in line.
+    # A space in place of the star aligns the column's decimal points.
     difference = f"{100 * v.difference:+.2f} ± {100 * v.half_width:.2f} {' ' if v.outcome == 'ties' else '*'}"
     if row.method == parts[ALL].reference:
         difference = "reference  "
@@ -213,7 +208,7 @@ def _cells(parts: Mapping[str, Comparison], row: MethodResult) -> list[str]:
 
 
 def _aligned(cells: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Columns padded to their widest cell; the first to the left, numbers to the right."""
+    """Columns padded to their widest cell: the first aligned left, numbers right."""
     if markdown:
         cells = [[c.replace("|", r"\|") for c in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -225,7 +220,7 @@ def _aligned(cells: Sequence[Sequence[str]], markdown: bool) -> str:
 
 
 def _record(family: str, part: Comparison, row: MethodResult) -> dict[str, Any]:
-    """One line of the long format: the verdict with what it rests on; the reference ties with itself."""
+    """One line of the CSV file: the verdict and its data; the reference ties with itself."""
     mean, half = mean_interval(row.accuracy)
     record = {"setting": part.setting, "method": row.method, "kind": row.kind, "family": family}
     record |= {"episodes": row.accuracy.size, "accuracy": mean, "accuracy_half_width": half}

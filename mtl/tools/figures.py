@@ -1,6 +1,6 @@
-"""Figures for talks and papers. Each writes ``path`` (``.png``, ``.svg`` or ``.pdf``) and returns the figure.
+"""Figures for talks and papers. Each function writes ``path`` (``.png``, ``.svg`` or ``.pdf``) and returns the figure.
 
-They are built without ``pyplot``: no backend is chosen, no window opens and nothing stays open.
+They do not use ``pyplot``, so no backend is chosen and no window opens.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mtl.tools.comparison import Comparison, mean_interval, verdicts
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write
 
 INK, GREY, PALE, ACCENT, RIGHT, WRONG = "#1f2937", "#6b7280", "#e5e7eb", "#1d4ed8", "#15803d", "#dc2626"
 REFERENCE: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": (0, (4, 3))}
-# Shape and filling say what colour says, for prints and for colour-blind readers.
+# Shape and filling repeat the colour, for black-and-white prints and colour-blind readers.
 LOOKS: dict[str, dict[str, Any]] = {
     "ours": {"color": ACCENT, "marker": "D"},
     "baseline": {"color": GREY, "marker": "o"},
@@ -36,7 +36,7 @@ STYLE: Any = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "white"),
     **{"axes.edgecolor": GREY, "grid.color": PALE, "axes.axisbelow": True},
-    "svg.hashsalt": "mtl",  # the same figure gives the same bytes
+    "svg.hashsalt": "mtl",  # reproducible bytes
 }
 LEADS = {"wins": INK, "ties": GREY, "loses": WRONG}
 ROW = 1.25  # height of a strip's row, in images
@@ -44,8 +44,8 @@ PerEpisode = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 
 @contextmanager
-def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of ``width`` by ``height`` inches that is saved when the block ends well."""
+def figure_file(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of ``width`` by ``height`` inches and save it when the block succeeds."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in ("png", "svg", "pdf"):
         raise ValueError(f"{path}: a figure needs the suffix .png, .svg or .pdf")
@@ -53,19 +53,19 @@ def saved_figure(path: str | Path, width: float, height: float) -> Iterator[Figu
         figure = Figure(figsize=(width, height))
         figure.set_layout_engine("constrained", w_pad=0.1)
         yield figure
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             figure.savefig(draft, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
 
 
 def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figure:
     """Dots with 95 % intervals: a column per setting, all episodes above, a small panel per family below.
 
-    Methods keep one order everywhere: ours, baselines, controls, the most accurate first. The dashed line is the
-    reference. Numbers at the right are its paired lead in points: bold where the interval excludes 0, red where it
-    trails. Whether it differs from a method is read there, for the intervals of the dots may overlap all the same.
+    All panels list the methods in the same order: ours, baselines, controls, the most accurate first. The dashed line
+    is the reference. The numbers at the right are its paired lead in points: bold if the interval excludes 0, red if
+    the reference trails. Judge differences by these numbers; intervals of dots may overlap although methods differ.
 
     Raises:
-        ValueError: without a comparison, or for another suffix.
+        ValueError: no comparison, or another suffix.
     """
     if not comparisons:
         raise ValueError("accuracy_figure needs at least one comparison")
@@ -73,7 +73,7 @@ def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figu
     smalls = [c.by_family() if len(c.parts()) > 1 else {} for c in comparisons]
     widths = [max(len(small), 1) for small in smalls]
     heights = [0.34 * len(places)] + [0.27 * len(places)] * any(smalls)
-    with saved_figure(path, 4 + max(1.5 * sum(widths), 6 * len(widths)), 1.7 + sum(heights)) as figure:
+    with figure_file(path, 4 + max(1.5 * sum(widths), 6 * len(widths)), 1.7 + sum(heights)) as figure:
         grid = figure.add_gridspec(len(heights), sum(widths), height_ratios=heights)
         for i, (comparison, small) in enumerate(zip(comparisons, smalls, strict=True)):
             start, stop = sum(widths[:i]), sum(widths[: i + 1])
@@ -91,7 +91,7 @@ def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figu
 
 
 def _places(comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Height of each method, 0 at the top: by kind, a gap between kinds, then by accuracy averaged over settings."""
+    """Height of each method, 0 at the top: ordered by kind, with gaps between kinds, then by mean accuracy."""
     rows = [row for c in comparisons for row in c.rows]
     kinds = {row.method: list(LOOKS).index(row.kind) for row in rows}
     means = {m: np.mean([row.accuracy.mean() for row in rows if row.method == m]) for m in kinds}
@@ -116,7 +116,7 @@ def _dots(panel: Axes, comparison: Comparison, places: Mapping[str, float], name
 
 
 def _leads(panel: Axes, comparison: Comparison, places: Mapping[str, float]) -> None:
-    """The reference's paired lead over each method, as the labels of a second axis: these the layout keeps clear."""
+    """The reference's paired lead over each method, as labels of a second axis, for which the layout makes room."""
     found = verdicts(comparison, per_family=False)
     leads = [f"{100 * v.difference:+.1f}".rjust(5, "\N{FIGURE SPACE}") + f" ± {100 * v.half_width:.1f}" for v in found]
     axis = panel.secondary_yaxis("right")
@@ -148,25 +148,25 @@ def episode_strip(
     shots: int = 2,
     queries: int = 10,
 ) -> Figure:
-    """A row per episode: its support set by class, then queries framed by whether the prediction is right.
+    """One row per episode: its support set by class, then queries in green frames if predicted right, red if wrong.
 
-    Queries are not chosen by outcome: the first of each class, then the second of each, until there are
-    ``queries``. A wrong one names the class it was taken for. The percentage at the left counts all queries.
+    Queries are not selected by outcome: the first of each class, then the second of each, up to ``queries``. A wrong
+    one names the predicted class. The percentage at the left counts all queries.
 
     Args:
         inputs_support: ``(episodes, n_support, channels, height, width)``, or one ``(n_support, ...)`` per episode;
-            grey or RGB, of any range: each episode is scaled to its own minimum and maximum.
+            grey or RGB, any range: each episode is scaled to its own minimum and maximum.
         labels_support: ``(episodes, n_support)`` integers, or one ``(n_support,)`` per episode.
         inputs_query, labels_query: likewise with ``n_query``; ``predictions`` are classes, like ``labels_query``.
-        shots, queries: how many images are shown at most, per class and per episode.
+        shots, queries: maximum number of images, per class and per episode.
 
     Raises:
-        ValueError: for no episode, numbers of episodes or examples that differ, or channels other than 1 or 3.
+        ValueError: no episode, different numbers of episodes or examples, or channels other than 1 or 3.
     """
     columns = (inputs_support, labels_support, inputs_query, labels_query, predictions)
     if len({len(c) for c in columns}) != 1 or not len(predictions):
         raise ValueError(f"expected one entry per episode in each argument, got {[len(c) for c in columns]}")
-    with saved_figure(path, 1, 1) as figure:  # its size follows from what is drawn
+    with figure_file(path, 1, 1) as figure:  # resized below to fit its contents
         panel = figure.add_subplot()
         ends = [_strip(panel, i, [_array(c[i]) for c in columns], shots, queries) for i in range(len(predictions))]
         right, bottom = max(ends), ROW * len(ends)
@@ -200,14 +200,14 @@ def _strip(panel: Axes, row: int, episode: Sequence[np.ndarray], shots: int, que
 
 
 def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices ``(<= count,)`` sorted by class: the first example of each class, then each second one, and so on."""
+    """Indices ``(<= count,)``, sorted by class, of the first example of each class, then the second ones, and so on."""
     rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
     chosen = np.lexsort((labels, rank))[:count]
     return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
 def _displayable(images: np.ndarray) -> np.ndarray:
-    """``(n, channels, height, width)`` of any range to ``(n, height, width)`` or ``(n, height, width, 3)``, 0 .. 1."""
+    """``(n, channels, height, width)``, any range, to ``(n, height, width)`` or ``(n, height, width, 3)`` in 0 .. 1."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"episodes need images (n, 1 or 3, height, width), got {images.shape}")
     low, high = images.min(), images.max()
@@ -216,7 +216,7 @@ def _displayable(images: np.ndarray) -> np.ndarray:
 
 
 def _draw(panel: Axes, image: np.ndarray, x: float, y: float, text: str, frame: str = "") -> None:
-    """Draw an image in the unit square at the right of ``x``, below ``y``, keeping its proportions."""
+    """Draw an image into the unit square right of ``x`` and below ``y``, with its proportions kept."""
     height, width = np.array(image.shape[:2]) / max(image.shape[:2])
     left, top = x + (1 - width) / 2, y + (1 - height) / 2
     panel.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, top + height, top))
@@ -228,7 +228,7 @@ def _draw(panel: Axes, image: np.ndarray, x: float, y: float, text: str, frame: 
 
 
 def _letter(label: Any) -> str:
-    """A, B, C ... rather than digits, which the images may show; numbers beyond Z."""
+    """A, B, C ... because the images may show digits; numbers beyond Z."""
     return chr(ord("A") + int(label)) if 0 <= label < 26 else str(int(label))
 
 
@@ -237,20 +237,20 @@ def _array(x: Tensor | np.ndarray) -> np.ndarray:
 
 
 def curves_figure(metrics: Sequence[Mapping[str, float]], path: str | Path) -> Figure:
-    """Loss and accuracy against the step: training smoothed over its pale raw values, validation as dots.
+    """Loss and accuracy over the steps: smoothed training curves over pale raw values, validation as dots.
 
     Args:
         metrics: one per logged step, in order: ``step`` and any of ``loss``, ``accuracy`` (``0 .. 1``),
             ``validation_loss``, ``validation_accuracy`` and ``validation_*_half_width``; other keys are ignored.
 
     Raises:
-        ValueError: when there is neither a loss nor an accuracy to draw.
+        ValueError: there is neither a loss nor an accuracy to draw.
     """
     logged = set().union(*metrics)
     names = [name for name in ("loss", "accuracy") if {name, f"validation_{name}"} & logged]
     if not names:
         raise ValueError(f"no loss or accuracy to draw among the metrics {sorted(logged)}")
-    with saved_figure(path, 6.5 * len(names), 4.5) as figure:
+    with figure_file(path, 6.5 * len(names), 4.5) as figure:
         for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             _curve(panel, metrics, name, unit=100 if name == "accuracy" else 1)
             panel.set(title="accuracy, %" if name == "accuracy" else name, xlabel="step")
@@ -272,13 +272,13 @@ def _curve(panel: Axes, metrics: Sequence[Mapping[str, float]], name: str, unit:
 
 
 def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    """Steps, values and half widths ``(3, n)`` where ``name`` is logged and finite: one bad step is only a gap."""
+    """Steps, values and half widths ``(3, n)`` where ``name`` is logged and finite; other steps are gaps."""
     found = [m for m in metrics if np.isfinite(m.get(name, np.nan))]
     points = [(m["step"], m[name], m.get(f"{name}_half_width", 0.0)) for m in found]
     return np.nan_to_num(np.array(points, dtype=np.float64).reshape(-1, 3).T)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean under a bell a tenth of the run wide, centred so that it does not lag behind as a running average does."""
+    """Mean under a centred bell, a tenth of the run wide; a running average would lag behind."""
     kernel = np.hanning(max(1, len(values) // 10) + 2)[1:-1]
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

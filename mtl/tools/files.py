@@ -1,37 +1,34 @@
-"""Writing files and folders as a whole or not at all, and errors that say what could not be written."""
+"""Write files and folders as a whole or not at all, and explain failed writes."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 _HEX = "[0-9a-f]" * 8
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on the size of files
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit on file sizes
 
 
-def _beside(path: Path, end: str) -> Path:
-    # Not tempfile: what that makes is readable by its owner only, and would stay so after the move.
+def _draft(path: Path, end: str) -> Path:
+    # tempfile would make it readable by its owner only, also after the move
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{end}")
 
 
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    return [p for p in folder.iterdir() if fnmatchcase(p.name, pattern)]
-
-
 def remove_drafts(path: str | Path) -> None:
-    """Remove what killed savings of ``path`` left beside it. Nobody else may be saving it at the time.
+    """Remove the drafts that killed writes of ``path`` left beside it. No other process may be writing it.
 
     Args:
         path: its name may be a pattern, such as ``step-*.pt``.
     """
     path = Path(path)
-    for draft in _matching(path.parent, f".{path.stem}-{_HEX}{path.suffix}"):
+    for draft in list(path.parent.glob(f".{path.stem}-{_HEX}{path.suffix}")):
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         else:
@@ -39,12 +36,12 @@ def remove_drafts(path: str | Path) -> None:
 
 
 def recover_folder(path: str | Path) -> None:
-    """Put back what :func:`replacing_folder` had moved away when it was killed, and remove its drafts.
+    """Restore a folder whose :func:`atomic_folder` was killed, and remove its drafts.
 
     A folder is replaced by two moves. A kill between them leaves ``path`` missing and its old contents beside it.
     """
     path = Path(path)
-    for old in _matching(path.parent, f".{path.stem}-{_HEX}{path.suffix}.old"):
+    for old in list(path.parent.glob(f".{path.stem}-{_HEX}{path.suffix}.old")):
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -53,21 +50,21 @@ def recover_folder(path: str | Path) -> None:
 
 
 @contextmanager
-def naming_failures(path: str | Path, needed: int | None = None) -> Iterator[None]:
-    """Let what the system refuses say which file it was about, how much room there was, and what helps.
+def explain_write_errors(path: str | Path, needed: int | None = None) -> Iterator[None]:
+    """Add the file, the free disk space and a way out to the system's error message.
 
     Args:
         needed: bytes that ``path`` takes, where that is known.
 
     Raises:
-        OSError: of the same number, so that its class stays (``PermissionError``, ...).
+        OSError: with the same errno, and so of the same class (``PermissionError``, ...).
     """
     path = Path(path)
     try:
         yield
     except OSError as error:
-        helps = _room(path, needed) if error.errno in _FULL else "take a folder that can be written to"
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}; {helps}") from error
+        advice = _room(path, needed) if error.errno in _FULL else "choose a writable folder"
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}; {advice}") from error
 
 
 def _room(path: Path, needed: int | None) -> str:
@@ -77,23 +74,23 @@ def _room(path: Path, needed: int | None) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, or see that it can be written to.
+    """Create a folder if needed, and check that files can be written to it.
 
     Raises:
-        OSError: it cannot.
+        OSError: they cannot.
     """
     probe = folder / ".writable"
-    with naming_failures(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("yes")
         probe.unlink()
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A draft beside ``path`` that takes its place on success and vanishes on failure; parent folders are made."""
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a draft beside ``path`` that replaces it on success and is removed on failure; creates parent folders."""
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
-    draft = _beside(path, path.suffix)
+    draft = _draft(path, path.suffix)
     try:
         yield draft
         _flush(draft)
@@ -103,13 +100,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``path``, old contents and all, on success and vanishes on failure.
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder that replaces ``path`` with all its contents on success and is removed on failure.
 
-    Killed between its two moves, it leaves the old contents beside ``path``; see :func:`recover_folder`.
+    A kill between its two moves leaves the old contents beside ``path``; see :func:`recover_folder`.
     """
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
-    draft, old = _beside(path, path.suffix), _beside(path, f"{path.suffix}.old")
+    draft, old = _draft(path, path.suffix), _draft(path, f"{path.suffix}.old")
     draft.mkdir()
     try:
         yield draft
@@ -124,6 +121,14 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def write_csv(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write a CSV file atomically: one line per record, with the keys of the first one as the header."""
+    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+
+
 def _flush(file: Path) -> None:
     with file.open("rb") as f:
-        os.fsync(f.fileno())  # or a power cut may leave the name without the contents
+        os.fsync(f.fileno())  # otherwise a power cut may leave an empty file of that name

@@ -1,4 +1,4 @@
-"""Counting the bytes of tensors that are alive, on any device and with fake tensors too."""
+"""Count the bytes of live tensors, on any device and with fake tensors too."""
 
 from __future__ import annotations
 
@@ -14,37 +14,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Watching(TorchDispatchMode, abc.ABC):
-    """Sees every operation that is carried out inside: of forwards, of backwards, of recomputations."""
+class AbstractWatcher(TorchDispatchMode, abc.ABC):
+    """Sees every operation inside its context: in forward passes, backward passes and recomputations."""
 
     @abc.abstractmethod
-    def saw(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
-        """An operation, its arguments and what it returned."""
+    def watch(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after each operation with its arguments and its result."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # two of three calls; the long way takes a sixth of the time
-        found = func(*args, **(kwargs := kwargs or {}))
-        self.saw(func, args, kwargs, found)
-        return found
+            return args[0].fake_device  # two of three calls; a shortcut that saves a sixth of the time
+        result = func(*args, **(kwargs := kwargs or {}))
+        self.watch(func, args, kwargs, result)
+        return result
 
 
-class LiveBytes(Watching):
-    """Peak bytes of storages that operations return inside, whoever holds them. A process's peak would show what ran
-    before, too.
+class LiveBytes(AbstractWatcher):
+    """Peak bytes of the storages that operations allocate inside, whoever holds them.
 
-    What a kernel allocates for itself while it runs, and what an allocator rounds up or keeps for later, comes on top.
+    A process's peak would include what ran before. Scratch memory of kernels and the allocator's rounding and caching
+    come on top.
 
     Args:
-        known: tensors whose storages do not count. A view, such as a transposed weight, is returned with the storage of
-            what it views.
+        known: tensors whose storages do not count. A view, such as a transposed weight, shares the storage of its base.
 
     Attributes:
-        now: bytes of the storages alive.
-        peak: the most that ``now`` has been.
+        now: bytes of the live storages.
+        peak: the largest value of ``now`` so far.
 
     >>> with LiveBytes() as counter:
-    ...     kept = torch.zeros(256) + 1
+    ...     ones = torch.zeros(256) + 1
     >>> counter.now, counter.peak
     (1024, 2048)
     """
@@ -52,11 +51,11 @@ class LiveBytes(Watching):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.peak = self.now = 0
-        self._known = [t.untyped_storage() for t in known]  # held, or their addresses could be used again
+        self._known = [t.untyped_storage() for t in known]  # held, or their addresses could be reused
         self._alive: set[int] = {s._cdata for s in self._known}
 
-    def saw(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
-        for tensor in _tensors(found):
+    def watch(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        for tensor in _tensors(result):
             self._count(tensor.untyped_storage())
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -65,23 +64,23 @@ class LiveBytes(Watching):
         self._alive.add(storage._cdata)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
 
-    def _gone(self, key: int, size: int) -> None:
+    def _release(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.now -= size
 
 
-def _tensors(found: Any) -> Iterable[Tensor]:
-    if isinstance(found, Tensor):
-        return (found,)
-    if isinstance(found, torch.device | bool | int):  # fake tensors ask for these more often than for anything else
+def _tensors(result: Any) -> Iterable[Tensor]:
+    if isinstance(result, Tensor):
+        return (result,)
+    if isinstance(result, torch.device | bool | int):  # the most frequent results of fake tensors
         return ()
-    return (v for v in tree_leaves(found) if isinstance(v, Tensor))
+    return (v for v in tree_leaves(result) if isinstance(v, Tensor))
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each storage once.
+    """Total bytes of the storages behind the tensors, each storage counted once.
 
     >>> weight = torch.zeros(10)
     >>> stored_bytes([weight, weight[2:]])

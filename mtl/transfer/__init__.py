@@ -1,24 +1,24 @@
-"""Learning what and where to transfer from a frozen source to a target whose weights all move."""
+"""Learn what and where to transfer from a frozen source network to a fully trained target network."""
 
 from mtl.transfer.drawing import pairs_figure
 from mtl.transfer.matching import Student, attention_loss, matching_loss
-from mtl.transfer.problem import Batch, Transfer, add_gradients
+from mtl.transfer.problem import Batch, Transfer, set_gradients
 from mtl.transfer.source import Source
 from mtl.transfer.taps import Tap, Taps, stage_names
-from mtl.transfer.weighting import Choice, MatchingWeights
+from mtl.transfer.weighting import MatchingWeights, PairWeights
 
 __all__ = [
     "Batch",
-    "Choice",
     "MatchingWeights",
+    "PairWeights",
     "Source",
     "Student",
     "Tap",
     "Taps",
     "Transfer",
-    "add_gradients",
     "attention_loss",
     "matching_loss",
     "pairs_figure",
+    "set_gradients",
     "stage_names",
 ]

@@ -1,4 +1,4 @@
-"""The learned pairs as a picture: source stages on the left, target stages on the right, lines as wide as weights."""
+"""Figure of the learned pairs: source stages left, target stages right, line widths proportional to weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mtl.tools.figures import ACCENT, GREY, INK, saved_figure
+from mtl.tools.figures import ACCENT, GREY, INK, figure_file
 
-WIDEST = 9.0  # points, of the largest weight
+WIDEST = 9.0  # line width of the largest weight, in points
 
 
 def pairs_figure(
@@ -22,24 +22,24 @@ def pairs_figure(
     path: str | Path,
     titles: Sequence[str] = ("",),
 ) -> Figure:
-    """Which source stage teaches which target stage, a panel for each set of weights.
+    """Draw which source stage teaches which target stage, in one panel per set of weights.
 
     Args:
-        where: ``(sources, targets)`` weights each, not negative: means over examples of
-            :attr:`mtl.transfer.Choice.where`. All panels share one scale.
+        where: one array ``(sources, targets)`` of non-negative weights per panel: means over examples of
+            :attr:`mtl.transfer.PairWeights.where`. All panels share one scale.
         source: names of the source's stages, the first at the bottom.
-        target: of the target's.
+        target: names of the target's stages.
         path: ends in ``.png``, ``.svg`` or ``.pdf``.
-        titles: one for each panel.
+        titles: one per panel.
 
     Raises:
-        ValueError: the weights are not one for each pair of stages, or negative.
+        ValueError: weights of another shape, or negative ones.
     """
     panels = [np.asarray(w, dtype=np.float64) for w in where]
     if wrong := [w.shape for w in panels if w.shape != (len(source), len(target)) or (w < 0).any()]:
-        raise ValueError(f"where has shape {wrong[0]}: expected ({len(source)}, {len(target)}) weights, none negative")
+        raise ValueError(f"where has shape {wrong[0]}: expected ({len(source)}, {len(target)}) non-negative weights")
     largest = max(w.max() for w in panels) or 1.0
-    with saved_figure(path, 4.2 * len(panels), 1.2 + 0.8 * max(len(source), len(target))) as figure:
+    with figure_file(path, 4.2 * len(panels), 1.2 + 0.8 * max(len(source), len(target))) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for panel, weights, title in zip(axes, panels, titles, strict=True):
             _draw(panel, weights, largest, source, target)

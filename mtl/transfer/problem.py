@@ -1,15 +1,15 @@
-r"""Meta-transfer as an :class:`~mtl.metagrad.InnerProblem`: weights of a matching loss, judged by the target's own.
+r"""Meta-transfer as an :class:`~mtl.metagrad.InnerProblem`: learn the weights of a matching loss.
 
-From the target's present weights :math:`\theta_0`, K steps on the matching loss alone and one on the target's own loss,
+From the target's weights :math:`\theta_0`, take K steps on the matching loss and one on the classification loss,
 
 .. math::
 
     \theta_{k+1} = \theta_k - \alpha \nabla_\theta L_{match}(\theta_k, \phi; B_k), \quad
-    \theta_{K+1} = \theta_K - \alpha \nabla_\theta L_{own}(\theta_K; B_K), \qquad
-    \min_\phi L_{own}(\theta_{K+1}; B_{outer}),
+    \theta_{K+1} = \theta_K - \alpha \nabla_\theta L_{cls}(\theta_K; B_K), \qquad
+    \min_\phi L_{cls}(\theta_{K+1}; B_{outer}),
 
-so :math:`\phi`, the weights of :class:`~mtl.transfer.MatchingWeights`, acts inside the inner loss only (type L).
-An estimator that drops second derivatives gives it zero, and so does one that looks at the last step alone.
+so :math:`\phi`, the weights of :class:`~mtl.transfer.MatchingWeights`, acts inside the inner loss only (type L). Its
+hypergradient is zero for estimators that drop second derivatives, and for those that use the last step only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.storage import OnDevice, StateStorage
 from mtl.metagrad.tensors import Tensors
 from mtl.transfer.matching import Student, matching_loss
-from mtl.transfer.weighting import Choice, MatchingWeights
+from mtl.transfer.weighting import MatchingWeights, PairWeights
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(n, C, H, W)`` and labels ``(n,)``."""
@@ -35,18 +35,17 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Transfer:
-    """Source, target and what stands between them: everything that an outer step needs but data.
+    """Everything that an outer step needs except data.
 
     Args:
-        source: frozen: images to the maps of its stages, without a graph.
-        student: the target and its adapters. Its mode counts; batch statistics in training mode leave no trace.
-        choosing: the meta-networks.
-        optimizer: of the inner loop.
-        matching_steps: K.
-        window: the matching steps are K / window ones, each of ``window`` times the loss, on every ``window``-th
-            minibatch: what lazy windows with plain descent amount to, and have to be compared with. 1 is the loop as it
-            stands.
-        storage: where states wait, see :class:`mtl.metagrad.OnHost`.
+        source: frozen network, from images to the maps of its stages, without a graph.
+        student: the target and its adapters, in the mode to use; running batch statistics are not updated.
+        weighting: the meta-networks.
+        optimizer: optimiser of the inner loop.
+        matching_steps: K, at least 1.
+        window: take K / window matching steps on every ``window``-th minibatch, each with ``window`` times the loss.
+            With plain descent, lazy windows amount to this. 1 takes all steps.
+        storage: storage of inner-loop states, see :class:`mtl.metagrad.OnHost`.
 
     Raises:
         ValueError: K is less than one or no multiple of the window, or the target draws random numbers.
@@ -54,7 +53,7 @@ class Transfer:
 
     source: Callable[[Tensor], list[Tensor]]
     student: Student
-    choosing: MatchingWeights
+    weighting: MatchingWeights
     optimizer: AbstractInnerOptimizer
     matching_steps: int = 2
     window: int = 1
@@ -64,64 +63,64 @@ class Transfer:
         if self.matching_steps < 1 or self.window < 1 or self.matching_steps % self.window:
             raise ValueError(
                 f"matching_steps={self.matching_steps}, window={self.window}: expected at least one step, and a window "
-                "that divides them: the step on the target's own loss is no part of one"
+                "that divides them; the step on the classification loss does not count"
             )
         if random := [n for n, m in self.student.named_modules() if _is_random(m)]:
             raise ValueError(
-                f"{random[:3]} of the target draw random numbers, but an inner loss is evaluated more than once and "
-                "has to repeat itself; build the target without dropout and stochastic depth"
+                f"{random[:3]} of the target draw random numbers, but the inner loss must return the same value each "
+                "time; build the target without dropout and stochastic depth"
             )
 
     @property
     def meta(self) -> Tensors:
-        """The weights of the meta-networks, outside every graph."""
-        return {k: p.detach() for k, p in self.choosing.named_parameters()}
+        """The weights of the meta-networks, detached."""
+        return {k: p.detach() for k, p in self.weighting.named_parameters()}
 
     def problem(self, batch: Callable[[int], Batch], outer: Batch) -> InnerProblem:
         """The inner problem that starts at the student's present weights.
 
         Args:
-            batch: minibatch of step ``0 .. K``, the last for the target's own loss; the same whenever it is asked for.
-            outer: what the result is judged on.
+            batch: returns the minibatch of step ``0 .. K``, the last for the classification loss; always the same one.
+            outer: minibatch of the outer loss.
         """
         network = Functional(self.student)
         start = network.weights()
-        last = self.matching_steps // self.window  # the step on the target's own loss
+        last = self.matching_steps // self.window  # the step on the classification loss
 
         def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
             images, labels = batch(step * self.window)
             if step == last:
-                return own_loss(weights, images, labels)
+                return classification_loss(weights, images, labels)
             source = self.source(images)
             _, _, adapted = network(weights, images[None], sizes=[m.shape[2:] for m in source])
             adapted = [r.squeeze(0) for r in adapted]
-            return self.window * matching_loss(self.choose(meta, source), source, adapted).mean(0, keepdim=True)
+            return self.window * matching_loss(self.pair_weights(meta, source), source, adapted).mean(0, keepdim=True)
 
-        def own_loss(weights: Tensors, images: Tensor, labels: Tensor) -> Tensor:
+        def classification_loss(weights: Tensors, images: Tensor, labels: Tensor) -> Tensor:
             logits, _, _ = network(weights, images[None])
             return F.cross_entropy(logits.squeeze(0), labels)[None]
 
         return InnerProblem(
             init=lambda meta: start,
             inner_loss=inner_loss,
-            outer_loss=lambda weights, meta: own_loss(weights, *outer),
+            outer_loss=lambda weights, meta: classification_loss(weights, *outer),
             num_steps=last + 1,
             optimizer=self.optimizer,
             storage=self.storage,
         )
 
-    def choose(self, meta: Tensors, source: Sequence[Tensor]) -> Choice:
-        """What the meta-networks with other weights make of a source's maps."""
-        return functional_call(self.choosing, meta, (source,))
+    def pair_weights(self, meta: Tensors, source: Sequence[Tensor]) -> PairWeights:
+        """Output of the meta-networks with the weights ``meta`` for a source's maps."""
+        return functional_call(self.weighting, meta, (source,))
 
 
 def _is_random(module: nn.Module) -> bool:
-    """Dropout layers, networks of timm that drop in their head, and the stochastic depth of both libraries."""
+    """Whether a module is active dropout, drops in its head (timm), or has stochastic depth (timm, transformers)."""
     rates = [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
     return any([*rates, getattr(module, "drop_rate", None), getattr(module, "drop_prob", None)])
 
 
-def add_gradients(module: nn.Module, gradients: Tensors) -> None:
-    """Put gradients where an optimiser of the module finds them."""
+def set_gradients(module: nn.Module, gradients: Tensors) -> None:
+    """Set the ``grad`` of the module's parameters."""
     for name, parameter in module.named_parameters():
         parameter.grad = gradients[name].to(parameter.dtype)

@@ -1,4 +1,4 @@
-"""A frozen network as the source of a transfer: images in, the maps of its stages out."""
+"""A frozen network as the source of a transfer: from images to the maps of its stages."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from mtl.transfer.taps import Taps
 
 
 class Source:
-    """Stages of a frozen backbone.
+    """The stages of a frozen backbone.
 
     Args:
-        backbone: of images, from :func:`mtl.load_backbone`.
+        backbone: image backbone from :func:`mtl.load_backbone`.
         names: modules to tap in place of its stages, see :class:`~mtl.transfer.taps.Taps`.
-        most: stages at most, where none are named.
+        most: maximum number of stages if ``names`` is None.
 
     Raises:
-        ValueError: the backbone takes no images, or has no stages.
+        ValueError: the backbone does not take images, or has no stages.
     """
 
     def __init__(self, backbone: Backbone, names: Sequence[str] | None = None, most: int = 4) -> None:
         example = backbone.example_inputs(1)
         if example.named:
-            raise ValueError(f"{backbone.name} takes texts; a source of feature maps takes images")
+            raise ValueError(f"{backbone.name} takes texts; expected a backbone for images")
         self.backbone = backbone
         height, width = example.tensor.shape[2:]
         self.taps = Taps(backbone.model, lambda: backbone.features(example), (height, width), names, most)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Images ``(n, channels, height, width)`` to a map ``(n, C, H, W)`` per stage, in float32, without a graph."""
+        """Images ``(n, channels, height, width)`` to float32 maps ``(n, C, H, W)``, one per stage, without a graph."""
         _, maps = self.taps(lambda: self.backbone.features(images))
         return [m.float() for m in maps]

@@ -1,4 +1,4 @@
-"""Feature maps of a network's stages, tapped by name while it runs; nothing of the network is edited."""
+"""Feature maps of a network's stages, tapped by name while it runs; the network is not modified."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 Out = TypeVar("Out")
-MOST_PREFIX_TOKENS = 16  # class and register tokens of any network so far; four registers and a class token are common
+MOST_PREFIX_TOKENS = 16  # class and register tokens; five are common
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One tapped module.
+    """A tapped module.
 
     Args:
-        name: of the module.
-        channels: of its maps.
-        size: height and width of its maps for the example it was found with.
-        layout: how its output becomes a map: ``"map"`` is ``(n, C, H, W)`` already, ``"last"`` is ``(n, H, W, C)``,
-            ``"tokens"`` is ``(n, prefix + H * W, C)``.
-        prefix: tokens in front that belong to no place.
+        name: name of the module.
+        channels: channels of its maps.
+        size: height and width of its maps for the example.
+        layout: shape of its output: ``"map"`` is ``(n, C, H, W)``, ``"last"`` is ``(n, H, W, C)``, ``"tokens"`` is
+            ``(n, prefix + H * W, C)``.
+        prefix: number of leading tokens without a place.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Tap:
     prefix: int = 0
 
     def as_map(self, output: Any) -> Tensor:
-        """A module's output as ``(n, C, H, W)``."""
+        """Reshape the module's output to ``(n, C, H, W)``."""
         output = _tensor(output)
         if self.layout == "map":
             return output
@@ -44,23 +44,23 @@ class Tap:
 
 
 class Taps:
-    """Stages of a network: found by one forward pass of an example, tapped by hooks that live as long as a call.
+    """Taps of a network's stages: found by one forward pass of an example, read by hooks during each call.
 
-    Stages are those that timm lists for a network, in transformers' networks the outputs of their blocks; see
+    By default, they are the stages that timm lists, or the blocks of a network from transformers; see
     :func:`stage_names`.
 
     Args:
-        network: any module; it is left as it was found.
+        network: any module; it is not modified.
         forward: passes an example through the network.
-        image_size: height and width of the example, from which the shape of a grid of tokens is told.
+        image_size: height and width of the example, from which the shape of a grid of tokens follows.
         names: modules to tap, in order, in place of the stages.
-        most: stages at most, where none are named; at least 1.
+        most: maximum number of stages if ``names`` is None; at least 1.
 
     Attributes:
-        taps: what is tapped, in order.
+        taps: the taps in order.
 
     Raises:
-        ValueError: no stages, a name that is no module or is not called once, or an output that is no feature map.
+        ValueError: no stages, an unknown module or one that is not called, or an output that is no feature map.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Taps:
             raise ValueError(f"no module {unknown} in {type(network).__name__}; its children are {_children(network)}")
         self._modules = {n: modules[n] for n in names}
         with torch.no_grad():
-            outputs = self._recorded(forward)[1]
-        prefix = getattr(network, "num_prefix_tokens", None)  # timm's word for it
+            outputs = self._record(forward)[1]
+        prefix = getattr(network, "num_prefix_tokens", None)  # timm's name
         self.taps = tuple(_tap(n, outputs[n], image_size, prefix) for n in names)
 
     @property
@@ -95,11 +95,11 @@ class Taps:
         return tuple(t.size for t in self.taps)
 
     def __call__(self, forward: Callable[[], Out]) -> tuple[Out, list[Tensor]]:
-        """What ``forward`` returns, and the maps ``(n, C, H, W)`` of every stage in its graph."""
-        out, outputs = self._recorded(forward)
+        """The result of ``forward``, and the maps ``(n, C, H, W)`` of every stage in its graph."""
+        out, outputs = self._record(forward)
         return out, [tap.as_map(outputs[tap.name]) for tap in self.taps]
 
-    def _recorded(self, forward: Callable[[], Out]) -> tuple[Out, dict[str, Any]]:
+    def _record(self, forward: Callable[[], Out]) -> tuple[Out, dict[str, Any]]:
         outputs: dict[str, Any] = {}
 
         def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -111,8 +111,8 @@ class Taps:
         finally:
             for handle in handles:
                 handle.remove()
-        if silent := [n for n in self._modules if n not in outputs]:
-            raise ValueError(f"{silent} of {type(self.network).__name__} are not called in a forward pass; name others")
+        if unused := [n for n in self._modules if n not in outputs]:
+            raise ValueError(f"{unused} of {type(self.network).__name__} are not called in a forward pass; name others")
         return out, outputs
 
 
@@ -125,32 +125,32 @@ def stage_names(network: nn.Module, most: int = 4) -> list[str]:
     if most < 1:
         raise ValueError(f"most={most}: expected at least one stage")
     pyramid = _timm_stages(network)
-    if len(set(pyramid.values())) > 1:  # every stage halves the map: the last ones, for the first is a stem
+    if len(set(pyramid.values())) > 1:  # every stage halves the map; the first is a stem
         return list(pyramid)[-most:]
-    found = list(pyramid) or _blocks(network)
-    if not found:
+    stages = list(pyramid) or _blocks(network)
+    if not stages:
         raise ValueError(
-            f"{type(network).__name__} has no stages: timm lists none and there is no list of blocks; name the modules "
-            f"to tap. Its children are {_children(network)}"
+            f"{type(network).__name__} has no stages: timm lists none, and it has no list of blocks; pass the names of "
+            f"the modules to tap. Its children are {_children(network)}"
         )
-    count = min(most, len(found))
-    return [found[math.ceil(len(found) * (i + 1) / count) - 1] for i in range(count)]
+    count = min(most, len(stages))
+    return [stages[math.ceil(len(stages) * (i + 1) / count) - 1] for i in range(count)]
 
 
 def _timm_stages(network: nn.Module) -> dict[str, int]:
-    """The modules that timm lists, each with the factor by which its map is smaller than the image."""
+    """The modules that timm lists, each with the ratio of image to map size."""
     modules = dict(network.named_modules())
     listed = list(getattr(network, "feature_info", None) or [])
     return {info["module"]: info["reduction"] for info in listed if info.get("module", "") in modules}
 
 
 def _blocks(network: nn.Module) -> list[str]:
-    """The members of the largest list of modules of one class, as in an encoder of transformers."""
+    """The members of the largest list of modules of one class, such as an encoder's layers."""
     lists = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     alike = [(n, m) for n, m in lists if len({type(block) for block in m}) == 1]
     if not alike:
         return []
-    name, blocks = max(alike, key=lambda found: sum(p.numel() for p in found[1].parameters()))
+    name, blocks = max(alike, key=lambda named: sum(p.numel() for p in named[1].parameters()))
     return [f"{name}.{i}" for i in range(len(blocks))]
 
 
@@ -159,14 +159,14 @@ def _children(network: nn.Module) -> list[str]:
 
 
 def _tensor(output: Any) -> Tensor:
-    """Blocks of transformers may return their hidden states first in a tuple."""
+    """Some blocks of transformers return a tuple that begins with the hidden states."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
 def _tap(name: str, output: Any, image_size: tuple[int, int], prefix: int | None) -> Tap:
     output = _tensor(output)
     if isinstance(output, Tensor) and output.dim() == 4:
-        # Channels come last where the other two are square and they are not (Swin); squares of one size are maps.
+        # Channels come last (Swin) if only the other two have the image's proportions.
         _, a, b, c = output.shape
         if a * image_size[1] == b * image_size[0] and c != b:
             return Tap(name, c, (a, b), "last")
@@ -185,7 +185,7 @@ def _tap(name: str, output: Any, image_size: tuple[int, int], prefix: int | None
 
 
 def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of so many tokens in the proportions of the image."""
+    """Height and width of a grid of tokens with the image's proportions; None if there is none."""
     height = math.isqrt(max(tokens, 0) * image_size[0] // image_size[1])
     width = tokens // height if height else 0
     fits = tokens > 0 and height * width == tokens and height * image_size[1] == width * image_size[0]

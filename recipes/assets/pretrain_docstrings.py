@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 import mtl
 from mtl.data.embedded.docstrings import all_texts
-from mtl.tools.files import replacing_folder
+from mtl.tools.files import atomic_folder
 
 MADE = "pretraining.json"  # in the folder: the settings that made it
 
@@ -62,7 +62,7 @@ def main(config: Config) -> Path:
     tokenizer = make_tokenizer([text for texts in groups.values() for text in texts], config)
     model = make_model(tokenizer, config)
     loss = train(model, tokenizer, [texts for texts in groups.values() if len(texts) > 1], config)
-    with replacing_folder(out) as draft:
+    with atomic_folder(out) as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         facts = {"settings": settings, "loss": loss, "texts": sum(map(len, groups.values()))}

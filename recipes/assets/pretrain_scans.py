@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 import mtl
 from mtl.data.embedded.glyph_images import letter_images
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write
 
 SCRIPTS = (("latin",), ("greek", "cyrillic", "extended_latin"))
 
@@ -44,7 +44,7 @@ def main(config: Config) -> Path:
     network = nn.Sequential(backbone.model.requires_grad_(), nn.Linear(backbone.width, int(page(0)[1].max()) + 1))
     train(network.train(), config)
     print(f"accuracy on fresh pages {accuracy(network.eval()):.3f}")
-    with replacing(file) as draft:
+    with atomic_write(file) as draft:
         save_file({k: v.contiguous() for k, v in backbone.model.state_dict().items()}, draft)
     return file
 

@@ -25,14 +25,13 @@ import tyro
 from measuring import resident_mib, write_csv
 
 import mtl
-from mtl.planning import Config as PlanConfig
-from mtl.planning import Plan, plan
-from mtl.planning.choices import UNROLLED, Keeping, keepings
-from mtl.planning.config import Precision
+from mtl.planning import Plan, PlanOptions, plan
+from mtl.planning.choices import UNROLLED, Activations, activation_options
 from mtl.planning.networks import CPU
+from mtl.planning.options import Precision
 from mtl.planning.work import with_pull
-from mtl.planning.workplace import Workplace
-from mtl.tools.files import replacing
+from mtl.planning.workbench import Workbench
+from mtl.tools.files import atomic_write
 
 TEXT: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
@@ -92,26 +91,26 @@ def main(config: Config) -> list[Row]:
     return rows
 
 
-def plan_config(network: str, folder: Path, config: Config) -> PlanConfig:
+def plan_config(network: str, folder: Path, config: Config) -> PlanOptions:
     name = IMAGES.get(network) or str(folder)
     if network in TEXT:
         (folder / "config.json").write_text(json.dumps({"model_type": network, **TEXT[network]}))
     size = 64 if network in IMAGES else None
-    return PlanConfig(
+    return PlanOptions(
         name, image_size=size, text_length=48, inner_steps=config.inner_steps, window=2, precision=config.precision,
         examples_per_chunk=13,
     )  # fmt: skip
 
 
 def compare(network: str, found: Plan, every: bool) -> Iterator[Row]:
-    config = found.config
-    place = Workplace(config, CPU)
-    made, kept = mtl.metagrad.representatives(config.window), {k.name: k for k in keepings(config)}
+    options = found.options
+    place = Workbench(options, CPU)
+    made, kept = mtl.metagrad.representatives(options.window), {k.name: k for k in activation_options(options)}
     for p in found.predicted:
         if every or (p.estimator, p.pull) in KINDS:
             estimator = with_pull(made[p.estimator], p.pull)
-            bytes_ = place.measured(estimator, kept[p.keeping], config.inner_steps)
-            yield Row(network, p.estimator, p.pull, p.keeping, 1024 * p.gib, bytes_ / 2**20)
+            bytes_ = place.measured(estimator, kept[p.activations], options.inner_steps)
+            yield Row(network, p.estimator, p.pull, p.activations, 1024 * p.gib, bytes_ / 2**20)
 
 
 def said(rows: list[Row]) -> str:
@@ -121,7 +120,7 @@ def said(rows: list[Row]) -> str:
     return f"error at most {errors[-1]:.2%} ({name}), median {errors[len(errors) // 2]:.2%}"
 
 
-def print_resident(planned: PlanConfig) -> None:
+def print_resident(planned: PlanOptions) -> None:
     """What allocator and runtime add: growth of a fresh process's resident set against the bytes counted."""
     for estimator in (mtl.Exact(), mtl.Rematerialised(), mtl.Rematerialised("finite-difference")):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -129,17 +128,17 @@ def print_resident(planned: PlanConfig) -> None:
         print(f"    {estimator!r}: {counted:.0f} MiB counted, resident set grows by {resident:.0f} MiB")
 
 
-def _resident(planned: PlanConfig, estimator: mtl.metagrad.AbstractEstimator) -> tuple[float, float]:
+def _resident(planned: PlanOptions, estimator: mtl.metagrad.AbstractEstimator) -> tuple[float, float]:
     torch.set_num_threads(1)
-    keeping = Keeping("everything")
-    place = Workplace(planned, CPU)
+    keeping = Activations("everything")
+    place = Workbench(planned, CPU)
     place.learner(0, estimator).problem(place.episode)
     before = resident_mib()
     from mtl.planning.measuring import meta_step
 
     meta_step(place.learner(planned.inner_steps, estimator), place.episode)
     grown = resident_mib() - before
-    return (place.measured(estimator, keeping, planned.inner_steps) - place.standing) / 2**20, grown
+    return (place.measured(estimator, keeping, planned.inner_steps) - place.permanent) / 2**20, grown
 
 
 def write(rows: list[Row], out: Path) -> None:
@@ -149,7 +148,7 @@ def write(rows: list[Row], out: Path) -> None:
     for r in rows:
         sizes = f"{r.predicted_mib:.1f} | {r.measured_mib:.1f} | {r.error:+.2%}"
         lines.append(f"| {r.network} | {r.estimator} | {r.pull or '-'} | {r.keeping} | {sizes} |")
-    with replacing(out / "calibration.md") as draft:
+    with atomic_write(out / "calibration.md") as draft:
         draft.write_text("\n".join(lines) + "\n")
 
 

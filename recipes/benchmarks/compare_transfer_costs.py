@@ -120,14 +120,14 @@ def prepared(config: Config) -> Callable[[int], tuple[mtl.InnerProblem, Tensors]
     make_target = target_maker(config.target, config.target_args, data.classes, 1)
     place = Workplace(training, data, Source(backbone, most=config.stages), make_target, config.stages)
     student = student_of(place)
-    choosing = scheme_of(Run("rematerialised", 1, 0, inner_lr=config.inner_lr), place, student).choosing
-    for parameter in choosing.parameters():
+    weighting = scheme_of(Run("rematerialised", 1, 0, inner_lr=config.inner_lr), place, student).weighting
+    for parameter in weighting.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     warm(student, data, config)
 
     def problem(k: int) -> tuple[mtl.InnerProblem, Tensors]:
         scheme = scheme_of(Run("rematerialised", k, 0, inner_lr=config.inner_lr), place, student)
-        scheme = replace(scheme, choosing=choosing)
+        scheme = replace(scheme, weighting=weighting)
         batch = lambda step: data.minibatch(("train",), config.batch, 0 if config.same_batch else step)  # noqa: E731
         return scheme.problem(batch, data.minibatch(("held_out",), config.batch, 99)), scheme.meta
 

@@ -32,11 +32,11 @@ import large_backbone
 import torch
 import tyro
 from measuring import Cost, device_of, measure, write_csv
+from mtl.planning.workplace import Workplace
 
 import mtl
 from mtl.planning import Config as PlanConfig
 from mtl.planning.choices import Keeping
-from mtl.planning.workplace import Workplace
 
 Part = Literal["peers", "precision", "large"]
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write
 from mtl.tools.memory import LiveBytes
 
 Result = TypeVar("Result")
@@ -110,6 +110,6 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """A table with the columns of all rows; a cell that a row lacks stays empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft, draft.open("w", newline="") as f:
+    with atomic_write(path) as draft, draft.open("w", newline="") as f:
         (writer := csv.DictWriter(f, columns)).writeheader()
         writer.writerows(rows)

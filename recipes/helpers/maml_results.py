@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtl
-from mtl.tools.figures import saved_figure
-from mtl.tools.files import replacing
+from mtl.tools.figures import figure_file
+from mtl.tools.files import atomic_write
 
 CONDITIONS = ("equal steps", "equal time")
 Result = dict[str, Any]
@@ -28,15 +28,15 @@ def file_of(out: Path, name: str) -> Path:
 def save(out: Path, name: str, result: Result) -> None:
     """The numbers last: where they are, the weights are too."""
     flat = {f"{c}/{k}": v for c, weights in result.get("weights", {}).items() for k, v in weights.items()}
-    with replacing(file_of(out, name).with_suffix(".safetensors")) as draft:
+    with atomic_write(file_of(out, name).with_suffix(".safetensors")) as draft:
         save_file(flat, draft)
-    with replacing(file_of(out, name)) as draft:
+    with atomic_write(file_of(out, name)) as draft:
         draft.write_text(json.dumps({k: v for k, v in result.items() if k != "weights"}))
     file_of(out, name).with_suffix(".pt").unlink(missing_ok=True)
 
 
 def save_unfinished(out: Path, name: str, state: dict[str, Any]) -> None:
-    with replacing(file_of(out, name).with_suffix(".pt")) as draft:
+    with atomic_write(file_of(out, name).with_suffix(".pt")) as draft:
         torch.save(state, draft)
 
 
@@ -70,13 +70,13 @@ def load(out: Path, name: str, config: dict[str, Any] | None = None) -> Result |
 def write(results: dict[str, Result], reference: str, out: Path) -> list[dict[str, Any]]:
     """The table, as csv and markdown."""
     rows = [row(name, result, results[reference]) for name, result in results.items()]
-    with replacing(out / "maml.csv") as draft, draft.open("w", newline="") as f:
+    with atomic_write(out / "maml.csv") as draft, draft.open("w", newline="") as f:
         (writer := csv.DictWriter(f, list(max(rows, key=len)))).writeheader()
         writer.writerows(rows)
     judged = "accuracy | exact minus it"
     heads = f"method | MiB | pulls | s / step | cosine | {judged} | s | {judged} | steps"
     lines = [heads, " | ".join(["---", *["--:"] * heads.count("|")]), *(" | ".join(cells(r)) for r in rows)]
-    with replacing(out / "maml.md") as draft:
+    with atomic_write(out / "maml.md") as draft:
         draft.write_text("".join(f"| {line} |\n" for line in lines))
     return rows
 
@@ -89,7 +89,7 @@ def row(name: str, result: Result, reference: Result) -> dict[str, Any]:
         found |= {f"{k}, {condition}": mine[k] for k in ("step", "seconds")}
         for word, (mean, half) in {
             "accuracy": mtl.tools.mean_interval(mine["accuracy"]),
-            "difference": mtl.tools.paired(theirs["accuracy"], mine["accuracy"]),
+            "difference": mtl.tools.paired_difference(theirs["accuracy"], mine["accuracy"]),
         }.items():
             found |= {f"{word}, {condition}": 100 * mean, f"± {word}, {condition}": 100 * half}
     return found
@@ -110,7 +110,7 @@ def cells(r: dict[str, Any]) -> list[str]:
 
 def draw(results: dict[str, Result], reference: str, path: Path) -> None:
     """Validation accuracy against seconds, one curve per method."""
-    with saved_figure(path, 13, 6.5) as figure:
+    with figure_file(path, 13, 6.5) as figure:
         panel = figure.add_subplot()
         for i, (name, curve) in enumerate((k, r["curve"]) for k, r in results.items() if r.get("curve")):
             seconds, _, right = np.array(curve).T

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import mtl
-from mtl.tools.figures import ACCENT, GREY, INK, saved_figure
-from mtl.tools.files import replacing
+from mtl.tools.figures import ACCENT, GREY, INK, figure_file
+from mtl.tools.files import atomic_write
 from mtl.transfer import pairs_figure
 
 REFERENCE = "rematerialised"  # the exact gradient
@@ -25,12 +25,12 @@ def write(rows: Rows, out: Path, stages: Sequence[str], main: int) -> None:
         stages: of the source, by name.
         main: the K of the picture of all methods.
     """
-    with replacing(out / "runs.csv") as draft, draft.open("w", newline="") as f:
+    with atomic_write(out / "runs.csv") as draft, draft.open("w", newline="") as f:
         names = list(dict.fromkeys(k for r in rows for k in r if k not in ("right", "where")))
         (writer := csv.DictWriter(f, names, extrasaction="ignore")).writeheader()
         writer.writerows(rows)
     summary = table(rows)
-    with replacing(out / "table.md") as draft:
+    with atomic_write(out / "table.md") as draft:
         draft.write_text(summary + "\n")
     print(f"\n{summary}")
     draw_methods([r for r in rows if r["inner_steps"] in (0, main)], out / "accuracy.png")
@@ -60,7 +60,7 @@ def table(rows: Rows) -> str:
         exact = by.get((k or next((i for i, m in by if m == REFERENCE), 0), REFERENCE))
         difference = time = step = ""
         if exact:
-            d, h = mtl.tools.paired(100 * right(group), 100 * right(exact))
+            d, h = mtl.tools.paired_difference(100 * right(group), 100 * right(exact))
             difference = "" if group is exact else f"{d:+.1f} ± {h:.1f}"
             time = f"{seconds(group, 'seconds') / seconds(exact, 'seconds'):.2f}"
             key = "seconds_per_outer_step"
@@ -81,7 +81,7 @@ def seconds(group: Rows, key: str) -> float:
 def draw_methods(rows: Rows, path: Path) -> None:
     """A dot per method with its interval over seeds, and a small one per seed."""
     by = groups(rows)
-    with saved_figure(path, 8, 1.2 + 0.34 * len(by)) as figure:
+    with figure_file(path, 8, 1.2 + 0.34 * len(by)) as figure:
         panel = figure.subplots()
         for y, ((k, _), group) in enumerate(reversed(by.items())):
             values = [100 * r["accuracy"] for r in group]
@@ -100,7 +100,7 @@ def draw_steps(rows: Rows, path: Path) -> None:
     many = [m for m in dict.fromkeys(m for _, m in by) if sum(name == m for _, name in by) > 1]
     if not many:
         return
-    with saved_figure(path, 11, 4.2) as figure:
+    with figure_file(path, 11, 4.2) as figure:
         left, right_panel = figure.subplots(1, 2)
         for colour, method in zip([INK, ACCENT, "#15803d", "#dc2626", GREY] * len(many), many, strict=False):
             ks = sorted(k for k, m in by if m == method)

@@ -20,15 +20,15 @@ import mtl
 from helpers.small_convnet import SmallConvNet
 from helpers.transfer_data import Data, Part
 from mtl.transfer import (
-    Choice,
     MatchingWeights,
+    PairWeights,
     Source,
     Student,
     Taps,
     Transfer,
-    add_gradients,
     attention_loss,
     matching_loss,
+    set_gradients,
 )
 
 Regulariser = Literal["none", "last", "all", "attention", "learned"]
@@ -125,7 +125,7 @@ def train(run: Run, place: Workplace) -> tuple[dict[str, Any], nn.Module]:
     scheme = scheme_of(run, place, student)
     optimizer = torch.optim.SGD(student.parameters(), t.lr, t.momentum, weight_decay=t.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t.steps)
-    meta_optimizer = torch.optim.Adam(scheme.choosing.parameters(), run.meta_lr or 1.0)
+    meta_optimizer = torch.optim.Adam(scheme.weighting.parameters(), run.meta_lr or 1.0)
     estimator = method.estimator(run.inner_steps) if method.estimator else None
     start, spent, judged, losses = time.perf_counter(), 0.0, [], []
     for step in tqdm(range(t.steps), desc=f"{run.method}, K={run.inner_steps}, seed {run.seed}", leave=False):
@@ -139,7 +139,7 @@ def train(run: Run, place: Workplace) -> tuple[dict[str, Any], nn.Module]:
         if estimator is not None and step % t.every == 0:
             begun = time.perf_counter()
             found = outer_step(estimator, scheme, run, place, step, batch)
-            add_gradients(scheme.choosing, found.grads)
+            set_gradients(scheme.weighting, found.grads)
             meta_optimizer.step()
             spent += time.perf_counter() - begun
             judged.append(found.diagnostics.get("max_rho", torch.zeros(())))
@@ -178,11 +178,11 @@ def objective(regulariser: Regulariser, beta: float, scheme: Transfer, images: T
         return F.cross_entropy(logits, labels) + beta * attention_loss(source, maps).mean()
     logits, _, adapted = scheme.student(images, [m.shape[2:] for m in source])
     with torch.no_grad():
-        choice = scheme.choosing(source)
+        choice = scheme.weighting(source)
     if regulariser == "last":
         only = torch.zeros_like(choice.where)
         only[:, -1, -1] = 1
-        choice = Choice(only, choice.what)
+        choice = PairWeights(only, choice.what)
     return F.cross_entropy(logits, labels) + beta * matching_loss(choice, source, adapted).mean()
 
 
@@ -197,11 +197,11 @@ def student_of(place: Workplace) -> Student:
 
 def scheme_of(run: Run, place: Workplace, student: Student) -> Transfer:
     t = place.training
-    choosing = MatchingWeights(place.source.taps.channels, len(student.taps.names)).to(place.source.backbone.device)
+    weighting = MatchingWeights(place.source.taps.channels, len(student.taps.names)).to(place.source.backbone.device)
     optimizer = mtl.InnerSGD(run.inner_lr or 1.0, t.inner_momentum)
     coarse = min(t.window, run.inner_steps) if methods(t.window)[run.method].coarse else 1
     storage = mtl.metagrad.OnHost() if t.states_on_host else mtl.metagrad.OnDevice()
-    return Transfer(place.source, student, choosing, optimizer, max(1, run.inner_steps), coarse, storage)
+    return Transfer(place.source, student, weighting, optimizer, max(1, run.inner_steps), coarse, storage)
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def correct(student: Student, data: Data, part: Part) -> Tensor:
 def where(scheme: Transfer, data: Data) -> list[list[float]]:
     """The mean weight of every pair over the images trained on."""
     images = data.parts["train"][0]
-    return scheme.choosing(scheme.source(images[:256])).where.mean(0).tolist()
+    return scheme.weighting(scheme.source(images[:256])).where.mean(0).tolist()
 
 
 def target_maker(name: str, args: str, classes: int, channels: int) -> Callable[[], nn.Module]:

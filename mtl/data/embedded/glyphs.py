@@ -22,7 +22,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image
 from torch import Tensor
 
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write
 
 Split = Literal["pretrain", "train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("pretrain", "train", "val", "test")
@@ -269,7 +269,7 @@ def ensure_cache() -> Path:
     if path.exists():
         return path
     arrays = build()
-    with replacing(path) as draft:  # readers see no file or the whole file, also when two processes render
+    with atomic_write(path) as draft:  # readers see no file or the whole file, also when two processes render
         np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
     return path
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mtl.tools.files import replacing
+from mtl.tools.files import atomic_write
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -62,7 +62,7 @@ class ClassSplit:
 
     def save(self, path: str | Path) -> None:
         """Write the split as json, to be read back by :meth:`load`; parent folders are made."""
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @staticmethod

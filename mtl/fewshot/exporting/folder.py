@@ -17,7 +17,7 @@ from mtl.fewshot.exporting.plain import plain_of
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
 from mtl.networks.backbones import TimmImages
-from mtl.tools.files import replacing_folder
+from mtl.tools.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def export(
     plain = plain_of(adapted, task)
     write = write_timm if isinstance(plain.backbone.adapter, TimmImages) else write_transformers
     # Building networks draws random weights; the caller's random numbers stay what they would have been.
-    with replacing_folder(folder) as draft, torch.random.fork_rng(devices=[]):
+    with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]):
         written = write(plain, names, draft)
         parity = parity_of(adapted, task, compare_on, written.logits)
         notes = _notes(adapted)

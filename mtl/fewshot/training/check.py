@@ -17,7 +17,7 @@ from mtl.metagrad.estimators import AbstractEstimator, Exact, Rematerialised
 from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import FiniteDifference
 from mtl.metagrad.tensors import Tensors
-from mtl.tools.files import naming_failures, replacing
+from mtl.tools.files import atomic_write, explain_write_errors
 
 FILE = "estimator.json"
 # Relative error of finite differences that is accepted. bfloat16 leaves 2 to 9 % at the best radius, in all directions:
@@ -54,7 +54,7 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
     agreement = _agreement(learner.estimator, problem, meta)
     if main:
         record = {"radius": radius, "estimator": repr(learner.estimator)} | _as_json(agreement)
-        with naming_failures(path), replacing(path) as draft:
+        with explain_write_errors(path), atomic_write(path) as draft:
             draft.write_text(json.dumps(record, indent=2))
         _warn(agreement)
     return str(agreement or "")

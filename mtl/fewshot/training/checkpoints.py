@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtl.tools.files import naming_failures, remove_drafts, replacing
+from mtl.tools.files import atomic_write, explain_write_errors, remove_drafts
 
 KIND = "state of an mtl training run"
 _END_OF_ZIP = b"PK\x05\x06"
@@ -44,7 +44,7 @@ class Checkpoints:
         # In memory first: what fails later is a plain write of a known size, and the generator is small beside the
         # frozen backbone. torch's own writer reports a full disk as an internal error of its archive.
         contents = _sealed(state)
-        with naming_failures(path, len(contents)), replacing(path) as draft:
+        with explain_write_errors(path, len(contents)), atomic_write(path) as draft:
             draft.write_bytes(contents)
         for other in self._found():
             if other not in (path, self._whole) and _step(other) < state["step"]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mtl.tools.files import naming_failures, replacing
+from mtl.tools.files import atomic_write, explain_write_errors
 
 METRICS = "metrics.jsonl"
 
 
 def append(path: Path, metrics: dict[str, float]) -> None:
     """Add a line."""
-    with naming_failures(path), path.open("a") as f:
+    with explain_write_errors(path), path.open("a") as f:
         f.write(json.dumps(metrics) + "\n")
 
 
@@ -29,5 +29,5 @@ def forget_after(path: Path, step: int) -> None:
         if record["step"] > step:
             break
         kept.append(line + "\n")
-    with naming_failures(path), replacing(path) as draft:
+    with explain_write_errors(path), atomic_write(path) as draft:
         draft.write_text("".join(kept))

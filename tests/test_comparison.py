@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from mtl.tools.comparison import Comparison, MethodResult, Verdict, mean_interval, paired, verdicts
+from mtl.tools.comparison import Comparison, MethodResult, Verdict, mean_interval, paired_difference, verdicts
 from mtl.tools.figures import RIGHT, WRONG, accuracy_figure, curves_figure, episode_strip
 
 FAMILIES = ("cells", "glyphs") * 4
@@ -46,17 +46,19 @@ def test_mean_interval_of_too_few():
 
 def test_paired_cancels_what_episodes_share():
     easy = np.linspace(0, 0.8, 9)
-    mean, half = paired(easy + 0.1, easy)
+    mean, half = paired_difference(easy + 0.1, easy)
     assert mean == pytest.approx(0.1)
     assert half == pytest.approx(0, abs=1e-12)
     assert mean_interval(easy)[1] > 0.1
     # Differences 0.2, 0, 0.2, 0: std sqrt(0.04 / 3).
-    assert paired([0.7, 0.5, 0.9, 0.1], [0.5, 0.5, 0.7, 0.1]) == pytest.approx((0.1, 1.96 * math.sqrt(0.04 / 3) / 2))
+    assert paired_difference([0.7, 0.5, 0.9, 0.1], [0.5, 0.5, 0.7, 0.1]) == pytest.approx(
+        (0.1, 1.96 * math.sqrt(0.04 / 3) / 2)
+    )
 
 
 def test_paired_needs_the_same_episodes():
     with pytest.raises(ValueError, match=r"\(3,\) with \(2,\)"):
-        paired(np.zeros(3), np.zeros(2))
+        paired_difference(np.zeros(3), np.zeros(2))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""The real learner on tensors without values, to count its costs without a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mtl.episode import Episode, Examples, RawInputs
+from mtl.fewshot.generators import Static
+from mtl.fewshot.learner import MetaLearner
+from mtl.metagrad.estimators import AbstractEstimator, Exact
+from mtl.metagrad.products import as_pull
+from mtl.networks.backbones import HFText
+from mtl.planning.choices import Activations
+from mtl.planning.measuring import Arithmetic, arithmetic, inner_start, memory, permanent_bytes, pull_arithmetic
+from mtl.planning.networks import Mode, backbone_in, moved
+from mtl.planning.options import PlanOptions
+
+
+class Workbench:
+    """A learner and an episode whose costs are counted.
+
+    Args:
+        options: network and sizes.
+        mode: kind of tensors; fake ones by default.
+
+    Raises:
+        ValueError: unknown network, or a size that it does not support.
+    """
+
+    def __init__(self, options: PlanOptions, mode: Mode | None = None) -> None:
+        self.options, self.mode = options, mode or FakeTensorMode()
+        stored = {"dtype": "bfloat16"} if options.precision == "bf16-stored" else {}
+        self.backbone = backbone_in(
+            options.backbone,
+            self.mode,
+            sites=options.sites,
+            last_k=options.last_k,
+            image_size=options.image_size,
+            **stored,
+        )
+        self.backbone.precision = torch.bfloat16 if options.precision == "bf16" else None
+        # The only generator without an autocast region, which the meta device lacks. Others add a few MB.
+        self.generator = moved(Static(self.backbone.sites, self.backbone.width), self.mode)
+        with self.mode:
+            self.episode = Episode(self._examples(options.shots), self._examples(options.queries), options.ways)
+            self._start = inner_start(self.learner(0, Exact()), self.episode)
+        self.permanent = permanent_bytes(self.learner(0, Exact()), self.episode)
+
+    @property
+    def blocks(self) -> int:
+        """Number of modulated blocks."""
+        return len({s.block for s in self.backbone.sites if s.block})
+
+    def learner(self, steps: int, estimator: AbstractEstimator) -> MetaLearner:
+        return MetaLearner(self.backbone, self.generator, inner_steps=steps, estimator=estimator)
+
+    def peak(self, estimator: AbstractEstimator, activations: Activations, steps: int) -> tuple[int, int]:
+        """Peak bytes for ``steps`` inner steps, permanent tensors included, and growth per further step.
+
+        Runs one step, and two if memory grows with their number, because growth is linear.
+        """
+        activations.apply(self.backbone)
+        with self.mode:
+            one = memory(self.learner(1, estimator), self.episode)
+            slope = one.per_step
+            if isinstance(estimator, Exact):
+                slope = memory(self.learner(2, estimator), self.episode).peak - one.peak
+        return self.permanent + one.peak + (steps - 1) * slope, slope
+
+    def measured(self, estimator: AbstractEstimator, activations: Activations, steps: int) -> int:
+        """The same peak, measured by running all steps."""
+        activations.apply(self.backbone)
+        with self.mode:
+            return self.permanent + memory(self.learner(steps, estimator), self.episode).peak
+
+    def arithmetic(self, activations: Activations) -> Arithmetic:
+        """Operations of an estimator's building blocks, except pulls."""
+        activations.apply(self.backbone)
+        with self.mode:
+            return arithmetic(self.learner(0, Exact()), self.episode, self._start)
+
+    def pull_arithmetic(self, activations: Activations, pull: str) -> tuple[int, int]:
+        """Operations of a linearisation at an anchor, and of a product there."""
+        activations.apply(self.backbone)
+        with self.mode:
+            return pull_arithmetic(self._start, as_pull(pull))
+
+    def _examples(self, per_class: int) -> Examples:
+        shape = (self.options.tasks_per_chunk, self.options.ways * per_class)
+        return Examples(self._inputs(*shape), torch.arange(self.options.ways).repeat(shape[0], per_class))
+
+    def _inputs(self, *shape: int) -> RawInputs:
+        adapter = self.backbone.adapter
+        if isinstance(example := adapter.example(1), Tensor):
+            return torch.randn(*shape, *example.shape[1:])
+        assert isinstance(adapter, HFText)
+        length = self.options.text_length
+        if adapter.max_length is not None and length > adapter.max_length:
+            raise ValueError(f"text_length={length}: {self.options.backbone} reads at most {adapter.max_length} tokens")
+        mask = torch.ones(*shape, length, dtype=torch.long)
+        mask[0, 0, -1:] = 0  # one shorter text, or the network would not need its mask
+        return {"input_ids": torch.randint(adapter.vocabulary, (*shape, length)), "attention_mask": mask}
