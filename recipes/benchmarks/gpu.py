@@ -32,11 +32,11 @@ import large_backbone
 import torch
 import tyro
 from measuring import Cost, device_of, measure, write_csv
-from mtl.planning.workplace import Workplace
 
 import mtl
-from mtl.planning import Config as PlanConfig
-from mtl.planning.choices import Keeping
+from mtl.planning import PlanOptions
+from mtl.planning.choices import Activations
+from mtl.planning.workbench import Workbench
 
 Part = Literal["peers", "precision", "large"]
 Row = dict[str, Any]
@@ -168,7 +168,7 @@ def large(config: Config, device: torch.device) -> Iterator[Row]:
     learner, task = large_backbone.workload(settings, device)
     yield {"network": config.large, "seconds to make it": time.perf_counter() - start}
     place = planned(settings)
-    for keeping in (Keeping("everything"), Keeping("block inputs", checkpoint_blocks=True)):
+    for keeping in (Activations("everything"), Activations("block inputs", checkpoint_blocks=True)):
         keeping.apply(learner.backbone)
         weights = _allocated(device) - standing
         found = attempt(lambda: large_backbone.meta_step(learner, task), config.repeats)
@@ -186,13 +186,13 @@ def _allocated(device: torch.device) -> float:
     return torch.cuda.memory_allocated() / GIB if device.type == "cuda" else 0.0
 
 
-def planned(settings: large_backbone.Config) -> Workplace:
+def planned(settings: large_backbone.Config) -> Workbench:
     """The same learner on tensors without values, where the planner counts bytes."""
-    sizes = PlanConfig(
+    sizes = PlanOptions(
         settings.backbone, ways=settings.ways, shots=settings.shots, queries=settings.queries, sites=settings.sites,
         inner_steps=settings.inner_steps, last_k=settings.last_k, precision="bf16-stored",
     )  # fmt: skip
-    return Workplace(sizes)
+    return Workbench(sizes)
 
 
 PARTS: dict[Part, Callable[[Config, torch.device], Iterator[Row]]] = {
