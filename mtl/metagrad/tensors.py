@@ -53,7 +53,7 @@ def scale(tensors: Mapping[str, Tensor], factor: Tensor) -> Tensors:
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """Inner product over all named tensors, task by task: shape ``(tasks,)``."""
-    products = [(v * b[k]).flatten(1).sum(1) for k, v in a.items()]
+    products = [(v * b[k]).reshape(len(v), -1).sum(1) for k, v in a.items()]
     return torch.stack(products).sum(0)
 
 
