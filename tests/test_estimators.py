@@ -12,8 +12,10 @@ from problems import OPTIMIZERS, quadratic, regression
 
 import mtl
 from mtl.metagrad import tensors
+from mtl.metagrad.estimators import evograd
+from mtl.metagrad.estimators.evograd import perturbations
 from mtl.metagrad.optimizers import InnerAdam, InnerSGD
-from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.problem import InnerProblem, unroll
 
 # Estimators that equal the exact gradient, whatever the problem.
 EXACT = {
@@ -23,6 +25,8 @@ EXACT = {
     "rematerialised, some kept": mtl.Rematerialised(budget=0.014),
     "truncated(K)": mtl.metagrad.Truncated(last_steps=99),
     "binomial(K)": mtl.metagrad.Binomial(order=99),
+    "shot(0)": mtl.metagrad.SHOT(penalty=0.0),
+    "shot, no gap": mtl.metagrad.SHOT(window=1),
     "horizon mixing(0)": mtl.metagrad.HorizonMixing(decay=0.0),
     "truncation mixing(1)": mtl.metagrad.TruncationMixing(decay=1.0),
     "adaptive(1)": mtl.Windowed(window=1),
@@ -55,6 +59,9 @@ OTHER = {
     "one-step": (mtl.metagrad.OneStep(), 7, 1, {"start"}),
     "sama": (mtl.metagrad.SAMA(), 7, 1, {"start"}),
     "sama, reverse": (mtl.metagrad.SAMA(pull="reverse"), 7, 1, {"start"}),
+    "evograd": (mtl.metagrad.EvoGrad(copies=3), 7 + 3, 0, {"rate"}),
+    "shot": (mtl.metagrad.SHOT(), 7 + 1, 7 + 1, set()),
+    "shot(3)": (mtl.metagrad.SHOT(window=3), 7 + 3, 7 + 3, set()),
 }
 INEXACT = APPROXIMATE | OTHER
 NEAR = EXACT | {k: v[0] for k, v in APPROXIMATE.items()}
@@ -306,7 +313,13 @@ def test_counts(name, estimator, gradients, pulls):
     result = estimator(counted, meta)
     assert (result.gradients, result.pulls) == (gradients, pulls)
     shared = {"substepped(3)": 3, "binomial(1)": 7, "binomial(2)": 7, "neumann(4)": 1, "imaml(2)": 1, "sama": 2}
+    shared["evograd"] = 3  # forward passes of the copies
     assert len(calls) == gradients + shared.get(name, pulls), "pulls at one anchor share its graph"
+
+
+def test_every_registered_estimator_is_held_to_the_laws():
+    tested = {type(e) for e in ALL.values()} | {mtl.Exact}  # exact is what the others are compared with
+    assert set(mtl.metagrad.ESTIMATORS.values()) == tested
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -404,6 +417,77 @@ def test_imaml_stops_at_negative_curvature():
     assert damped.diagnostics["residual"] < 1e-9
 
 
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("window", [None, 2])
+def test_shot_is_autograd_of_its_penalised_outer_loss(window, options):
+    problem, meta = regression(steps=5, **options)
+    reference = mtl.solve(problem, meta)
+    kept = {}
+
+    def coarse(problem, w, meta, step):
+        if step % (window or 5) == 0:
+            kept["g"] = _gradient(problem, w, meta, step)
+        return kept["g"]
+
+    def distance(w, meta):
+        return sum(0.5 * 0.7 * ((w[k] - v) ** 2).flatten(1).sum(1) for k, v in reference.items())
+
+    penalty = unrolled(replace(problem, outer_loss=distance), meta, coarse)
+    expected = tensors.add(unrolled(problem, meta), penalty)
+    result = mtl.metagrad.SHOT(penalty=0.7, window=window)(problem, meta)
+    assert error(result.grads, expected) < 1e-10
+    assert result.diagnostics["gap"] > 0
+    assert torch.allclose(result.losses, mtl.Exact()(problem, meta).losses), "the penalty is no part of the losses"
+
+
+def test_evograd_is_autograd_of_its_own_construction():
+    problem, meta = regression(steps=3, momentum=0.5)
+    estimator = mtl.metagrad.EvoGrad(copies=4, sigma=0.2, temperature=0.3, noise_seed=5)
+    path = unroll(problem, meta)
+    noise = perturbations(path.weights[2], path.gradients[2], 4, 5)
+    phi = {k: v.clone().requires_grad_() for k, v in meta.items()}
+    # The value of the weights before the last step, as if it were the initial weights'.
+    initial = problem.init(phi)
+    start = {k: v + (path.weights[2][k] - v).detach() for k, v in initial.items()}
+    copies = [tensors.add(start, e, 0.2) for e in noise]
+    shares = torch.softmax(-torch.stack([problem.inner_loss(c, phi, 2) for c in copies]) / 0.3, 0)
+    mixed = {k: sum(tensors.per_task(s, c[k]) * c[k] for c, s in zip(copies, shares, strict=True)) for k in start}
+    expected = torch.autograd.grad(problem.outer_loss(mixed, phi).mean(), list(phi.values()), allow_unused=True)
+    found = estimator(problem, meta)
+    for (k, v), e in zip(found.grads.items(), expected, strict=True):
+        assert torch.allclose(v, torch.zeros_like(v) if e is None else e, rtol=1e-9, atol=1e-14), k
+    assert torch.equal(found.weights["first"], path.weights[-1]["first"]), "the inner loop is the ordinary one"
+
+
+def test_evograd_tends_to_the_last_step_of_gradient_descent(monkeypatch):
+    """With noise whose covariance is the identity: the weights' own axes, there and back."""
+    problem, meta = regression(steps=1)
+    like = problem.init(meta)
+    size = sum(v[0].numel() for v in like.values())
+    axes = torch.eye(size, dtype=torch.float64) * size**0.5
+    rows = torch.cat([axes, -axes])
+    split = lambda row: dict(zip(like, row.split([v[0].numel() for v in like.values()]), strict=True))  # noqa: E731
+    noise = [{k: v.view_as(like[k][0]).expand_as(like[k]) for k, v in split(row).items()} for row in rows]
+    monkeypatch.setattr(evograd, "perturbations", lambda *_: noise)
+    errors = []
+    for sigma in (0.08, 0.04, 0.02):
+        step = replace(problem, optimizer=InnerSGD(lr=sigma**2 / 0.5))
+        found = mtl.metagrad.EvoGrad(2 * size, sigma, 0.5)(step, meta).grads
+        errors.append(error({"inner": found["inner"]}, {"inner": mtl.Exact()(step, meta).grads["inner"]}))
+    assert errors[2] < 0.05
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.3)
+
+
+def test_evograd_draws_anew_where_the_task_is_another_and_only_there():
+    problem, meta = regression(steps=2)
+    once, again = (mtl.metagrad.EvoGrad()(problem, meta).grads for _ in range(2))
+    assert error(once, again) == 0
+    assert error(mtl.metagrad.EvoGrad(noise_seed=1)(problem, meta).grads, once) > 0.01
+    noise = perturbations(problem.init(meta), unroll(problem, meta).gradients[-1], 2, 0)
+    rows = [n["first"][task] for n in noise for task in range(3)]
+    assert len({tuple(r.flatten().tolist()) for r in rows}) == 6, "no two copies and no two tasks share their noise"
+
+
 def _hessian(problem, meta):
     w = tensors.leaf(problem.init(meta))
     columns = [
@@ -485,7 +569,11 @@ def test_any_number_of_steps_is_defined(estimator, steps):
         assert cosine(result.grads, exact.grads, "start") > 0.95, "close to exact at a small step size"
 
 
-@pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, mtl.metagrad.Reptile)])
+# Their direction is not of the outer loss alone.
+MORE_THAN_THE_OUTER_LOSS = (mtl.metagrad.Reptile, mtl.metagrad.SHOT)
+
+
+@pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, MORE_THAN_THE_OUTER_LOSS)])
 def test_tasks_are_independent(estimator):
     # A batch of tasks gives what each gives alone: per-task cotangents divided by their number, shared ones averaged.
     if estimator in (ALL["adaptive(3)"],):
@@ -567,6 +655,12 @@ def test_memory_is_flat_in_the_number_of_steps():
         (lambda: mtl.metagrad.ImplicitMAML(iterations=0), "at least one"),
         (lambda: mtl.metagrad.ImplicitMAML(damping=-1), "damping=-1"),
         (lambda: mtl.metagrad.OneStep(pull="x"), "reverse"),
+        (lambda: mtl.metagrad.EvoGrad(copies=1), "copies=1"),
+        (lambda: mtl.metagrad.EvoGrad(sigma=0), "positive"),
+        (lambda: mtl.metagrad.EvoGrad(temperature=-1), "positive"),
+        (lambda: mtl.metagrad.SHOT(penalty=-1), "penalty=-1"),
+        (lambda: mtl.metagrad.SHOT(window=0), "window=0"),
+        (lambda: mtl.metagrad.SHOT(pull="x"), "reverse"),
         (lambda: InnerAdam(lr=0), "positive"),
         (lambda: InnerAdam(betas=(1.0, 0.9)), "betas"),
         (lambda: InnerAdam(eps=0), "eps"),

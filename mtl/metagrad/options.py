@@ -62,6 +62,11 @@ class EstimatorOptions:
     strength: float | None = field(default=None, metadata=_help("of the tie to the initial weights"))
     iterations: int | None = field(default=None, metadata=_help("of conjugate gradients"))
     tolerance: float | None = field(default=None, metadata=_help("relative residual at which conjugate gradients stop"))
+    copies: int | None = field(default=None, metadata=_help("perturbed copies of the fast weights"))
+    sigma: float | None = field(default=None, metadata=_help("standard deviation of the perturbations"))
+    temperature: float | None = field(default=None, metadata=_help("of the softmax over the copies' losses"))
+    noise_seed: int | None = field(default=None, metadata=_help("of the perturbations"))
+    penalty: float | None = field(default=None, metadata=_help("weight of the gap in the outer loss"))
     damping: float | None = field(default=None, metadata=_help("added to the diagonal of the system"))
 
     def build(self) -> AbstractEstimator:

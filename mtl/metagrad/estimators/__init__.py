@@ -2,6 +2,7 @@
 
 from mtl.metagrad.estimators.base import AbstractEstimator, StructuralZeroWarning
 from mtl.metagrad.estimators.binomial import Binomial
+from mtl.metagrad.estimators.evograd import EvoGrad
 from mtl.metagrad.estimators.exact import Exact
 from mtl.metagrad.estimators.first_order import FirstOrder
 from mtl.metagrad.estimators.implicit import ImplicitMAML, Neumann, proximal
@@ -9,6 +10,7 @@ from mtl.metagrad.estimators.mixing import HorizonMixing, TruncationMixing
 from mtl.metagrad.estimators.one_step import SAMA, OneStep
 from mtl.metagrad.estimators.rematerialised import Rematerialised
 from mtl.metagrad.estimators.reptile import Reptile
+from mtl.metagrad.estimators.shot import SHOT
 from mtl.metagrad.estimators.truncated import Truncated
 from mtl.metagrad.estimators.windowed import Windowed
 from mtl.metagrad.registry import Registry
@@ -30,13 +32,17 @@ _row("imaml", ImplicitMAML, help="implicit gradient of an inner problem tied to 
 _row("one-step", OneStep, help="differentiates the last inner step only (T1-T2)")
 _row("sama", SAMA, help="one implicit step with the optimiser's own Jacobian, no second derivative")
 _row("first-order", FirstOrder, help="drops every second derivative (FOMAML)")
+_row("evograd", EvoGrad, help="perturbed copies, weighted by their loss, in place of the last step")
+_row("shot", SHOT, help="exact, with a penalty on the gap between many small steps and one large")
 _row("reptile", Reptile, help="moves the initial weights towards the adapted ones")
 
 __all__ = [
     "ESTIMATORS",
     "SAMA",
+    "SHOT",
     "AbstractEstimator",
     "Binomial",
+    "EvoGrad",
     "Exact",
     "FirstOrder",
     "HorizonMixing",
