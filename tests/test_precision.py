@@ -17,6 +17,7 @@ from test_estimators import ALL
 from tiny import Blobs, backbone
 
 import mtl
+from mtl.fewshot.model import head_weights
 from mtl.metagrad.execution import Execution
 
 WIDE = {
@@ -57,7 +58,8 @@ ESTIMATORS = {
     "one-step": mtl.metagrad.OneStep(),
     "sama": mtl.metagrad.SAMA(pull=FD),
     "reptile": mtl.metagrad.Reptile(),
-}
+    "shot": mtl.metagrad.SHOT(),
+}  # not EvoGrad: it keys its noise by a gradient, so other precision means other noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 
@@ -86,7 +88,7 @@ def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dic
 
     def inner_loss(weights, meta, step):
         features = learner.model.features(inputs, weights, meta)
-        logits = learner.head.support_logits(weights, (features, labels), 3)
+        logits = learner.head.support_logits(head_weights(weights), (features, labels), 3)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return (losses * meta["example"].exp()).mean().unsqueeze(0)
 
