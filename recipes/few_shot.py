@@ -103,7 +103,7 @@ def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options
     options |= {"sites": config.sites, "last_k": config.last_k, "quantization": memory.quantization}
     options |= {} if memory.dtype is None else {"dtype": memory.dtype}
     backbone = mtl.load_backbone(name, device_map=memory.device_map, **options)
-    backbone.checkpoint_blocks, backbone.examples_per_chunk = memory.checkpoint_blocks, memory.examples_per_chunk
+    backbone.configure(checkpoint_blocks=memory.checkpoint_blocks, examples_per_chunk=memory.examples_per_chunk)
     return mtl.shard(backbone, accelerator) if memory.shard else backbone.to(accelerator.device)
 
 

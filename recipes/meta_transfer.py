@@ -83,7 +83,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     data = transfer_data.load(config.data, config.sizes, backbone)
     make = target_maker(config.target, config.target_args, data.classes, data.parts["train"][0].shape[1])
     source = Source(backbone, most=config.stages)
-    place = Workplace(config.training, data, source, make, config.stages, backbone.precision)
+    place = Workplace(config.training, data, source, make, config.stages, backbone.options.precision)
     bench = Bench(config, place, accelerator)
     runs = bench.tuned()
     rows = bench.rows(runs)
@@ -99,8 +99,7 @@ def source_of(config: Config, accelerator: Accelerator) -> mtl.Backbone:
         with accelerator.main_process_first():
             checkpoint = str(pretrain_scans.main(pretrain_scans.Config()))
     backbone = mtl.load_backbone(config.source, checkpoint=checkpoint).to(accelerator.device)
-    backbone.precision = PRECISIONS[accelerator.mixed_precision]
-    return backbone
+    return backbone.configure(precision=PRECISIONS[accelerator.mixed_precision])
 
 
 @dataclass(frozen=True)

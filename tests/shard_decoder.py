@@ -71,8 +71,7 @@ def main(folder: Path) -> None:
                 shards = [p.to_local().numel() for p in backbone.model.parameters()]  # type: ignore[attr-defined]
                 found["share"] = [sum(shards) / sum(p.numel() for p in backbone.model.parameters())]
             for checkpointed in (False, True):
-                backbone.checkpoint_blocks = checkpointed
-                backbone.examples_per_chunk = 4 if checkpointed else None
+                backbone.configure(checkpoint_blocks=checkpointed, examples_per_chunk=4 if checkpointed else None)
                 for name, estimator in estimators.items():
                     flat, result = gradient(learner_of(backbone, estimator=estimator), episode)
                     found.setdefault(f"{name}, last_k {last_k}", []).append((flat, result.pulls))

@@ -35,7 +35,7 @@ def test_checkpointed_blocks_give_the_same_gradient(name: str, pull: str, tmp_pa
     backbone = build(name, tmp_path)
     estimator = mtl.Rematerialised(pull)
     expected = flat(estimator(*problem_of(backbone)))
-    backbone.checkpoint_blocks = True
+    backbone.configure(checkpoint_blocks=True)
     found = flat(estimator(*problem_of(backbone)))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert not any("forward" in m.__dict__ for m in backbone.model.modules())
@@ -44,7 +44,7 @@ def test_checkpointed_blocks_give_the_same_gradient(name: str, pull: str, tmp_pa
 def test_checkpointed_blocks_save_memory(tmp_path: Path):
     def saved(checkpointed: bool) -> int:
         backbone = build("vit_tiny_patch16_224", tmp_path, depth=4)
-        backbone.checkpoint_blocks = checkpointed
+        backbone.configure(checkpoint_blocks=checkpointed)
         problem, meta = problem_of(backbone, 1)
         sizes: dict[int, int] = {}
 

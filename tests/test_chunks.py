@@ -39,7 +39,7 @@ def test_chunks_change_no_number(name: str, last_k: int | None, pull: Any, tmp_p
     learner = learner_of(network, estimator=mtl.Rematerialised(pull))
     expected, view = gradient(learner, inputs, labels), learner.view(mtl.Examples(inputs, labels))
     for size, blocks in ((4, False), (1, False), (4, True)):
-        network.examples_per_chunk, network.checkpoint_blocks = size, blocks
+        network.configure(examples_per_chunk=size, checkpoint_blocks=blocks)
         found = gradient(learner, inputs, labels)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
         again = learner.view(mtl.Examples(inputs, labels))
@@ -51,7 +51,7 @@ def test_memory_does_not_grow_with_examples_in_chunks():
     network = backbone(depth=4)
 
     def peak(n: int, size: int | None) -> int:
-        network.examples_per_chunk = size
+        network.configure(examples_per_chunk=size)
         inputs, labels = torch.randn(1, n, 1, 16, 16), (torch.arange(n) % 2)[None]
         learner = learner_of(network, 1, estimator=mtl.Windowed(1, pull=mtl.metagrad.FiniteDifference()))
         with LiveBytes() as counter:

@@ -22,11 +22,11 @@ def network() -> mtl.Backbone:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_keeps_the_meta_gradient(network: mtl.Backbone, dtype: torch.dtype, pull: Any):
     expected = flat(mtl.Rematerialised()(*problem_of(network)))
-    network.precision = dtype
+    network.configure(precision=dtype)
     try:
         found = flat(mtl.Windowed(pull=pull)(*problem_of(network)))
     finally:
-        network.precision = None
+        network.configure(precision=None)
     assert agreement(found, expected)[0] > 0.99
 
 

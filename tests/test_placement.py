@@ -93,7 +93,7 @@ def test_a_spread_network_gives_the_meta_gradient_of_a_whole_one(name: str, plac
     assert placed.fingerprint() == whole.fingerprint()
     assert "device_map" not in placed.spec()["load"], "a place is not part of what a network is"
     if place == "auto":  # it fits, so it is whole, and has second derivatives
-        assert placed.placed is None
+        assert placed.placement is None
         gradient(learner_of(placed), episode)
         return
     away = sum(p.numel() for p in placed.model.parameters() if p.is_meta)
@@ -115,7 +115,7 @@ def test_stored_weights_are_put_in_place_as_they_are_read(tmp_path: Path):
     whole.modulator.install()
     places = {"embed_tokens": "cpu", "layers.0": "disk", "layers.1": "cpu", "norm": "cpu", "rotary_emb": "cpu"}
     placed = mtl.load_backbone(tmp_path / "stored", device_map=places, offload_folder=tmp_path / "offload")
-    assert placed.placed == torch.device("cpu")
+    assert placed.placement.device == torch.device("cpu")
     estimator = mtl.Windowed(2, pull=mtl.metagrad.FiniteDifference(0.05))
     expected, found = (gradient(learner_of(b, estimator=estimator), Sentences().sample(0))[0] for b in (whole, placed))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

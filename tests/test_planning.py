@@ -165,5 +165,5 @@ def test_work_is_what_estimators_do():
 
 
 def test_autocast_is_switched_on_by_bf16_alone(bert):
-    assert Workbench(replace(bert, precision="bf16")).backbone.precision is torch.bfloat16
-    assert Workbench(replace(bert, precision="bf16-stored")).backbone.precision is None
+    assert Workbench(replace(bert, precision="bf16")).backbone.options.precision is torch.bfloat16
+    assert Workbench(replace(bert, precision="bf16-stored")).backbone.options.precision is None

@@ -108,7 +108,7 @@ def agreement(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float
 def test_low_precision_keeps_the_meta_gradient(wide: mtl.Backbone, name: str, dtype: torch.dtype):
     estimator = ESTIMATORS[name]
     expected = estimator(*problem_of(wide))
-    wide.precision = dtype
+    wide.configure(precision=dtype)
     try:
         problem, meta = problem_of(wide)
         if name == "exact" and dtype == torch.float16:
@@ -117,7 +117,7 @@ def test_low_precision_keeps_the_meta_gradient(wide: mtl.Backbone, name: str, dt
             return
         found = estimator(problem, meta)
     finally:
-        wide.precision = None
+        wide.configure(precision=None)
     everything = [*found.grads.values(), *found.weights.values(), found.losses]
     assert all(v.dtype == torch.float32 for v in everything), "what is adapted and what comes back stays in float32"
     cosine, norm = agreement(flat(found), flat(expected))
@@ -146,11 +146,11 @@ def test_a_loss_scale_saves_what_float16_would_lose(wide: mtl.Backbone):
         return flat(mtl.Rematerialised()(small, meta))
 
     expected = shrunk(Execution())
-    wide.precision = torch.float16
+    wide.configure(precision=torch.float16)
     try:
         lost, saved = shrunk(Execution()), shrunk(Execution(loss_scale=2.0**14))
     finally:
-        wide.precision = None
+        wide.configure(precision=None)
     assert agreement(saved, expected)[0] > 0.99
     assert agreement(lost, expected)[0] < 0.95
 
@@ -158,9 +158,9 @@ def test_a_loss_scale_saves_what_float16_would_lose(wide: mtl.Backbone):
 def test_a_loss_scale_that_overflows_is_lowered(tmp_path: Path):
     [(_, episode)] = mtl.stacked([Blobs().sample(i) for i in range(2)])
     learner = mtl.MetaLearner(b := backbone(), mtl.Static(b.sites, b.width, 0.05), inner_steps=2)
-    b.precision = torch.float16
+    b.configure(precision=torch.float16)
     expected = learner.adapt(episode.support).weights
-    b.execution = replace(b.execution, loss_scale=2.0**30)
+    b.configure(loss_scale=2.0**30)
     found = learner.adapt(episode.support).weights
     assert b.execution.loss_scale == 2.0**30, "adapting changes nothing for those who come after"
     for key, value in expected.items():
@@ -184,7 +184,7 @@ def test_training_runs_the_network_in_the_precision_that_accelerate_was_asked_fo
         mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run", accelerator)
     finally:
         accelerator.state._mixed_precision = "no"
-    assert b.precision == dtype
+    assert b.options.precision == dtype
     assert seen == {dtype is not None, "generator False"}
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert all(json.loads(line)["skipped"] == 0 for line in log.splitlines())
@@ -194,8 +194,7 @@ def test_an_overflow_in_training_lowers_the_scale_and_loses_no_episode(tmp_path:
     torch.manual_seed(0)
     b = backbone()
     learner = mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width, hidden=16), inner_steps=2)
-    b.precision = torch.float16
-    b.execution = replace(b.execution, loss_scale=2.0**30)
+    b.configure(precision=torch.float16, loss_scale=2.0**30)
     config = mtl.TrainingConfig(steps=1, tasks_per_step=2, validate_every=1, validation_tasks=2, self_check=False)
     mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run", Accelerator(cpu=True))
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["skipped"] == 0
@@ -206,7 +205,7 @@ def test_an_overflow_in_training_lowers_the_scale_and_loses_no_episode(tmp_path:
 @pytest.mark.filterwarnings("ignore:step")
 def test_an_episode_that_is_not_finite_does_not_cost_the_scale(tmp_path: Path):
     learner = mtl.MetaLearner(b := backbone(), mtl.Static(b.sites, b.width), inner_steps=2)
-    b.precision = torch.float16
+    b.configure(precision=torch.float16)
     before = b.execution.loss_scale
     config = mtl.TrainingConfig(steps=1, tasks_per_step=2, validate_every=1, validation_tasks=2, self_check=False)
     mtl.train(learner, Blobs(poisoned=(1,)), Blobs(), config, tmp_path / "run", Accelerator(cpu=True))
@@ -217,7 +216,12 @@ def test_an_episode_that_is_not_finite_does_not_cost_the_scale(tmp_path: Path):
 def test_other_precisions_are_refused(tmp_path: Path):
     b = backbone()
     with pytest.raises(ValueError, match=r"precision=torch.float64.*bfloat16"):
-        b.precision = torch.float64
+        b.configure(precision=torch.float64)
+    with pytest.raises(ValueError, match="examples_per_chunk=0: expected at least 1"):
+        b.configure(examples_per_chunk=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'precison'"):
+        b.configure(precison=None)
+    assert b.options == mtl.networks.ForwardOptions(), "a refused change changes nothing"
     accelerator = Accelerator(cpu=True)
     accelerator.state._mixed_precision = "fp8"
     try:

@@ -179,7 +179,7 @@ def _tuned_network(backbone: Backbone, lr: float, steps: int) -> Predict:
     head = Cosine()
 
     def one(episode: Episode) -> Tensor:
-        if backbone.placed is not None:
+        if backbone.placement is not None:
             raise ValueError(f"full fine-tuning of {backbone.name}: its weights are sharded or spread; leave it out")
         support, ways = episode.support, episode.ways
         model = {f"model.{k}": v for k, v in tensors.leaf(dict(backbone.model.named_parameters())).items()}

@@ -110,22 +110,23 @@ class MetaLearner:
         >>> step = learner.meta_step(tasks.sample(0))  # doctest: +SKIP
         >>> outer_optimizer.step()  # doctest: +SKIP
         """
-        episode, before = episode.to(self.device), self.backbone.execution
+        episode = episode.to(self.device)
         prepared = self.backbone.prepare(episode.support.inputs)
         meta = self.generator(self.view(episode.support, prepared, episode.ways))
+        problem = self.problem(episode, prepared)
         while True:
-            problem = self.problem(episode, prepared)
             found = self.estimator(problem, tensors.detach(meta))
-            finite = before.all_finite([found.losses, *found.grads.values()])
-            if finite or not self.backbone.lower_loss_scale():
+            finite = problem.execution.all_finite([found.losses, *found.grads.values()])
+            if finite or (lower := problem.execution.at_lower_loss_scale()) is None:
                 break
+            problem = replace(problem, execution=lower)
         if finite:
+            if (scale := problem.execution.loss_scale) is not None:
+                self.backbone.configure(loss_scale=scale)  # the next step starts at the one that did not overflow
             emitted = {k: v for k, v in meta.items() if v.requires_grad}
             torch.autograd.backward(
                 list(emitted.values()), [(found.grads[k] * weight).to(v.dtype) for k, v in emitted.items()]
             )
-        else:
-            self.backbone.execution = before  # the scale was not the reason
         assert isinstance(problem.outer_loss, QueryLoss)
         return MetaStep(found.losses, problem.outer_loss.accuracy, finite, found.pulls, found.diagnostics)
 
@@ -200,10 +201,12 @@ class MetaLearner:
 
     def _solve(self, problem: InnerProblem, meta: Tensors) -> Tensors:
         """The adapted weights; in float16, at the largest loss scale that does not overflow."""
-        weights, before = solve(problem, meta), self.backbone.execution
-        while not self.backbone.execution.all_finite(weights.values()) and self.backbone.lower_loss_scale():
-            weights = solve(replace(problem, execution=self.backbone.execution), meta)
-        self.backbone.execution = before
+        weights = solve(problem, meta)
+        while not problem.execution.all_finite(weights.values()):
+            if (lower := problem.execution.at_lower_loss_scale()) is None:
+                break
+            problem = replace(problem, execution=lower)
+            weights = solve(problem, meta)
         return weights
 
     def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:

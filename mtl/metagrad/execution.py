@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,12 @@ class Execution:
         """Whether no value holds a NaN or an infinity, in any of the processes that walk in step."""
         finite = torch.stack([torch.isfinite(v).all() for v in values]).all()
         return not bool(self.sync_max((~finite).float()))
+
+    def at_lower_loss_scale(self) -> Execution | None:
+        """The same at a sixteenth of the loss scale, after an overflow; None when that would be less than one."""
+        if self.loss_scale is None or self.loss_scale < 16:
+            return None
+        return replace(self, loss_scale=self.loss_scale / 16)
 
     def require_second_order(self) -> None:
         """Refuse to differentiate a gradient of the network.

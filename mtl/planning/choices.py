@@ -30,8 +30,8 @@ class Activations:
 
     Args:
         name: in tables.
-        checkpoint_blocks: see :attr:`mtl.Backbone.checkpoint_blocks`.
-        examples_per_chunk: see :attr:`mtl.Backbone.examples_per_chunk`.
+        checkpoint_blocks: see :class:`mtl.networks.ForwardOptions`.
+        examples_per_chunk: see :class:`mtl.networks.ForwardOptions`.
     """
 
     name: str
@@ -40,8 +40,7 @@ class Activations:
 
     def apply(self, backbone: Backbone) -> None:
         """Configure the backbone."""
-        backbone.checkpoint_blocks = self.checkpoint_blocks
-        backbone.examples_per_chunk = self.examples_per_chunk
+        backbone.configure(checkpoint_blocks=self.checkpoint_blocks, examples_per_chunk=self.examples_per_chunk)
 
 
 def activation_options(options: PlanOptions) -> tuple[Activations, ...]:

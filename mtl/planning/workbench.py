@@ -40,7 +40,7 @@ class Workbench:
             image_size=options.image_size,
             **stored,
         )
-        self.backbone.precision = torch.bfloat16 if options.precision == "bf16" else None
+        self.backbone.configure(precision=torch.bfloat16 if options.precision == "bf16" else None)
         # The only generator without an autocast region, which the meta device lacks. Others add a few MB.
         self.generator = moved(Static(self.backbone.sites, self.backbone.width), self.mode)
         with self.mode:

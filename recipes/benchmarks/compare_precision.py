@@ -65,9 +65,9 @@ def main(config: Config) -> list[dict[str, Any]]:
             exact = meta_gradient(estimator, learner, episode, config)
             row: dict[str, Any] = {"network": network, "estimator": name}
             for label, dtype in PRECISIONS.items():
-                learner.backbone.precision = dtype
+                learner.backbone.configure(precision=dtype)
                 row |= agreement(label, estimator, learner, episode, config, exact)
-                learner.backbone.precision = None
+                learner.backbone.configure(precision=None)
             row |= agreement("stored", estimator, stored, episode, config, exact)
             rows.append(row)
             cells = (f"{row[f'cosine {c}']:9.5f} ({row[f'norm {c}']:5.3f})" for c in (*PRECISIONS, "stored"))

@@ -111,7 +111,7 @@ def _checkpoint(config: Config) -> float:
     learner, episode = workload(config)
 
     def run(checkpointed: bool) -> None:
-        learner.backbone.checkpoint_blocks = checkpointed
+        learner.backbone.configure(checkpoint_blocks=checkpointed)
         gradient(learner, episode, config.inner_steps)
 
     return ratio(config, "checkpoint", lambda: run(False), lambda: run(True))

@@ -146,9 +146,9 @@ def precision(config: Config, device: torch.device) -> Iterator[Row]:
         exact = compare_precision.meta_gradient(estimator, learner, episode, settings)
         row: Row = {"estimator": name}
         for label, dtype in compare_precision.PRECISIONS.items():
-            learner.backbone.precision = dtype
+            learner.backbone.configure(precision=dtype)
             row |= compare_precision.agreement(label, estimator, learner, episode, settings, exact)
-            learner.backbone.precision = None
+            learner.backbone.configure(precision=None)
         yield row
 
 

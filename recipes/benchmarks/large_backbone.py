@@ -78,8 +78,11 @@ def workload(config: Config, device: torch.device) -> tuple[mtl.MetaLearner, mtl
         backbone = mtl.load_backbone(
             config.backbone, pretrained=config.pretrained, sites=config.sites, last_k=config.last_k, **options
         )
-    backbone.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    backbone.checkpoint_blocks, backbone.examples_per_chunk = config.checkpoint_blocks, config.examples_per_chunk
+    backbone.configure(
+        precision={"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision),
+        checkpoint_blocks=config.checkpoint_blocks,
+        examples_per_chunk=config.examples_per_chunk,
+    )
     torch.manual_seed(0)
     pull = mtl.metagrad.FiniteDifference(config.radius)
     estimator = {"windowed": mtl.Windowed(config.window, pull=pull), "exact": mtl.Rematerialised(pull)}.get(

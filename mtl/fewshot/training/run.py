@@ -44,7 +44,7 @@ class Run:
         self.config = config
         self.folder = folder
         self.accelerator = accelerator
-        learner.backbone.precision = precision_of(accelerator, learner.backbone.precision)
+        learner.backbone.configure(precision=precision_of(accelerator, learner.backbone.options.precision))
         self.tasks_per_chunk = chunk_size(config, learner.backbone.execution, accelerator)
         self.checkpoints = Checkpoints(folder)
         self.step = self.saved = 0

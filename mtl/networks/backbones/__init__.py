@@ -3,6 +3,7 @@
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.backbone import Backbone
 from mtl.networks.backbones.loading import load_backbone
+from mtl.networks.backbones.options import ForwardOptions
 from mtl.networks.backbones.placement import shard
 from mtl.networks.backbones.prepared_inputs import Prepared
 from mtl.networks.backbones.timm_networks import EMBEDDED, TimmImages
@@ -12,6 +13,7 @@ __all__ = [
     "EMBEDDED",
     "AbstractAdapter",
     "Backbone",
+    "ForwardOptions",
     "HFImages",
     "HFText",
     "Prepared",

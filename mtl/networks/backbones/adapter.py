@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from mtl.episode import RawInputs
 
-PREFIX = "prefix"
-"""Among tokens by name: what the frozen layers below the first site make of them, see Backbone.with_prefix."""
-
 
 class AbstractAdapter(abc.ABC):
     """How to call a network, how to pool its output, and how raw items become its tensors.
@@ -41,8 +38,8 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
-def unreachable(name: str, way_out: str) -> str:
-    """What to say when weights can be had nowhere."""
+def unavailable_message(name: str, way_out: str) -> str:
+    """Error message for unavailable weights."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     tried = (
         "HF_HUB_OFFLINE is set, so only the cache was searched" if offline else "neither the hub nor the cache has it"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from mtl.metagrad.execution import Execution
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.backbone import Backbone
+from mtl.networks.backbones.options import Placement
 from mtl.networks.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
 from mtl.networks.backbones.timm_networks import EMBEDDED, load_embedded, load_timm
 from mtl.networks.backbones.transformers_networks import load_transformers
@@ -84,10 +85,8 @@ def load_backbone(
         main = main_device(getattr(model, "hf_device_map", {}))
     else:
         main = None if device_map is None else spread(model, device_map, offload_folder)
-    backbone = Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args, placed=main)
-    if main is not None:
-        backbone.execution = replace(backbone.execution, no_double_backward_reason=SPREAD)
-    return backbone
+    place = None if main is None else Placement(main, Execution(no_double_backward_reason=SPREAD))
+    return Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args, placement=place)
 
 
 def loader(name: str | Path) -> Callable[..., tuple[nn.Module, AbstractAdapter]]:

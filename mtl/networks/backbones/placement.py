@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from transformers import BitsAndBytesConfig
 
+from mtl.metagrad.execution import Execution
 from mtl.networks.backbones.backbone import Backbone
+from mtl.networks.backbones.options import Placement
 
 SHARDED = "its weights are sharded over processes (FSDP), and a double backward would keep all of them gathered"
 SPREAD = "its weights are moved in and out as it runs, and a double backward would keep all of them in memory"
@@ -51,7 +52,7 @@ def shard(backbone: Backbone, accelerator: Accelerator) -> Backbone:
             "shard: there is one process, and nothing to divide; start several with `accelerate launch --num_processes "
             "N`, or load the backbone with device_map= to spread it over devices and main memory"
         )
-    if backbone.placed:
+    if backbone.placement:
         raise ValueError(f"{backbone.name} is sharded or spread already; load it anew to place it differently")
     backbone.freeze_fingerprint()
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
@@ -65,7 +66,7 @@ def shard(backbone: Backbone, accelerator: Accelerator) -> Backbone:
     for block in _blocks(backbone.model):
         fully_shard(block, **options)
     fully_shard(backbone.model, **options)
-    backbone.place(accelerator.device, replace(backbone.execution, no_double_backward_reason=SHARDED, sync_max=largest))
+    backbone.place(Placement(accelerator.device, Execution(no_double_backward_reason=SHARDED, sync_max=largest)))
     return backbone
 
 

@@ -1,4 +1,4 @@
-"""Inputs of a backbone whose frozen prefix is computed, and how to take some of their examples."""
+"""Inputs together with the outputs of their frozen prefix."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from mtl.episode import Inputs
-from mtl.networks.backbones.prefix import Stored
+from mtl.networks.backbones.stored import Stored
+
+PREFIX = "prefix"
+"""Name of the output of the frozen prefix among tokens by name, see :meth:`Backbone.with_prefix`."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Inputs whose frozen prefix is computed; made by :meth:`Backbone.prepare`, taken wherever inputs are.
+    """Inputs and the outputs of their frozen prefix, from :meth:`Backbone.prepare`; everything takes it as inputs.
 
     Args:
         inputs: as given, ``(tasks, n, ...)``.
-        stored: outputs of the prefix; None where there is none.
+        stored: outputs of the prefix; None where it is not recorded.
     """
 
     inputs: Inputs

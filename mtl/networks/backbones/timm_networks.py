@@ -17,7 +17,7 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mtl.networks.backbones.adapter import AbstractAdapter, noise, unreachable
+from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 
 EMBEDDED = "mtl/glyphs"
 TIMM_POOLING = {"mean": "avg", "cls": "token"}
@@ -70,7 +70,7 @@ def load_timm(
             "set its size with pretrained_cfg_overlay={'input_size': (3, 64, 64)}"
         ) from e
     except OSError as e:
-        raise OSError(unreachable(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
+        raise OSError(unavailable_message(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
     if checkpoint is not None:
         _load_checkpoint(model, Path(checkpoint))
     return model, TimmImages(_data_config(model, args))

