@@ -148,10 +148,11 @@ def compare(
         mtl.fewshot.static_control(static),
         *mtl.fewshot.controls(generator),
     ]
+    table = {k: row for k, row in mtl.fewshot.BASELINES.items() if k != "full" or config.full_fine_tuning}
     comparisons, chosen = [], {}
     for shots, (held_out, test) in sources.by_shots.items():
-        methods, chosen[shots] = mtl.fewshot.tuned_baselines(
-            generator.backbone, held_out, episodes=config.tuning_episodes, full=config.full_fine_tuning
+        methods, chosen[shots] = mtl.fewshot.tune_baselines(
+            generator.backbone, held_out, table=table, episodes=config.tuning_episodes
         )
         if more_baselines is not None:
             more, settings = more_baselines(held_out)

@@ -60,10 +60,7 @@ def peft_methods(backbone: mtl.Backbone, episodes: int) -> few_shot.MoreBaseline
     """LoRA and IA3, each at the step size that is best on validation tasks."""
 
     def more(held_out: mtl.TaskSource) -> tuple[list[mtl.fewshot.Method], dict[str, float]]:
-        lora = {lr: mtl.fewshot.peft_baselines(backbone, lora_lr=lr)[0] for lr in (1e-3, 3e-3, 1e-2)}
-        ia3 = {lr: mtl.fewshot.peft_baselines(backbone, ia3_lr=lr)[1] for lr in (1e-2, 3e-2, 1e-1)}
-        best = {name: mtl.fewshot.tune(c, held_out, episodes)[0] for name, c in (("lora_lr", lora), ("ia3_lr", ia3))}
-        return mtl.fewshot.peft_baselines(backbone, lora_lr=best["lora_lr"], ia3_lr=best["ia3_lr"]), best
+        return mtl.fewshot.tune_baselines(backbone, held_out, table=mtl.fewshot.PEFT_BASELINES, episodes=episodes)
 
     return more
 

@@ -131,3 +131,8 @@ def test_episodes_follow_the_backbone_to_its_device(episode):
     network = backbone(depth=1).to("cuda")
     for method in mtl.baselines(network, steps=2, centre=torch.zeros(network.width)):
         assert method(episode).device.type == "cuda", method.name
+
+
+def test_a_setting_that_no_baseline_has_is_refused(network):
+    with pytest.raises(ValueError, match=r"no setting \['lr'\]; expected some of \['c', 'full_lr', 'head_lr'"):
+        mtl.baselines(network, lr=0.1)

@@ -232,13 +232,14 @@ def test_baselines_are_tuned_on_the_tasks_given(monkeypatch):
 
     monkeypatch.setattr("mtl.fewshot.evaluation.validation_accuracy", judge)
     tasks = Blobs()
-    methods, chosen = mtl.fewshot.tuned_baselines(b, tasks, episodes=3, full=False, steps=2)
+    without = {k: row for k, row in mtl.fewshot.BASELINES.items() if k != "full"}
+    methods, chosen = mtl.fewshot.tune_baselines(b, tasks, table=without, episodes=3, steps=2)
     assert chosen == {"c": 10.0, "l2": 0.01, "head_lr": 0.003, "modulation_lr": 0.005}, (
         "the best of each, else the first"
     )
     assert {(t, n) for _, t, n in asked} == {(tasks, 3)}
     assert [m.name for m in methods][-1] == "scale/shift, 2 steps"
-    assert mtl.fewshot.tuned_baselines(b, tasks, episodes=3, steps=2)[0][-1].name == "full fine-tuning, 2 steps"
+    assert mtl.fewshot.tune_baselines(b, tasks, episodes=3, steps=2)[0][-1].name == "full fine-tuning, 2 steps"
 
 
 def test_tune_needs_candidates():

@@ -1,8 +1,8 @@
 """Few-shot learning on a frozen network: generators, heads, the learner, training, comparison, saving, export."""
 
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.baselines import Method, baselines
-from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tuned_baselines
+from mtl.fewshot.baselines import BASELINES, Baseline, Method, baselines
+from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
 from mtl.fewshot.exporting import export
 from mtl.fewshot.generators import (
     GENERATORS,
@@ -16,17 +16,20 @@ from mtl.fewshot.generators import (
 )
 from mtl.fewshot.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
 from mtl.fewshot.learner import MetaLearner, MetaStep
-from mtl.fewshot.peft_baselines import peft_baselines
+from mtl.fewshot.peft_baselines import PEFT_BASELINES, peft_baselines
 from mtl.fewshot.saving import from_pretrained, save_pretrained
 from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, train_stages
 
 __all__ = [
+    "BASELINES",
     "GENERATORS",
     "HEADS",
+    "PEFT_BASELINES",
     "AbstractGenerator",
     "AbstractHead",
     "AbstractSiteGenerator",
     "Adapted",
+    "Baseline",
     "Cosine",
     "Linear",
     "MetaLearner",
@@ -54,5 +57,5 @@ __all__ = [
     "train",
     "train_stages",
     "tune",
-    "tuned_baselines",
+    "tune_baselines",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtl.episode import Episode, TaskSource, stacked
-from mtl.fewshot.baselines import Method, baselines
+from mtl.fewshot.baselines import BASELINES, Baseline, Method, methods_of
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
@@ -219,35 +218,26 @@ def tune(
     return max(scores, key=scores.__getitem__), scores
 
 
-GRID = {
-    "c": ("logistic", (1.0, 10.0, 100.0)),
-    "l2": ("ridge", (0.01, 0.1, 1.0)),
-    "head_lr": ("head only", (0.003, 0.01, 0.03)),
-    "modulation_lr": ("scale/shift", (0.005, 0.01, 0.02)),
-    "full_lr": ("full", (1e-3, 3e-3, 1e-2)),
-}
-"""Of every setting of :func:`mtl.baselines`: the baseline it belongs to, and what :func:`tuned_baselines` tries."""
-
-
-def tuned_baselines(
-    backbone: Backbone, tasks: TaskSource, *, episodes: int = 40, full: bool = True, steps: int = 50
+def tune_baselines(
+    backbone: Backbone,
+    tasks: TaskSource,
+    *,
+    table: Mapping[str, Baseline] = BASELINES,
+    episodes: int = 40,
+    steps: int = 50,
 ) -> tuple[list[Method], dict[str, float]]:
-    """The baselines, each at its best setting on *validation* tasks: a baseline left untuned is a straw man.
+    """The baselines, each at its best setting on *validation* tasks. Untuned baselines make unfair comparisons.
 
     Args:
         tasks: validation tasks of the ways and shots that will be tested.
-        episodes: of these, per candidate setting.
-        full: include full fine-tuning, by far the slowest.
-        steps: of the fine-tuned ones.
+        table: which baselines, such as ``BASELINES | PEFT_BASELINES``, or some of these rows.
+        episodes: per candidate setting.
+        steps: gradient steps of the fine-tuned ones.
 
     Returns:
         The methods, and the chosen settings by name.
     """
-    chosen: dict[str, Any] = {}
-    grid = {k: v for k, v in GRID.items() if full or k != "full_lr"}
-    for setting, (name, values) in tqdm(grid.items(), desc="tuning baselines", unit="baseline"):
-        options: list[dict[str, Any]] = [{setting: value} for value in values]
-        tried = [m for o in options for m in baselines(backbone, steps=steps, **o) if m.name.startswith(name)]
-        chosen[setting], _ = tune(dict(zip(values, tried, strict=True)), tasks, episodes)
-    found = baselines(backbone, steps=steps, **chosen)
-    return [m for m in found if full or not m.name.startswith("full")], chosen
+    best: dict[str, float] = {}
+    for row in tqdm([row for row in table.values() if row.grid], desc="tuning baselines", unit="baseline"):
+        best[row.setting], _ = tune({v: row.make(backbone, v, steps) for v in row.grid}, tasks, episodes)
+    return methods_of(table, backbone, steps, best), best

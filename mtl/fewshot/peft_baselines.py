@@ -1,9 +1,8 @@
-"""LoRA and IA3 through the ``peft`` library: what most people would try on a transformers network."""
+"""LoRA and IA3 through the ``peft`` library, the usual choice on a transformers network."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,54 +10,69 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mtl.episode import Episode, Inputs
-from mtl.fewshot.baselines import Method, adam
-from mtl.fewshot.heads import Cosine
-from mtl.fewshot.model import cross_entropy
-from mtl.metagrad import tensors
+from mtl.episode import Inputs
+from mtl.fewshot.baselines import Baseline, Method, fine_tune, methods_of, one_by_one
+from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
 
 
-def peft_baselines(
-    backbone: Backbone, *, rank: int = 8, lora_lr: float = 3e-3, ia3_lr: float = 3e-2, steps: int = 50
-) -> list[Method]:
+def peft_baselines(backbone: Backbone, *, steps: int = 50, **settings: float) -> list[Method]:
     """LoRA and IA3, fitted anew to every task together with a cosine head that starts at the class means.
 
-    Needs ``pip install "mtl[text]"``. The layers are those that peft adapts by default.
+    Needs ``pip install "mtl[text]"``. The layers are those that peft adapts by default; LoRA's matrices have rank 8.
 
     Args:
         backbone: a network of transformers.
-        rank: of LoRA's matrices.
-        lora_lr, ia3_lr: Adam step sizes, to be chosen on validation tasks, see :func:`mtl.fewshot.tune`.
         steps: gradient steps per task.
+        settings: ``lora_lr`` and ``ia3_lr``, Adam's step sizes, see :func:`mtl.fewshot.tune_baselines`.
 
     Raises:
         ImportError: without peft.
         ValueError: for a family that peft has no default layers for.
     """
+    return methods_of(PEFT_BASELINES, backbone, steps, settings)
+
+
+def _lora(backbone: Backbone, lr: float, steps: int) -> Method:
+    return _method(f"LoRA, {steps} steps", backbone, _peft().LoraConfig(r=8, lora_alpha=16), lr, steps)
+
+
+def _ia3(backbone: Backbone, lr: float, steps: int) -> Method:
+    return _method(f"IA3, {steps} steps", backbone, _peft().IA3Config(), lr, steps)
+
+
+PEFT_BASELINES: dict[str, Baseline] = {
+    "lora": Baseline(_lora, "lora_lr", 3e-3, (1e-3, 3e-3, 1e-2)),
+    "ia3": Baseline(_ia3, "ia3_lr", 3e-2, (1e-2, 3e-2, 1e-1)),
+}
+"""The baselines of peft, for ``baselines(table=...)`` and ``tune_baselines(table=...)``."""
+
+
+def _peft() -> Any:
     try:
         import peft  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('LoRA and IA3 need the library peft: pip install "mtl[text]"') from error
-    configs = {
-        f"LoRA, {steps} steps": (peft.LoraConfig(r=rank, lora_alpha=2 * rank), lora_lr),
-        f"IA3, {steps} steps": (peft.IA3Config(), ia3_lr),
-    }
-    return [_method(name, backbone, config, lr, steps) for name, (config, lr) in configs.items()]
+    return peft
 
 
 def _method(name: str, backbone: Backbone, config: Any, lr: float, steps: int) -> Method:
-    model = _injected(backbone, config)
+    model = _adapted_copy(backbone, config)
     start = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
-    count = sum(p.numel() for p in start.values())
-    fit = _fitted(backbone, model, start, lr, steps)
-    predict = lambda e: torch.cat([fit(e[t : t + 1]) for t in range(e.tasks)])  # noqa: E731
+    count, call = sum(p.numel() for p in start.values()), _Features(backbone, model)
+
+    def features(weights: Tensors, inputs: Inputs) -> Tensor:
+        own = {f"model.{k}": weights[k] for k in start}
+        return torch.func.functional_call(call, own, (inputs.flatten(),)).unsqueeze(0)
+
+    device = lambda: next(model.parameters()).device  # noqa: E731
+    predict = one_by_one(lambda episode: fine_tune(episode.to(device()), start, features, lr, steps))
     return Method(name, predict, lambda ways: count + ways * backbone.width)
 
 
-def _injected(backbone: Backbone, config: Any) -> nn.Module:
+def _adapted_copy(backbone: Backbone, config: Any) -> nn.Module:
     """A copy of the network with peft's layers in it, which alone are trainable."""
-    import peft  # pyright: ignore[reportMissingImports]
+    peft = _peft()
     from peft.utils import constants  # pyright: ignore[reportMissingImports]
 
     network: Any = backbone.model
@@ -74,34 +88,6 @@ def _injected(backbone: Backbone, config: Any) -> nn.Module:
     if scales:
         config.feedforward_modules = set(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind])
     return peft.inject_adapter_in_model(config, copy.deepcopy(network)).eval()
-
-
-def _fitted(
-    backbone: Backbone, model: nn.Module, start: tensors.Tensors, lr: float, steps: int
-) -> Callable[[Episode], Tensor]:
-    head, call = Cosine(), _Features(backbone, model)
-
-    def features(weights: tensors.Tensors, inputs: Inputs) -> Tensor:
-        own = {f"model.{k}": weights[k] for k in start}
-        return torch.func.functional_call(call, own, (inputs.flatten(),)).unsqueeze(0)
-
-    def predict(episode: Episode) -> Tensor:
-        episode = episode.to(next(model.parameters()).device)
-        support, ways = episode.support, episode.ways
-        with torch.no_grad():
-            first = head.init(features(start, support.inputs), support.labels, ways)
-        weights = {k: v.clone().requires_grad_() for k, v in (start | first).items()}
-
-        def loss(w: tensors.Tensors) -> Tensor:
-            seen = features(w, support.inputs)
-            return cross_entropy(head.support_logits(w, (seen, support.labels), ways), support.labels)
-
-        adam(weights, loss, lr, steps)
-        with torch.no_grad():
-            asked = features(weights, episode.query.inputs)
-            return head.logits(asked, weights, (asked[:, :0], support.labels), ways).argmax(-1)
-
-    return predict
 
 
 class _Features(nn.Module):
