@@ -173,7 +173,7 @@ def _whole_network(backbone: Backbone, lr: float, steps: int) -> Method:
     def predict(episode: Episode) -> Tensor:
         if backbone.placement is not None:
             raise ValueError(f"full fine-tuning of {backbone.name}: its weights are sharded or spread; leave it out")
-        start = {f"model.{k}": v for k, v in backbone.model.named_parameters()}
+        start: Tensors = {f"model.{k}": v for k, v in backbone.model.named_parameters()}
         return fine_tune(episode, start, features, lr, steps)
 
     count = sum(p.numel() for p in backbone.model.parameters())
