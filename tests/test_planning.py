@@ -7,6 +7,7 @@ import json
 import resource
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_low_precision_halves_stored_weights_and_shrinks_what_autocast_keeps(ber
 
 
 def test_unrolled_memory_is_linear_in_the_steps_and_the_others_is_flat(bert):
-    place = Workbench(bert)
+    place = Workbench(bert, CPU)
     one, two, four = (place.measured(mtl.Exact(), EVERYTHING, k) for k in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
     assert place.peak(mtl.Exact(), EVERYTHING, 4)[0] == pytest.approx(four, rel=1e-3)
@@ -96,10 +97,17 @@ def test_plan_says_what_fits_and_writes_it(bert, tmp_path, capsys):
     assert steps_within(tight, unrolled) == bert.inner_steps
 
 
+@pytest.fixture
+def real_tensors(monkeypatch):
+    """Real tensors of small networks take as many bytes as fake ones and are ten times as fast."""
+    monkeypatch.setattr("mtl.planning.advice.Workbench", partial(Workbench, mode=CPU))
+
+
+@pytest.mark.usefixtures("real_tensors")
 def test_changes_are_tried_and_those_that_fit_do(tmp_path):
     tasks = replace(bert_of(tmp_path, layers=2), tasks_per_chunk=4, text_length=64)
     swept = mtl.Rematerialised("finite-difference")
-    need = Workbench(tasks).peak(swept, BLOCK_INPUTS, tasks.inner_steps)[0]
+    need = Workbench(tasks, CPU).peak(swept, BLOCK_INPUTS, tasks.inner_steps)[0]
     found = changes(replace(tasks, budget=0.8 * need / GIB), blocks=2, progress=False)
     one = next(c for c in found if c.options == "--tasks-per-chunk 1")
     assert one.fits
@@ -110,6 +118,7 @@ def test_changes_are_tried_and_those_that_fit_do(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("real_tensors")
 def test_changes_are_put_together_where_none_is_enough(tmp_path):
     hopeless = changes(replace(bert_of(tmp_path, layers=2), budget=1e-6), blocks=2, progress=False)
     assert not any(c.fits for c in hopeless)

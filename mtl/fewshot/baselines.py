@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from mtl.episode import Episode, Examples, Inputs
@@ -124,6 +123,8 @@ def _closed_form(name: str, backbone: Backbone, head: AbstractHead, centre: Tens
 
 
 def _logistic_regression(backbone: Backbone, c: float, steps: int) -> Method:
+    from sklearn.linear_model import LogisticRegression  # its import takes as long as torch's
+
     @torch.no_grad()
     def predict(episode: Episode) -> Tensor:
         both = (episode.support.inputs, episode.query.inputs)
