@@ -12,31 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import torch
 import train_blobs
+from train_blobs import PROCESSES
 
 from mtl.fewshot.training.checkpoints import Checkpoints
 
 SAVE_EVERY = 2  # of train_blobs
 STEPS_PER_KILL = 5
 SLOW = 0.03  # seconds per write, flush and move
-fork = multiprocessing.get_context("fork")  # the imports, done once, take longer than a life
 
 
 def live(folder: Path, steps: int, slow: bool) -> None:
-    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if slow:
         slow_down_the_disk()
-    train_blobs.main(str(folder), steps, 0.02)
+    train_blobs.main(folder, steps, 0.02)
 
 
 def slow_down_the_disk() -> None:
@@ -65,7 +62,7 @@ def unfinished(folder: Path) -> set[Path]:
 
 def kill_once(folder: Path, steps: int, in_writing: bool, chance: random.Random) -> bool:
     """Whether the kill left something half done."""
-    process = fork.Process(target=live, args=(folder, steps, in_writing))
+    process = PROCESSES.Process(target=live, args=(folder, steps, in_writing))
     process.start()
     if in_writing:
         time.sleep(chance.uniform(0.2, 1.0))
@@ -142,7 +139,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
 
 
 def finish(folder: Path, steps: int) -> None:
-    process = fork.Process(target=live, args=(folder, steps, False))
+    process = PROCESSES.Process(target=live, args=(folder, steps, False))
     process.start()
     process.join()
     assert process.exitcode == 0, f"{folder} ended with {process.exitcode}"

@@ -45,8 +45,6 @@ REGISTRIES = {
 }
 
 
-
-
 def blocks(page: Path, language: str) -> Iterator[tuple[int, str, str | None]]:
     """Line, code and, where it is not run, the reason."""
     text = page.read_text(encoding="utf-8")

@@ -8,8 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import stress_kills
 import torch
 from stress_kills import same
 from tiny import Blobs, backbone
@@ -253,8 +252,4 @@ def test_the_checkpoint_of_something_else_ends_the_run_and_nothing_is_touched(ot
 
 @pytest.mark.slow
 def test_five_kills_at_random_moments(tmp_path):
-    script = Path(__file__).parent / "stress_kills.py"
-    command = [sys.executable, str(script), str(tmp_path), "--kills", "5", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "kills: 5\n" in done.stdout
+    assert stress_kills.main(tmp_path, kills=5, seed=1)["kills"] == 5

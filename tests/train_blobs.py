@@ -1,13 +1,21 @@
-"""Run by test_training.py and stress_kills.py in a process of its own: ``train_blobs.py FOLDER STEPS SECONDS``."""
+"""A training run in a process of its own, for test_training.py and stress_kills.py, which kill it."""
 
+from __future__ import annotations
+
+import multiprocessing
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from tiny import Blobs, backbone
 
 import mtl
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["train_blobs"])  # the imports, done once, take longer than a run
 
 
 class Slow(Blobs):
@@ -18,7 +26,8 @@ class Slow(Blobs):
         return super().sample(index)
 
 
-def main(folder: str, steps: int, pause: float) -> None:
+def main(folder: Path, steps: int, pause: float = 0.0) -> None:
+    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     torch.set_num_threads(1)
     torch.manual_seed(0)
     b = backbone()
@@ -29,7 +38,3 @@ def main(folder: str, steps: int, pause: float) -> None:
     tasks = Slow()
     tasks.pause = pause / 2
     mtl.train(learner, tasks, Blobs(), config, folder, Accelerator(cpu=True))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
