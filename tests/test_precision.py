@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from estimator_tables import ALL
 from networks import batch
 from problems import regression
-from test_estimators import ALL
 from tiny import Blobs, backbone
 
 import mtl

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from estimator_tables import ALL
 from problems import regression
-from test_estimators import ALL
 
 import mtl
 from mtl.metagrad import tensors

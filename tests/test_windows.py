@@ -1,0 +1,106 @@
+"""Windows against closed forms: the coarse loop that a lazy one is, the straight-through form, and the cliff."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from estimator_tables import cosine, error, plain_gradient, unrolled
+from problems import OPTIMIZERS, quadratic, regression
+
+import mtl
+from mtl.metagrad.optimizers import InnerSGD
+
+pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("size", [2, 3, 6, 10])
+def test_lazy_is_autograd_of_its_own_coarse_loop(size, options):
+    problem, meta = regression(steps=7, **options)
+    kept = {}
+
+    def reuse(problem, w, meta, step):
+        if step % size == 0:
+            kept["g"] = plain_gradient(problem, w, meta, step)
+        return kept["g"]
+
+    assert error(mtl.Windowed(window=size, mode="lazy")(problem, meta).grads, unrolled(problem, meta, reuse)) < 1e-10
+
+
+def test_lazy_with_plain_sgd_is_maml_with_fewer_larger_steps():
+    problem, meta = regression(steps=6)
+    coarse = replace(problem, num_steps=2, optimizer=InnerSGD(lr=lambda m: 3 * m["rate"]))
+    assert error(mtl.Windowed(window=3, mode="lazy")(problem, meta).grads, mtl.Exact()(coarse, meta).grads) < 1e-10
+
+
+@pytest.mark.parametrize("anchor", ["start", "middle", "end"])
+def test_window_is_its_straight_through_form(anchor):
+    problem, meta = regression(steps=8)
+    size, meta = 3, {k: v.clone().requires_grad_() for k, v in meta.items()}
+    lr = meta["rate"].detach()
+    w = {k: v.clone() for k, v in problem.init(meta).items()}
+    w = {k: v if v.requires_grad else v.requires_grad_() for k, v in w.items()}
+    for start in range(0, problem.num_steps, size):
+        n = min(size, problem.num_steps - start)
+        at = start + {"start": 0, "middle": n // 2, "end": n - 1}[anchor]
+        x = {k: v.detach().requires_grad_() for k, v in w.items()}
+        path = [x]
+        for step in range(start, start + n):
+            g = plain_gradient(problem, path[-1], meta, step)
+            path.append({k: (v - lr * g[k]).detach().requires_grad_() for k, v in path[-1].items()})
+        middle, end = path[at - start], path[-1]
+        shifted = {k: v + (middle[k] - v).detach() for k, v in w.items()}
+        g = plain_gradient(problem, shifted, meta, at)
+        w = {k: (s := v - n * lr * g[k]) + (end[k] - s).detach() for k, v in w.items()}
+    keys = ["start", "both", "inner", "outer"]
+    expected = torch.autograd.grad(problem.outer_loss(w, meta).mean(), [meta[k] for k in keys])
+    found = mtl.Windowed(window=size, mode="exact-forward", anchor=anchor)(problem, meta).grads
+    assert error({k: found[k] for k in keys}, dict(zip(keys, expected, strict=True))) < 1e-10
+
+
+def test_substepping_every_step_is_exact_on_a_quadratic():
+    problem, meta = quadratic(12, curvature=3.0, lr=0.3)
+    estimator = mtl.Windowed(window=4, mode="exact-forward", substeps=4)
+    assert error(estimator(problem, meta).grads, mtl.Exact()(problem, meta).grads) < 1e-10
+
+
+def test_adaptive_survives_the_cliff_where_a_plain_window_falls():
+    problem, meta = quadratic(12, curvature=1.0, lr=0.75)  # size * lr * h_max = 3
+    exact = mtl.Exact()(problem, meta).grads
+    plain = mtl.Windowed(window=4, mode="exact-forward")(problem, meta)
+    adaptive = mtl.Windowed(window=4)(problem, meta)
+    for key in exact:
+        assert cosine(adaptive.grads, exact, key) > 0.95
+    assert min(cosine(plain.grads, exact, k) for k in exact) < 0.9
+    assert plain.diagnostics["max_rho"] > 0.5, "the diagnostic says why"
+
+
+def test_adaptive_costs_nothing_where_curvature_is_low():
+    problem, meta = quadratic(20, curvature=1.0, lr=0.01)
+    result = mtl.Windowed(window=5)(problem, meta)
+    assert result.pulls == 4
+    assert cosine(result.grads, mtl.Exact()(problem, meta).grads, "start") > 0.999
+
+
+def test_middle_anchor_is_best():
+    problem, meta = regression(steps=12, lr=0.05)
+    exact = mtl.Exact()(problem, meta).grads
+    errors = {
+        a: error(mtl.Windowed(window=3, mode="exact-forward", anchor=a)(problem, meta).grads, exact)
+        for a in ("start", "middle", "end")
+    }
+    assert errors["middle"] < min(errors["start"], errors["end"])
+
+
+def test_window_error_shrinks_with_the_step_size():
+    # At fixed K the relative error is first order in the step size: what a window leaves out is how the cotangent
+    # changes inside it.
+    def at(lr):
+        problem, meta = regression(steps=6, lr=lr)
+        return error(
+            mtl.Windowed(window=3, mode="exact-forward")(problem, meta).grads, mtl.Exact()(problem, meta).grads
+        )
+
+    assert at(0.002) / at(0.001) == pytest.approx(2, rel=0.1)
