@@ -33,5 +33,6 @@ autosummary_generate = False
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute that is described and annotated is listed once
 # sections of this project's docstrings beside the usual ones: what a thing costs, and what a test holds it equal to
 napoleon_custom_sections = [("Cost", "notes_style"), ("Equals", "notes_style")]
