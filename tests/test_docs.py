@@ -30,6 +30,8 @@ from PIL import Image
 
 import mtl
 from mtl import planning
+from mtl.metagrad import ESTIMATORS
+from mtl.metagrad.options import option_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -214,3 +216,10 @@ def test_tests_and_files_that_are_named_exist(page: Path):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+
+
+def test_every_estimator_has_its_row():
+    rows = (ROOT / "docs/choosing-an-estimator.md").read_text(encoding="utf-8").splitlines()
+    for name, cls in ESTIMATORS.items():
+        options = ", ".join(f"`{option}`" for option in option_names(name))
+        assert f"| `{name}` | `{cls.__name__}` | {ESTIMATORS.help(name)} | {options} |" in rows
