@@ -162,14 +162,12 @@ def typed_problem(learner: mtl.MetaLearner, episode: mtl.Episode, k: int) -> tup
     }
 
     def inner_loss(weights, meta, step):
-        features = learner.model.features(seen, weights, meta)
-        logits = learner.head.support_logits(weights, (features, support.labels), ways)
+        logits = learner.model.support_logits(seen, support.labels, ways, weights, meta)
         losses = F.cross_entropy(logits.flatten(0, 1), support.labels.flatten(), reduction="none")
         return (losses.view_as(support.labels) * meta["example"].exp()).mean(1)
 
     def outer_loss(weights, meta):
-        features = learner.model.features(asked, weights, meta)
-        logits = learner.head.logits(features, weights, (features[:, :0], support.labels), ways)
+        logits = learner.model.query_logits(seen, support.labels, ways, asked, weights, meta)
         logits = logits * meta["temperature"].exp()
         return F.cross_entropy(logits.flatten(0, 1), query.labels.flatten(), reduction="none").view(1, -1).mean(1)
 
