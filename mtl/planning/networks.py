@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
 from mtl.networks.backbones import AbstractAdapter, Backbone, TimmImages
-from mtl.networks.backbones.loading import loader
-from mtl.networks.backbones.transformers_networks import load_transformers
+from mtl.networks.backbones.families import AbstractFamily, family_of
+from mtl.networks.backbones.transformers_networks import TransformersFamily
 from mtl.networks.modulation import SiteKind
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -89,13 +88,13 @@ def _load(name: str, image_size: int | None, args: dict[str, Any]) -> tuple[nn.M
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(KNOWN[name]))
             return _load(folder, image_size, args)
-    make = loader(name)
+    family = family_of(name)
     try:
-        if make is load_transformers:
-            return _load_configured(make, name, image_size, args)
+        if isinstance(family, TransformersFamily):
+            return _load_configured(family, name, image_size, args)
         if image_size is None:
-            return make(name, False, None, None, args)
-        return _load_images(make, name, image_size, args)
+            return family.load(name, False, None, None, args)
+        return _load_images(family, name, image_size, args)
     except OSError as e:
         raise ValueError(
             f"backbone={name!r}: found no configuration of that name; expected a timm model, a local folder with a "
@@ -104,12 +103,12 @@ def _load(name: str, image_size: int | None, args: dict[str, Any]) -> tuple[nn.M
 
 
 def _load_configured(
-    make: Callable[..., tuple[nn.Module, AbstractAdapter]], name: str, size: int | None, args: dict[str, Any]
+    family: AbstractFamily, name: str, size: int | None, args: dict[str, Any]
 ) -> tuple[nn.Module, AbstractAdapter]:
     sized = {} if size is None else {"image_size": size}
     try:
         # Pooling does not matter here, and choosing it automatically would need values.
-        return make(name, False, None, "mean", args | sized)
+        return family.load(name, False, None, "mean", args | sized)
     except ValueError as e:
         if "'image_size'" not in str(e):
             raise
@@ -117,15 +116,15 @@ def _load_configured(
 
 
 def _load_images(
-    make: Callable[..., tuple[nn.Module, AbstractAdapter]], name: str, size: int, args: dict[str, Any]
+    family: AbstractFamily, name: str, size: int, args: dict[str, Any]
 ) -> tuple[nn.Module, AbstractAdapter]:
     """A timm network for images of this size: transformers are built for one, convolutional networks take any."""
     try:
-        return make(name, False, None, None, args | {"img_size": size})
+        return family.load(name, False, None, None, args | {"img_size": size})
     except ValueError as e:
         if "img_size" not in str(e):
             raise
-    model, adapter = make(name, False, None, None, args)
+    model, adapter = family.load(name, False, None, None, args)
     assert isinstance(adapter, TimmImages)
     channels = adapter.config["input_size"][0]
     return model, TimmImages({**adapter.config, "input_size": (channels, size, size)})

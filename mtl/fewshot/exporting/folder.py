@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,10 @@ import torch
 from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.exporting.parity import Parity, parity_of, stored_low
-from mtl.fewshot.exporting.plain import plain_of
+from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, plain_of
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
-from mtl.networks.backbones import TimmImages
+from mtl.networks.backbones import Backbone, HFImages, HFText, TimmImages
 from mtl.tools.files import atomic_folder
 
 
@@ -72,7 +72,7 @@ def export(
     names = _names(adapted, class_names)
     compare_on = adapted.support.inputs.map(lambda v: v[task]) if inputs is None else Inputs.of(inputs)
     plain = plain_of(adapted, task)
-    write = write_timm if isinstance(plain.backbone.adapter, TimmImages) else write_transformers
+    write = _writer(plain.backbone)
     # Building networks draws random weights; the caller's random numbers stay what they would have been.
     with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]):
         written = write(plain, names, draft)
@@ -82,6 +82,16 @@ def export(
         facts |= {"class_names": names, "notes": notes, "parity": asdict(parity), **written.facts}
         (draft / written.file).write_text(json.dumps(written.config | {"mtl": facts}, indent=2) + "\n")
     return Exported(folder, written.load, names, parity, notes)
+
+
+def _writer(backbone: Backbone) -> Callable[[Plain, Sequence[str], Path], Written]:
+    if isinstance(backbone.adapter, TimmImages):
+        return write_timm
+    if isinstance(backbone.adapter, HFImages | HFText):
+        return write_transformers
+    raise ValueError(
+        f"{backbone.name} is neither of timm nor of transformers, whose checkpoints export writes; {SEPARATELY}"
+    )
 
 
 def _notes(adapted: Adapted) -> tuple[str, ...]:

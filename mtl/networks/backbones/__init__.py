@@ -2,6 +2,7 @@
 
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.backbone import Backbone
+from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.backbones.loading import load_backbone
 from mtl.networks.backbones.options import ForwardOptions
 from mtl.networks.backbones.placement import shard
@@ -11,7 +12,9 @@ from mtl.networks.backbones.transformers_networks import HFImages, HFText
 
 __all__ = [
     "EMBEDDED",
+    "FAMILIES",
     "AbstractAdapter",
+    "AbstractFamily",
     "Backbone",
     "ForwardOptions",
     "HFImages",

