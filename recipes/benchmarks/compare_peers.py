@@ -58,8 +58,8 @@ class Adapted(nn.Module):
     def __init__(self, backbone: mtl.Backbone, images: Tensor, labels: Tensor) -> None:
         super().__init__()
         self.frozen = [backbone]  # in a list: no submodule, so that nobody copies the frozen weights
-        identity = mtl.networks.Modulation.identity(1, backbone.modulation_width)
-        self.scale, self.shift = nn.Parameter(identity.scale), nn.Parameter(identity.shift)
+        identity = torch.ones(1, backbone.modulation_width, device=images.device)
+        self.scale, self.shift = nn.Parameter(identity), nn.Parameter(torch.zeros_like(identity))
         with torch.no_grad():
             self.head = nn.Parameter(mtl.Cosine().init(backbone(images), labels, WAYS)["weight"])
 

@@ -45,7 +45,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Config:
-    parts: tuple[Part, ...] = ("peers", "precision", "large")  # in this order
+    parts: tuple[Part, ...] = ("large", "peers", "precision")  # in this order
     peers: str = "vit_small_patch16_224"  # network of the comparison with plain PyTorch
     peers_size: int = 224  # its pixels
     inner_steps: tuple[int, ...] = (5, 20)  # K, of that comparison
