@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mtl
-from mtl.fewshot.exporting.plain import Plain, plain_of
+from mtl.fewshot.exporting.plain import Plain, to_plain
 from mtl.networks.modulation import Modulation
 
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 0], [2, 1, 0, 0, 2, 1]])
@@ -170,10 +170,10 @@ def test_a_checkpoint_that_predicts_otherwise_is_not_written(
     plain = mtl.networks.merge(backbone, Modulation.identity(1, backbone.modulation_width)).model
 
     def wrong(adapted: mtl.Adapted, task: int) -> Plain:
-        made = plain_of(adapted, task)
+        made = to_plain(adapted, task)
         return Plain(made.backbone, plain, made.weight, made.bias)
 
-    monkeypatch.setattr("mtl.fewshot.exporting.folder.plain_of", wrong)
+    monkeypatch.setattr("mtl.fewshot.exporting.folder.to_plain", wrong)
     with pytest.raises(RuntimeError, match="loaded again, is not the learner"):
         mtl.export(task, tmp_path / "out")
     assert not (tmp_path / "out").exists()

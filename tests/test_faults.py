@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of a run: it ends in plain words, and the same command goes on to the same result."""
+"""Faults in the middle of a run: it ends in plain words, and the same command continues to the same result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG = mtl.TrainingConfig(
 )
 
 
-SECOND = "step-00000002.pt is whole (step 2 of 6): the same command goes on"
+SECOND = "step-00000002.pt is intact (step 2 of 6): the same command continues"
 
 
 class Then(Blobs):
@@ -110,7 +110,7 @@ SIZES = r".*it takes [\d,]+ bytes, [\d,]+ bytes are free there: make room"
             1,
             10,
             r"metrics\.jsonl could not be written",
-            "run has no checkpoint yet (save_every=2): the run begins anew",
+            "run has no checkpoint yet (save_every=2): the same command starts anew",
         ),
     ],
     ids=["checkpoint", "best", "metrics", "first"],
@@ -161,7 +161,7 @@ def test_a_worker_that_dies(tmp_path, whole):
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\S* \d+\) .*(killed by signal|exited)") as raised:
         train(tmp_path / "run", Then(6, die), workers=1)
     assert raised.value.__notes__[0] == "a process that prepares episodes died; if memory was short, use fewer than 1"
-    assert "is whole (step" in note_of(raised)
+    assert "is intact (step" in note_of(raised)
     assert_goes_on(tmp_path / "run", whole)
 
 
@@ -171,7 +171,7 @@ def test_an_error_in_a_worker_is_the_tasks_own(tmp_path):
 
     with pytest.raises(LookupError, match="no such image") as raised:
         train(tmp_path / "run", Then(6, fail), workers=1)
-    assert "step-00000004.pt is whole (step 4 of 6)" in note_of(raised)
+    assert "step-00000004.pt is intact (step 4 of 6)" in note_of(raised)
     assert len(raised.value.__notes__) == 1, "no process died"
 
 
@@ -186,7 +186,7 @@ def ctrl_c() -> None:
 def test_ctrl_c(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt) as raised:
         train(tmp_path / "run", Then(6, ctrl_c))
-    assert "step-00000004.pt is whole (step 4 of 6): the same command goes on" in note_of(raised)
+    assert "step-00000004.pt is intact (step 4 of 6): the same command continues" in note_of(raised)
     assert_goes_on(tmp_path / "run", whole)
 
 
@@ -202,7 +202,7 @@ def test_ctrl_c_in_the_middle_of_saving(call, tmp_path, monkeypatch):
     monkeypatch.setattr(os, call, interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         train(tmp_path / "run", validate_every=6)
-    assert "step-00000002.pt is whole (step 2 of 6)" in note_of(raised)
+    assert "step-00000002.pt is intact (step 2 of 6)" in note_of(raised)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.pt"]
 
 

@@ -125,6 +125,40 @@ def test_meta_gradient_is_exact_through_a_frozen_network(kind, head):
     assert exact.grads[key].flatten()[at].item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", mtl.fewshot.GENERATORS.values(), ids=mtl.fewshot.GENERATORS)
+def test_meta_steps_add_up_to_the_gradient_of_the_mean_loss(kind):
+    """One step on a batch is the weighted steps on its parts, and the meta-gradient through the generator's graph."""
+    made, e = learner(kind, inner_steps=2), episodes(3)
+    step = made.meta_step(e)
+    whole = {n: p.grad.clone() for n, p in made.generator.named_parameters()}
+    assert step.finite
+    adapted = made.adapt(e.support)
+    assert torch.equal(step.accuracy, (adapted.predict(e.query.inputs) == e.query.labels).float().mean(1))
+    assert torch.allclose(step.losses, made.problem(e).outer_loss(adapted.weights, adapted.meta), rtol=1e-4)
+
+    meta = made.generator(made.view(e.support))
+    result = made.meta_gradient(e, {k: v.detach() for k, v in meta.items()})
+    sum((v * result.grads[k]).sum() for k, v in meta.items()).backward()  # on top of what is there
+    for name, p in made.generator.named_parameters():
+        assert torch.allclose(p.grad, 2 * whole[name], rtol=1e-4, atol=1e-6), name
+
+    made.generator.zero_grad()
+    for part in (e[:1], e[1:]):
+        made.meta_step(part, weight=part.tasks / 3)
+    for name, p in made.generator.named_parameters():
+        assert torch.allclose(p.grad, whole[name], rtol=1e-3, atol=1e-4 * float(whole[name].abs().max())), name
+
+
+def test_a_meta_step_that_is_not_finite_adds_nothing():
+    made, e = learner(inner_steps=2), episodes(2)
+    made.meta_step(e)
+    before = {n: p.grad.clone() for n, p in made.generator.named_parameters()}
+    step = made.meta_step(episodes(2, poisoned=(1,)))
+    assert not step.finite
+    assert step.losses.isnan().tolist() == [False, True]
+    assert all(torch.equal(p.grad, before[n]) for n, p in made.generator.named_parameters())
+
+
 def test_a_batch_of_tasks_is_the_tasks_one_by_one():
     made, e = learner(inner_steps=4), episodes(3)
     together = made.adapt(e.support).logits(e.query.inputs)

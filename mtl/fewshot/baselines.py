@@ -86,13 +86,13 @@ def baselines(
     Raises:
         ValueError: for a setting that no baseline of the table has.
     """
-    methods = methods_of(BASELINES if table is None else table, backbone, steps, settings)
+    methods = make_methods(BASELINES if table is None else table, backbone, steps, settings)
     if centre is not None:
         methods.insert(1, _closed_form("nearest class mean, centred", backbone, NearestClassMean(), centre))
     return methods
 
 
-def methods_of(
+def make_methods(
     table: Mapping[str, Baseline], backbone: Backbone, steps: int, settings: Mapping[str, float]
 ) -> list[Method]:
     """One method per row, at the given settings or the row's default; see :func:`baselines`."""

@@ -1,4 +1,4 @@
-"""Judge methods on the same episodes: ours, controls that show whether the adaptation is real, and baselines."""
+"""Compare methods on the same episodes: a learner, controls that show whether it really adapts, and baselines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtl.episode import Episode, TaskSource, stacked
-from mtl.fewshot.baselines import BASELINES, Baseline, Method, methods_of
+from mtl.fewshot.baselines import BASELINES, Baseline, Method, make_methods
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
@@ -35,8 +35,8 @@ def evaluate(
         methods: a learner alone, or methods from :func:`learner_method`, :func:`controls` and
             :func:`mtl.baselines`.
         reference: the method that paired differences are taken from; the first one by default.
-        tasks_per_chunk: tasks judged in one forward pass, at most; chunks are made nearly equal.
-        progress: show a bar.
+        tasks_per_chunk: most tasks in one forward pass; chunks are nearly equal in size.
+        progress: show a progress bar.
 
     Raises:
         ValueError: fewer than one episode, no method, two methods of one name, or a reference that is none of them.
@@ -67,7 +67,7 @@ def evaluate(
 
 
 def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, reference: str | None) -> None:
-    """Refuse now what :class:`mtl.tools.comparison.Comparison` would refuse after all the computing."""
+    """Refuse now what :class:`mtl.tools.comparison.Comparison` would refuse after the computation."""
     if episodes < 1 or tasks_per_chunk < 1 or not methods:
         raise ValueError(
             f"evaluate(episodes={episodes}, tasks_per_chunk={tasks_per_chunk}) with {len(methods)} methods: "
@@ -75,13 +75,13 @@ def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, refer
         )
     names = [m.name for m in methods]
     if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"evaluate: two methods are called {repeated}; results are kept by name, rename one")
+        raise ValueError(f"evaluate: two methods are called {repeated}; results are stored by name, so rename one")
     if reference is not None and reference not in names:
         raise ValueError(f"evaluate(reference={reference!r}): expected one of {names}")
 
 
 def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
-    # Comparing would broadcast, and a wrong shape would become a wrong accuracy.
+    # The comparison would broadcast, and a wrong shape would become a wrong accuracy.
     if predicted.shape != labels.shape:
         raise ValueError(
             f"{method.name!r} predicted {tuple(predicted.shape)} labels; "
@@ -90,44 +90,43 @@ def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
 
 
 def _chunks(episodes: int, size: int) -> list[list[int]]:
-    """Nearly equal runs of at most ``size``: no last task is left alone, which the controls could not judge."""
+    """Nearly equal chunks of at most ``size``, so that no task is alone in the last: controls need another one."""
     return [part.tolist() for part in np.array_split(np.arange(episodes), -(-episodes // size))]
 
 
 def _families(episode: Episode) -> tuple[str, ...]:
-    """The families of an episode; a source that names none has one."""
+    """The families of an episode; they are all one family where the source names none."""
     return episode.families or ("tasks",) * episode.tasks
 
 
 def learner_method(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
-    """The learner itself, by default with the inner steps that it was trained with."""
-    return _method(learner, f"{name}, {_steps(learner, steps)}", "ours", _own, steps)
+    """The learner as a method, by default with the inner steps that it was trained with."""
+    return _method(learner, f"{name}, {_steps(learner, steps)}", "ours", _emit, steps)
 
 
 def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
     """A learner with a static generator: the control that conditioning has to beat."""
-    return _method(learner, f"static modulation, {_steps(learner, steps)}", "control", _own, steps)
+    return _method(learner, f"static modulation, {_steps(learner, steps)}", "control", _emit, steps)
 
 
 def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
     """The same learner with its generator misled. The inner loop and the head always get the right support set.
 
-    - another task's support: of a task drawn from the others of the chunk, of any family or of the same; a task whose
-      family has no second one in its chunk gets the support of another family there, so that with many families or
-      small chunks the two controls hardly differ (raise ``tasks_per_chunk``);
-    - shuffled labels: the right examples with their labels permuted, so that other examples share a class; with one
-      example per class there is nothing to shuffle, and a generator that ignores the numbering of classes sees no
-      difference;
+    - another task's support: of a random other task of the chunk, of any family or of the same one. A task whose family
+      has no second task in the chunk gets one of another family, so with many families or small chunks the two controls
+      hardly differ (raise ``tasks_per_chunk``);
+    - shuffled labels: the right examples with permuted labels, so that other examples share a class. With one example
+      per class there is nothing to shuffle, and a generator that ignores the numbering of classes sees no difference;
     - identity: scale one and shift zero, with the step sizes that the generator emits.
     """
-    misled = {
-        "another task's support": _another_task,
-        "another task's, same family": _same_family,
-        "shuffled labels": _shuffled_labels,
-        "identity": _identity,
+    emitters = {
+        "another task's support": _emit_for_another_task,
+        "another task's, same family": _emit_for_same_family,
+        "shuffled labels": _emit_for_shuffled_labels,
+        "identity": lambda learner, episode: learner.generator.identity(_emit(learner, episode)),
     }
     suffix = _steps(learner, steps)
-    return [_method(learner, f"{name}, {suffix}", "control", emit, steps) for name, emit in misled.items()]
+    return [_method(learner, f"{name}, {suffix}", "control", emit, steps) for name, emit in emitters.items()]
 
 
 Emit = Callable[[MetaLearner, Episode], Tensors]
@@ -142,37 +141,37 @@ def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int 
     return Method(name, predict, learner.model.adapted_values, kind)
 
 
-def _own(learner: MetaLearner, episode: Episode) -> Tensors:
+def _emit(learner: MetaLearner, episode: Episode) -> Tensors:
     return learner.generator(learner.view(episode.support))
 
 
-def _of_tasks(learner: MetaLearner, episode: Episode, chosen: Tensor) -> Tensors:
-    return _own(learner, Episode(episode.support.map(lambda v: v[chosen.to(v.device)]), episode.query, episode.ways))
+def _emit_for(learner: MetaLearner, episode: Episode, chosen: Tensor) -> Tensors:
+    return _emit(learner, Episode(episode.support.map(lambda v: v[chosen.to(v.device)]), episode.query, episode.ways))
 
 
-def _another_task(learner: MetaLearner, episode: Episode) -> Tensors:
+def _emit_for_another_task(learner: MetaLearner, episode: Episode) -> Tensors:
     _require_two(episode)
     shift = torch.randint(1, episode.tasks, (episode.tasks,), generator=torch.Generator().manual_seed(episode.tasks))
-    return _of_tasks(learner, episode, (torch.arange(episode.tasks) + shift) % episode.tasks)
+    return _emit_for(learner, episode, (torch.arange(episode.tasks) + shift) % episode.tasks)
 
 
-def _same_family(learner: MetaLearner, episode: Episode) -> Tensors:
+def _emit_for_same_family(learner: MetaLearner, episode: Episode) -> Tensors:
     _require_two(episode)
     families = _families(episode)
     members = {f: [t for t, g in enumerate(families) if g == f] for f in dict.fromkeys(families)}
     following = {t: tasks[(i + 1) % len(tasks)] for tasks in members.values() for i, t in enumerate(tasks)}
-    # A task without a second of its family in the chunk borrows its neighbour's support: never its own.
+    # A task that is alone of its family in the chunk gets its neighbour's support, never its own.
     following = {t: u if u != t else (t + 1) % episode.tasks for t, u in following.items()}
-    return _of_tasks(learner, episode, torch.tensor([following[t] for t in range(episode.tasks)]))
+    return _emit_for(learner, episode, torch.tensor([following[t] for t in range(episode.tasks)]))
 
 
-def _shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
-    labels = _shuffled(episode.support.labels)
+def _emit_for_shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
+    labels = _shuffle(episode.support.labels)
     return learner.generator(replace(learner.view(episode.support), labels=labels))
 
 
-def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
-    """Labels ``(tasks, n)`` in one other order. Of a few examples many orders only renumber the classes: draw again."""
+def _shuffle(labels: Tensor, draws: int = 100) -> Tensor:
+    """Labels ``(tasks, n)`` in another order, drawn again where the order only renumbers the classes."""
     before, shuffled = labels.unsqueeze(1) == labels.unsqueeze(2), labels
     for seed in range(draws):
         order = torch.randperm(labels.shape[1], generator=torch.Generator().manual_seed(seed)).to(labels.device)
@@ -180,10 +179,6 @@ def _shuffled(labels: Tensor, draws: int = 100) -> Tensor:
         if ((shuffled.unsqueeze(1) == shuffled.unsqueeze(2)) != before).flatten(1).any(1).all():
             break
     return shuffled
-
-
-def _identity(learner: MetaLearner, episode: Episode) -> Tensors:
-    return learner.generator.identity(_own(learner, episode))
 
 
 def _require_two(episode: Episode) -> None:
@@ -199,7 +194,7 @@ def _steps(learner: MetaLearner, steps: int | None) -> str:
 
 
 def validation_accuracy(method: Method, tasks: TaskSource, episodes: int, tasks_per_chunk: int = 8) -> float:
-    """Mean accuracy on the first episodes, for choosing a setting."""
+    """Mean accuracy on the first episodes, to choose a setting by."""
     comparison = evaluate([method], tasks, episodes=episodes, tasks_per_chunk=tasks_per_chunk, progress=False)
     return mean_interval(comparison.rows[0].accuracy)[0]
 
@@ -240,4 +235,4 @@ def tune_baselines(
     best: dict[str, float] = {}
     for row in tqdm([row for row in table.values() if row.grid], desc="tuning baselines", unit="baseline"):
         best[row.setting], _ = tune({v: row.make(backbone, v, steps) for v in row.grid}, tasks, episodes)
-    return methods_of(table, backbone, steps, best), best
+    return make_methods(table, backbone, steps, best), best

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mtl.episode import Inputs
-from mtl.fewshot.baselines import Baseline, Method, fine_tune, methods_of, one_by_one
+from mtl.fewshot.baselines import Baseline, Method, fine_tune, make_methods, one_by_one
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
 
@@ -30,7 +30,7 @@ def peft_baselines(backbone: Backbone, *, steps: int = 50, **settings: float) ->
         ImportError: without peft.
         ValueError: for a family that peft has no default layers for.
     """
-    return methods_of(PEFT_BASELINES, backbone, steps, settings)
+    return make_methods(PEFT_BASELINES, backbone, steps, settings)
 
 
 def _lora(backbone: Backbone, lr: float, steps: int) -> Method:

@@ -1,4 +1,4 @@
-"""The exported folder: written as a whole, after the comparison, or not at all."""
+"""The exported folder, which appears as a whole after the comparison, or not at all."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.exporting.parity import Parity, parity_of, stored_low
-from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, plain_of
+from mtl.fewshot.exporting.parity import Parity, check_parity, runs_in_half_precision
+from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, to_plain
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
 from mtl.networks.backbones import Backbone, HFImages, HFText, TimmImages
@@ -25,11 +25,11 @@ class Exported:
     """What :func:`export` wrote.
 
     Args:
-        folder: where it lies.
-        load: the one line of Python that loads it, from inside the folder.
+        folder: its path.
+        load: the line of Python that loads it, from inside the folder.
         class_names: in the order of the classifier's outputs.
         parity: measured on the files in the folder.
-        notes: what is good to know about the checkpoint; also in its config.
+        notes: differences from the learner that a user should know; also in its config.
     """
 
     folder: Path
@@ -51,17 +51,17 @@ def export(
 
     - timm: ``model.safetensors`` with a classifier of ``ways`` outputs, and timm's own ``config.json``;
       ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it, as does ``checkpoint_path=``.
-    - transformers: what ``AutoModel.from_pretrained`` loads, with its tokenizer or image processor where there is one;
+    - transformers: files for ``AutoModel.from_pretrained``, with the tokenizer or image processor where there is one;
       ``head.safetensors`` with the classifier's weight ``(ways, width)`` and bias ``(ways,)``; and ``mtl.json``.
 
     Predictions are those of ``adapted``. Logits are too, up to one positive factor per example (the length of the
-    features, where the head normalises them) that is one on average over the support set.
+    features, where the head normalises them), which is one on average over the support set.
 
     Args:
         folder: must not exist, or be empty. It appears whole, after the comparison, or not at all.
         task: which of the adapted tasks.
         class_names: as many as classes; by default the names that were adapted to, else ``"0"``, ``"1"``, ...
-        inputs: what to compare on, ``(n, ...)`` or tokens by name; by default the support set.
+        inputs: examples to compare on, ``(n, ...)`` or tokens by name; by default the support set.
 
     Raises:
         FileExistsError: the folder holds something.
@@ -71,12 +71,12 @@ def export(
     folder = _free(Path(folder))
     names = _names(adapted, class_names)
     compare_on = adapted.support.inputs.map(lambda v: v[task]) if inputs is None else Inputs.of(inputs)
-    plain = plain_of(adapted, task)
+    plain = to_plain(adapted, task)
     write = _writer(plain.backbone)
-    # Building networks draws random weights; the caller's random numbers stay what they would have been.
+    # Building networks draws random weights, which must not change the caller's random numbers.
     with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]):
         written = write(plain, names, draft)
-        parity = parity_of(adapted, task, compare_on, written.logits)
+        parity = check_parity(adapted, task, compare_on, written.logits)
         notes = _notes(adapted)
         facts = {"version": version("mtl"), "backbone": plain.backbone.name, "load": written.load}
         facts |= {"class_names": names, "notes": notes, "parity": asdict(parity), **written.facts}
@@ -101,8 +101,8 @@ def _notes(adapted: Adapted) -> tuple[str, ...]:
             f"the {type(head).__name__} head normalises features and a plain classifier does not: predictions are the "
             "same, probabilities differ by a temperature per example"
         )
-    if stored_low(adapted):
-        notes.append("the backbone ran in half precision, the checkpoint is float32: near ties may fall otherwise")
+    if runs_in_half_precision(adapted):
+        notes.append("the backbone ran in half precision, the checkpoint is float32: near ties may differ")
     return tuple(notes)
 
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint, loaded again, predicts what the learner does."""
+"""Does a checkpoint, loaded again, predict the same as the learner?"""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Parity:
 
     Args:
         examples: number of inputs compared.
-        agreeing: how many get the same class from both. A tie closer than ``tolerance`` may fall either way.
+        agreeing: how many get the same class from both. Ties closer than ``tolerance`` may be decided differently.
         error: largest difference of logits after one positive factor per example, relative to their spread.
-        tolerance: what ``error`` may be; coarser where the learner itself rounds coarsely.
+        tolerance: largest ``error`` that is accepted; larger where the learner itself runs in low precision.
     """
 
     examples: int
@@ -36,8 +36,12 @@ class Parity:
         )
 
 
-def parity_of(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Inputs], Tensor]) -> Parity:
-    """Compare one task on ``inputs``, and refuse what differs by more than rounding."""
+def check_parity(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Inputs], Tensor]) -> Parity:
+    """Compare one task on ``inputs``.
+
+    Raises:
+        RuntimeError: when the logits differ by more than rounding.
+    """
     reference, found = reference_logits(adapted, task, inputs), logits(inputs).float()
     factors = fitted_factors(found, reference)
     # Where classes differ by less than a thousandth of the logits, what remains is float32's own rounding.
@@ -61,15 +65,15 @@ def reference_logits(adapted: Adapted, task: int, inputs: Inputs) -> Tensor:
 
 
 def fitted_factors(found: Tensor, reference: Tensor) -> Tensor:
-    """The factor per example, ``(n, 1)``, that brings the reference nearest to what was found."""
+    """The factor per example, ``(n, 1)``, that brings the reference logits nearest to the others."""
     return (found * reference).sum(1, keepdim=True) / reference.square().sum(1, keepdim=True)
 
 
 def _tolerance(adapted: Adapted) -> float:
-    """Rounding is 1e-5 to 1e-3 of the logits' spread (TF32: ten times that); a modulation left out moves all of it."""
-    return 0.25 if stored_low(adapted) else 1e-2 if adapted.model.device.type == "cpu" else 5e-2
+    """Rounding is 1e-5 to 1e-3 of the logits' spread (TF32: ten times that); losing a modulation changes all of it."""
+    return 0.25 if runs_in_half_precision(adapted) else 1e-2 if adapted.model.device.type == "cpu" else 5e-2
 
 
-def stored_low(adapted: Adapted) -> bool:
+def runs_in_half_precision(adapted: Adapted) -> bool:
     """Whether the backbone ran in half precision."""
     return next(adapted.model.backbone.model.parameters()).dtype in (torch.bfloat16, torch.float16)

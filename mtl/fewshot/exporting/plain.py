@@ -1,4 +1,4 @@
-"""A task freed from this package, and what the writers of checkpoints make of it."""
+"""One adapted task as a plain network and classifier, and the result of writing it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEPARATELY = "adapted.merge() gives network and classifier separately"
 
 @dataclass(frozen=True)
 class Plain:
-    """A task without this package: a network on the CPU, and a linear classifier on its pooled features."""
+    """One task as a plain network on the CPU, and a linear classifier on its pooled features."""
 
     backbone: Backbone
     model: nn.Module
@@ -29,25 +29,33 @@ class Plain:
 
 @dataclass(frozen=True)
 class Written:
-    """What a writer left in the draft folder, and the logits of what the public loader makes of it."""
+    """A checkpoint in the draft folder.
+
+    Args:
+        load: the line of Python that loads it.
+        file: name of the config file.
+        config: its content, except for the key ``mtl``.
+        facts: entries for that key.
+        logits: of the network that the public loader builds from the files.
+    """
 
     load: str
-    file: str  # the config file, in the folder
-    config: dict[str, Any]  # what is in it, but for "mtl"
-    facts: dict[str, Any]  # more for "mtl"
+    file: str
+    config: dict[str, Any]
+    facts: dict[str, Any]
     logits: Callable[[Inputs], Tensor]
 
 
-def plain_of(adapted: Adapted, task: int) -> Plain:
-    """Merge one task, and bring its classifier to the size of the learner's logits."""
+def to_plain(adapted: Adapted, task: int) -> Plain:
+    """Merge one task, and scale its classifier so that its logits have the size of the learner's."""
     merged, weight, bias = adapted.merge(task)
     backbone = adapted.model.backbone
     _require_whole(backbone, merged)
     weight, bias = weight.cpu().float(), bias.cpu().float()
     inputs = adapted.support.inputs.map(lambda v: v[task])
     found = backbone.features(inputs, merged.model).float() @ weight.T + bias
-    # A head that normalises has logits of another size than its plain classifier. One common factor changes no
-    # prediction and makes the softmax of the checkpoint mean about what the learner's does.
+    # Where the head normalises features, logits of the plain classifier have another size. One common factor changes
+    # no prediction and brings the checkpoint's probabilities near the learner's.
     factor = fitted_factors(found, reference_logits(adapted, task, inputs)).mean()
     return Plain(backbone, merged.model, weight / factor, bias / factor)
 

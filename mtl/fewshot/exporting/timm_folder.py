@@ -1,4 +1,4 @@
-"""Writing a checkpoint of timm: one file of weights with the classifier in it, and timm's own config."""
+"""A timm checkpoint: one file of weights, classifier included, and timm's own config."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
 from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
 from mtl.networks.backbones.timm_networks import TIMM_POOLING
 
-# What load_backbone takes for itself; the rest are arguments of the network. The export is float32 on the CPU.
-_OURS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
+# Arguments of load_backbone itself; the others are the network's. The export is float32 on the CPU.
+_LOADERS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
 
 
 def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
-    """Leave the files in ``draft`` and load them again."""
+    """Write the files into ``draft`` and load them again."""
     architecture, args = _timm_architecture(plain.backbone)
     adapter = plain.backbone.adapter
     assert isinstance(adapter, TimmImages)
@@ -31,7 +31,7 @@ def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
     again = timm.create_model(architecture, checkpoint_path=str(draft / "model.safetensors"), **create).eval()
     keywords = "".join(f", {k}={v!r}" for k, v in create.items())
     config = json.loads((draft / "config.json").read_text())
-    # The tag and the larger test size are those of the weights that these came from.
+    # The tag and the larger test size belong to the original weights.
     kept = {k: v for k, v in config["pretrained_cfg"].items() if k not in ("tag", "pool_size") and "test" not in k}
     return Written(
         f'timm.create_model({architecture!r}, checkpoint_path="model.safetensors"{keywords})',
@@ -43,9 +43,9 @@ def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
 
 
 def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
-    """The name in timm's registry, and the JSON-able arguments that the network was built with."""
+    """The name in timm's registry, and the arguments that the network was built with."""
     load = backbone.spec()["load"]
-    args = {k: v for k, v in load.items() if k not in _OURS | {"pretrained_cfg_overlay"}}
+    args = {k: v for k, v in load.items() if k not in _LOADERS | {"pretrained_cfg_overlay"}}
     if load["pooling"] is not None:
         args["global_pool"] = TIMM_POOLING.get(load["pooling"], load["pooling"])
     if load["name"] == EMBEDDED:
@@ -60,7 +60,7 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
 
 
 def _timm_model(plain: Plain, architecture: str, args: dict[str, Any]) -> nn.Module:
-    """What timm builds with a classifier, holding the merged weights."""
+    """The timm network with a classifier, holding the merged weights."""
     model: Any = timm.create_model(architecture, num_classes=len(plain.bias), **args).eval()
     classifier = model.get_classifier()
     prefix = next((name for name, module in model.named_modules() if module is classifier), "")

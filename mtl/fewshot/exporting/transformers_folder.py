@@ -1,4 +1,4 @@
-"""Writing a checkpoint of transformers: its own files, and the classifier in one beside them."""
+"""A transformers checkpoint: its own files, and the classifier in a file beside them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtl.networks.backbones import HFImages, HFText
 
 
 def write_transformers(plain: Plain, names: Sequence[str], draft: Path) -> Written:
-    """Leave the files in ``draft`` and load them again."""
+    """Write the files into ``draft`` and load them again."""
     adapter, model = plain.backbone.adapter, plain.model
     assert isinstance(adapter, HFImages | HFText)
     assert isinstance(model, transformers.PreTrainedModel)
@@ -43,7 +43,7 @@ def write_transformers(plain: Plain, names: Sequence[str], draft: Path) -> Writt
 
 
 def _processor(adapter: HFImages | HFText) -> Any:
-    """Image processor or tokenizer; None for a backbone that takes tensors only."""
+    """Image processor or tokenizer; None for a backbone that only takes tensors."""
     try:
         return adapter.processor if isinstance(adapter, HFImages) else adapter.tokenizer
     except ValueError:
@@ -52,7 +52,7 @@ def _processor(adapter: HFImages | HFText) -> Any:
 
 def _auto_model(folder: Path) -> nn.Module:
     model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
-    # transformers fills missing weights with random ones and goes on; poolers are not used here.
+    # transformers silently fills missing weights with random ones. Poolers are not used here.
     lost = [k for k in info["missing_keys"] if "pooler" not in k.split(".")] + list(info["unexpected_keys"])
     if lost:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from mtl.fewshot.training.config import TrainingConfig
 from mtl.fewshot.training.loop import train
-from mtl.fewshot.training.run import NOTHING_KEPT, NonFiniteLosses
+from mtl.fewshot.training.run import NO_BEST, NonFiniteLosses
 from mtl.fewshot.training.stages import Stage, train_stages
 
-__all__ = ["NOTHING_KEPT", "NonFiniteLosses", "Stage", "TrainingConfig", "train", "train_stages"]
+__all__ = ["NO_BEST", "NonFiniteLosses", "Stage", "TrainingConfig", "train", "train_stages"]

@@ -1,4 +1,4 @@
-"""Before the first step: is the estimator any good on these tasks?"""
+"""Before the first step: is the estimator accurate on these tasks?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from mtl.episode import Episode
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.training.processes import of_main
+from mtl.fewshot.training.processes import from_main
 from mtl.metagrad.diagnostics import Agreement, calibrate_radius, self_check
 from mtl.metagrad.estimators import AbstractEstimator, Exact, Rematerialised
 from mtl.metagrad.problem import InnerProblem
@@ -20,36 +20,36 @@ from mtl.metagrad.tensors import Tensors
 from mtl.tools.files import atomic_write, explain_write_errors
 
 FILE = "estimator.json"
-# Relative error of finite differences that is accepted. bfloat16 leaves 2 to 9 % at the best radius, in all directions:
-# the cosine of a whole meta-gradient stays above .99.
+# Accepted relative error of finite differences. bfloat16 leaves 2 to 9 % at the best radius, in all directions, which
+# leaves the cosine of a whole meta-gradient above 0.99.
 TOLERANCE, LOW_PRECISION_TOLERANCE = 0.05, 0.15
-POOR = 0.5  # cosine below which a gradient group is called out
+POOR = 0.5  # a lower cosine is worth a warning
 
 
 def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: bool) -> str:
-    """Calibrate and check the learner's estimator on one episode; what is found is written to ``estimator.json``.
+    """Calibrate the learner's estimator on one episode and compare it with the exact gradient.
 
-    An estimator whose pull is ``"finite-difference"``, by name, gets a radius that suits the network. A run that is
-    continued takes the radius that it began with. All processes compute, because a backbone may be spread over them;
-    all take the main one's radius, because they must not differ.
+    An estimator with the pull ``"finite-difference"``, given by name, gets a radius that suits the network. A run that
+    is resumed keeps the radius that it began with. The result is written to ``estimator.json``. All processes compute,
+    because a backbone may be spread over them, and all take the main one's radius, because theirs must not differ.
 
     Args:
-        main: whether this process decides, writes and warns.
+        main: whether this is the main process, which decides, writes and warns.
 
     Returns:
-        A line for people, empty when there is nothing to check.
+        A line to print, empty when there is nothing to check.
     """
     if learner.inner_steps == 0 or isinstance(learner.estimator, Exact):
         return ""
     path = folder / FILE
-    known = of_main(json.loads(path.read_text()) if main and path.is_file() else None)
+    known = from_main(json.loads(path.read_text()) if main and path.is_file() else None)
     if known is not None:
         learner.estimator = _with_radius(learner.estimator, known["radius"])
         return ""
     meta = {k: v.detach() for k, v in learner.generator(learner.view(episode.support)).items()}
     problem = learner.problem(episode)
     tolerance = LOW_PRECISION_TOLERANCE if learner.backbone.low_precision else TOLERANCE
-    radius = of_main(_radius(learner.estimator, problem, meta, tolerance))
+    radius = from_main(_radius(learner.estimator, problem, meta, tolerance))
     learner.estimator = _with_radius(learner.estimator, radius)
     agreement = _agreement(learner.estimator, problem, meta)
     if main:
@@ -70,9 +70,9 @@ def _with_radius(estimator: AbstractEstimator, radius: float | None) -> Abstract
 
 
 def _agreement(estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors) -> Agreement | None:
-    """None where the exact gradient cannot be had: no second derivative, or not enough memory for one.
+    """None where the exact gradient is not available: no second derivative, or not enough memory for one.
 
-    A network that refuses second derivatives is judged by single steps through the estimator's own differences.
+    Where the network has no second derivative, the reference takes single steps with the estimator's own differences.
     """
     pull = getattr(estimator, "pull", None)
     differences = problem.execution.no_double_backward_reason and isinstance(pull, FiniteDifference)

@@ -1,4 +1,4 @@
-"""The states of a run on disk: the last two, each written as a whole, and the newest one that is still whole found."""
+"""The checkpoints of a run: the last two are kept, each is written as a whole, and the newest intact one is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"step-(\d{8,})\.pt")
 class Checkpoints:
     """``checkpoints/step-00000050.pt`` and the one before it.
 
-    Two, because a file that was whole when it was written may not be when it is read.
+    Two, because a file that was intact when it was written may not be when it is read.
 
     Args:
         run: the folder of the run.
@@ -35,30 +35,30 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state, and remove all that are older than the one before it.
+        """Write a state, and remove all checkpoints older than the one before it.
 
         Raises:
-            OSError: it could not be written; what was there still is.
+            OSError: it could not be written; the earlier checkpoints are untouched.
         """
         path = self.path(state["step"])
-        # In memory first: what fails later is a plain write of a known size, and the generator is small beside the
-        # frozen backbone. torch's own writer reports a full disk as an internal error of its archive.
+        # Serialised in memory first, which is affordable because the generator is small: torch's own writer reports a
+        # full disk as an internal error of its archive.
         contents = _sealed(state)
         with explain_write_errors(path, len(contents)), atomic_write(path) as draft:
             draft.write_bytes(contents)
-        for other in self._found():
+        for other in self._files():
             if other not in (path, self._whole) and _step(other) < state["step"]:
                 other.unlink()
         self._whole = path
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest state that is whole, None where nothing was saved. A damaged one is named in a warning.
+        """The newest intact state, None where nothing was saved. Warns of each damaged file that it passes over.
 
         Raises:
-            ValueError: a file is of another program, or all are damaged. Nothing is changed.
+            ValueError: a file belongs to another program, or all are damaged. Nothing is changed.
         """
         damaged: dict[Path, str] = {}
-        for path in self._found():
+        for path in self._files():
             try:
                 state = _read(path)
             except _Damaged as error:
@@ -77,18 +77,18 @@ class Checkpoints:
         return None
 
     def remove_drafts(self) -> None:
-        """Remove what a kill in the middle of :meth:`save` left."""
+        """Remove files that a kill in the middle of :meth:`save` left."""
         if self.folder.is_dir():
             remove_drafts(self.folder / "step-*.pt")
 
-    def _found(self) -> list[Path]:
-        """Newest first."""
+    def _files(self) -> list[Path]:
+        """All checkpoints, newest first."""
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((p for p in there if _NAME.fullmatch(p.name)), key=_step, reverse=True)
 
 
 class _Damaged(Exception):
-    """A file that is not what was once written."""
+    """The file is not as it was written."""
 
 
 def _step(path: Path) -> int:

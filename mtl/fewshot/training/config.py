@@ -1,4 +1,4 @@
-"""How long to train and how fast."""
+"""Settings of meta-training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how fast.
+    """Settings of meta-training.
 
     Args:
         steps: outer steps.
         tasks_per_step: tasks per outer step, over all processes.
-        tasks_per_chunk: tasks in one forward pass; lower it when memory is short. The result is the same, except that
+        tasks_per_chunk: tasks in one forward pass; lower it when memory is short. Results are the same, except that
             adaptive windows choose their sub-steps for the worst task of a chunk.
         outer_lr: of the generator's weights (AdamW).
         step_size_lr: of the logarithms of the inner step sizes.
@@ -21,9 +21,9 @@ class TrainingConfig:
         clip: largest norm of the meta-gradient.
         validate_every: steps between validations; the best generator by validation accuracy is kept.
         validation_tasks: episodes per validation, the same ones each time.
-        save_every: steps between checkpoints; a kill loses at most these.
-        patience: consecutive steps without one finite episode before giving up.
-        workers: processes that prepare episodes; 0 is in the main process.
+        save_every: steps between checkpoints; a kill loses at most as many.
+        patience: consecutive steps without any finite episode before training stops with an error.
+        workers: processes that prepare episodes; 0 prepares them in the main process.
         self_check: compare the estimator with the exact gradient on the first episode, before the first step.
     """
 
@@ -58,4 +58,4 @@ class TrainingConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"TrainingConfig({name}={getattr(self, name)}): expected 0 or more")
         if not self.clip > 0:
-            raise ValueError(f"TrainingConfig(clip={self.clip}): nothing would move; for no clipping use math.inf")
+            raise ValueError(f"TrainingConfig(clip={self.clip}): must be positive; for no clipping use math.inf")

@@ -1,4 +1,4 @@
-"""Which process prepares which episodes."""
+"""The episodes of this process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class _Episodes(Dataset):
         return self.tasks.sample(index)
 
 
-def loader_of(tasks: TaskSource, config: TrainingConfig, step: int, accelerator: Accelerator) -> DataLoader:
-    """Batches of this process from ``step`` on: task ``i`` of a step belongs to process ``i mod processes``."""
+def episode_loader(tasks: TaskSource, config: TrainingConfig, step: int, accelerator: Accelerator) -> DataLoader:
+    """This process's batches from ``step`` on: task ``i`` of a step belongs to process ``i mod processes``."""
 
     def batches() -> Iterator[list[int]]:
         for s in range(step, config.steps):
@@ -35,7 +35,7 @@ def loader_of(tasks: TaskSource, config: TrainingConfig, step: int, accelerator:
         batch_sampler=list(batches()),
         collate_fn=_collate,
         num_workers=config.workers,
-        generator=torch.Generator(),  # the loader draws a seed from it, not from the global one
+        generator=torch.Generator(),  # the loader draws a seed, which must not come from the global generator
     )
 
 

@@ -12,7 +12,7 @@ from mtl.episode import TaskSource
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saving import check_saving, from_pretrained
 from mtl.fewshot.training.config import TrainingConfig
-from mtl.fewshot.training.loader import loader_of
+from mtl.fewshot.training.loader import episode_loader
 from mtl.fewshot.training.run import Run
 
 
@@ -28,21 +28,21 @@ def train(
 
     The run folder gets ``metrics.jsonl``, ``estimator.json`` (how the estimator compares with the exact gradient),
     ``best/`` (see :func:`mtl.save_pretrained`) and the last two of its ``checkpoints/``. Called again with the same
-    arguments, on any number of processes, it continues from the newest one that is whole; a finished run returns at
-    once. Whatever ends a run early carries a note that says where its last good state is.
+    arguments, on any number of processes, it continues from the newest intact one; a finished run returns at once. An
+    exception that ends a run carries a note that says where its last good state is.
 
     Args:
         learner: its generator is trained in place.
         tasks: episodes ``0, 1, 2, ...`` are trained on, each once.
         validation: episodes ``0 .. validation_tasks - 1`` choose the best generator.
-        folder: of this run alone.
-        accelerator: decides device, precision and processes; a plain one by default.
+        folder: for this run alone.
+        accelerator: decides device, precision and processes; ``Accelerator()`` by default.
 
     Raises:
         ValueError: when the folder holds a run with other settings, or checkpoints of something else, or only damaged
             ones; before the first step, when a part of the learner could not be saved.
         OSError: when the folder cannot be written to (before the first step), or its disk is full.
-        NonFiniteLosses: when nothing finite comes any more.
+        NonFiniteLosses: after ``patience`` steps in a row without a finite loss and gradient.
     """
     accelerator = accelerator or Accelerator()
     check_saving(learner)  # now, not at the first validation
@@ -51,9 +51,9 @@ def train(
     if (found := run.check(tasks)) and accelerator.is_main_process:
         tqdm.write(found)
     try:
-        _take_steps(run, loader_of(tasks, config, run.step, accelerator), validation)
+        _take_steps(run, episode_loader(tasks, config, run.step, accelerator), validation)
     except BaseException as error:  # Ctrl-C too
-        if "DataLoader worker (pid" in str(error):  # torch names the signal, not what helps
+        if "DataLoader worker (pid" in str(error):  # torch names the signal, but no remedy
             error.add_note(
                 f"a process that prepares episodes died; if memory was short, use fewer than {config.workers}"
             )

@@ -1,4 +1,4 @@
-"""What moves at which rate: groups of parameters, and the schedule that they share."""
+"""Parameter groups of the outer optimiser, and the schedule that they share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtl.fewshot.training.config import TrainingConfig
 
 
 def parameter_groups(learner: MetaLearner, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Step sizes have a rate of their own; vectors (gates, offsets, norms) are not decayed."""
+    """Step sizes have their own learning rate; vectors (gates, offsets, norms) have no weight decay."""
     rates = [learner.generator.step_sizes_of.log_lr]
     others = [p for p in learner.generator.parameters() if p is not rates[0]]
     return [

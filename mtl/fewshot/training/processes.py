@@ -1,4 +1,4 @@
-"""What all processes of a run must agree on."""
+"""Settings that all processes of a run must agree on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mtl.metagrad.execution import Execution
 T = TypeVar("T")
 
 
-def of_main(value: T) -> T:
-    """The main process's value, in every process. All of them must call this, whatever they give."""
+def from_main(value: T) -> T:
+    """The main process's value, in every process. All must call this; the values of the others are ignored."""
     [shared] = broadcast_object_list([value])
     return shared
 
 
-def precision_of(accelerator: Accelerator, now: torch.dtype | None) -> torch.dtype | None:
-    """The precision of the frozen network that Accelerate was asked for; ``now`` where it was asked for none.
+def requested_precision(accelerator: Accelerator, now: torch.dtype | None) -> torch.dtype | None:
+    """Precision of the frozen network as Accelerate is set up; ``now`` where it has no setting.
 
-    Accelerate's own autocast and loss scaler are not used: they know nothing of the gradient of a gradient.
+    Accelerate's own autocast and loss scaler are not used, because they do not handle the gradient of a gradient.
 
     Raises:
-        ValueError: for a precision that the network cannot be run in.
+        ValueError: for any precision other than bf16 and fp16.
     """
     known = {"no": now, "bf16": torch.bfloat16, "fp16": torch.float16}
     if accelerator.mixed_precision not in known:
@@ -38,10 +38,10 @@ def precision_of(accelerator: Accelerator, now: torch.dtype | None) -> torch.dty
 
 
 def chunk_size(config: TrainingConfig, execution: Execution, accelerator: Accelerator) -> int:
-    """Tasks in one forward pass. Processes that walk in step take one task at a time, and as many as each other.
+    """Tasks in one forward pass. Processes in lockstep take one task at a time, and equally many each.
 
     Raises:
-        ValueError: when tasks do not divide evenly over such processes.
+        ValueError: when tasks do not divide evenly over processes in lockstep.
     """
     if not execution.lockstep:
         return config.tasks_per_chunk

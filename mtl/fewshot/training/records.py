@@ -17,7 +17,7 @@ def append(path: Path, metrics: dict[str, float]) -> None:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the metrics of steps that will be taken again, and a line that a kill or a full disk cut short."""
+    """Drop the metrics of steps that will be repeated, and a last line that a kill or a full disk cut short."""
     if not path.is_file():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""One training run: its state, an outer step of it, validation, records and checkpoints."""
+"""One training run: its state, its outer step, validation, records and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mtl.fewshot.training.check import FILE, check_estimator
 from mtl.fewshot.training.checkpoints import Checkpoints
 from mtl.fewshot.training.config import TrainingConfig
 from mtl.fewshot.training.optimizer import parameter_groups, schedule
-from mtl.fewshot.training.processes import chunk_size, of_main, precision_of
+from mtl.fewshot.training.processes import chunk_size, from_main, requested_precision
 from mtl.fewshot.training.records import METRICS, append, forget_after
 from mtl.fewshot.training.sums import Totals
 from mtl.tools.comparison import mean_interval
 from mtl.tools.files import check_writable, recover_folder, remove_drafts
 
-NOTHING_KEPT = {"accuracy": -1.0, "step": 0}
+NO_BEST = {"accuracy": -1.0, "step": 0}
 
 
 class NonFiniteLosses(RuntimeError):
@@ -37,18 +37,18 @@ class NonFiniteLosses(RuntimeError):
 
 
 class Run:
-    """The state of one training run, and what is done with it in each step."""
+    """The state of one training run, and its operations."""
 
     def __init__(self, learner: MetaLearner, config: TrainingConfig, folder: Path, accelerator: Accelerator) -> None:
         self.learner = learner.to(accelerator.device)
         self.config = config
         self.folder = folder
         self.accelerator = accelerator
-        learner.backbone.configure(precision=precision_of(accelerator, learner.backbone.options.precision))
+        learner.backbone.configure(precision=requested_precision(accelerator, learner.backbone.options.precision))
         self.tasks_per_chunk = chunk_size(config, learner.backbone.execution, accelerator)
         self.checkpoints = Checkpoints(folder)
         self.step = self.saved = 0
-        self.best: dict[str, Any] = dict(NOTHING_KEPT)
+        self.best: dict[str, Any] = dict(NO_BEST)
         self.failed_steps = 0
         self.warned_cliff = False
         self.settings = self._settings()
@@ -61,7 +61,7 @@ class Run:
     # --- one outer step ----------------------------------------------------------------------------------------------
 
     def train_step(self, batch: Sequence[Episode]) -> dict[str, float]:
-        """Sum the meta-gradients of this process's episodes, add those of the others, divide, clip, step."""
+        """Sum the meta-gradients of all episodes over all processes, divide, clip, and step."""
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
         totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
@@ -70,10 +70,10 @@ class Run:
                 self._accumulate(group[first : first + self.tasks_per_chunk], totals)
         self._reduce(totals)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        # The only time in a step that this waits for the device, apart from one wait per chunk.
+        # All numbers in one transfer: this waits for the device, as meta_step does once per chunk.
         *sums, gradient_norm = torch.cat([totals.sums, norm.reshape(1).to(totals.sums)]).tolist()
         metrics = {"step": self.step + 1, "skipped": sums[1]}
-        # Finite cotangents can still overflow in the generator; one such step would leave nothing but NaN behind.
+        # Finite meta-gradients can still overflow in the generator, and one such step would turn all weights into NaN.
         moved = sums[0] > 0 and math.isfinite(gradient_norm)
         if moved:
             self.optimizer.step()
@@ -106,11 +106,11 @@ class Run:
     def _failure_message(self) -> str:
         return (
             f"no episode of the last {self.failed_steps} steps had a finite loss and gradient; lower outer_lr "
-            f"({self.config.outer_lr}) or the inner step size, or look at the inputs"
+            f"({self.config.outer_lr}) or the inner step size, or check the inputs for NaN"
         )
 
     def _accumulate(self, chunk: Episode, totals: Totals) -> None:
-        """Add a chunk's gradient to the parameters. A chunk with anything non-finite is taken apart into its tasks."""
+        """Add a chunk's gradient to the parameters. A chunk with anything non-finite is repeated task by task."""
         step = self.learner.meta_step(chunk, weight=chunk.tasks)  # a sum over tasks, so that chunks of any size add up
         if step.finite:
             totals.add(step)
@@ -183,50 +183,51 @@ class Run:
         self.saved = self.step
 
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint when there is one.
+        """Continue from the newest intact checkpoint when there is one.
 
-        The main process reads it for all: they go on from the same one, also where they do not see the same files.
+        The main process reads it for all, so that all continue from the same one even if they see different files.
 
         Raises:
-            ValueError: the folder holds something else, or nothing that can be read.
+            ValueError: the folder holds a run with other settings, or no checkpoint that can be read.
             OSError: the folder cannot be written to.
         """
         main = self.accelerator.is_main_process
-        state = of_main(self.checkpoints.newest() if main else None)
+        state = from_main(self.checkpoints.newest() if main else None)
         if state is not None:
             self._check_settings(state["settings"])
             self.step = self.saved = state["step"]
             self.learner.generator.load_state_dict(state["generator"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-        if main and self.step < self.config.steps:  # a finished run is left as it is
+        if main and self.step < self.config.steps:  # a finished run is left untouched
             self._tidy()
-        self.best = of_main(self._kept() if main and self.step else dict(NOTHING_KEPT))
+        self.best = from_main(self._saved_best() if main and self.step else dict(NO_BEST))
 
     def last_good_state(self) -> str:
-        """For whoever reads why the run ended."""
+        """Note attached to the final exception."""
         if not self.saved:
-            return f"{self.folder} has no checkpoint yet (save_every={self.config.save_every}): the run begins anew"
+            every = self.config.save_every
+            return f"{self.folder} has no checkpoint yet (save_every={every}): the same command starts anew"
         path = self.checkpoints.path(self.saved)
-        return f"{path} is whole (step {self.saved} of {self.config.steps}): the same command goes on from there"
+        return f"{path} is intact (step {self.saved} of {self.config.steps}): the same command continues from there"
 
     def _tidy(self) -> None:
-        """Remove what a kill left, and the metrics of steps that will be taken again."""
-        check_writable(self.checkpoints.folder)  # now, not after the steps of the first interval
+        """Remove what a kill left, and the metrics of steps that will be repeated."""
+        check_writable(self.checkpoints.folder)  # now, not after the first save_every steps
         recover_folder(self.folder / "best")
         remove_drafts(self.folder / METRICS)
         remove_drafts(self.folder / FILE)
         self.checkpoints.remove_drafts()
         forget_after(self.folder / METRICS, self.step)
 
-    def _kept(self) -> dict[str, Any]:
-        """Accuracy and step of ``best/``. The folder itself is asked: a kill may have come between its writing and
-        that of the checkpoint."""
+    def _saved_best(self) -> dict[str, Any]:
+        """Accuracy and step of ``best/``, read from the folder: a kill may have come between writing it and writing the
+        checkpoint."""
         config = self.folder / "best" / CONFIG
-        return json.loads(config.read_text())["extra"] if config.is_file() else dict(NOTHING_KEPT)
+        return json.loads(config.read_text())["extra"] if config.is_file() else dict(NO_BEST)
 
     def _settings(self) -> dict[str, Any]:
-        """What must not change within a run. How it is cut into chunks, processes and checkpoints may."""
+        """Everything that must not change within a run; chunks, processes and checkpoints may."""
         free = {"tasks_per_chunk", "save_every", "workers", "patience", "self_check"}
         settings = {k: v for k, v in asdict(self.config).items() if k not in free}
         learner = self.learner
