@@ -4,79 +4,42 @@ This sub-package imports torch and nothing else. An :class:`InnerProblem` says w
 turns it and the meta-parameters into a :class:`MetaGradient`.
 """
 
+from mtl.metagrad import estimators
 from mtl.metagrad.diagnostics import Agreement, calibrate_radius, curvature, self_check
-from mtl.metagrad.estimators import (
-    ESTIMATORS,
-    SAMA,
-    SHOT,
-    AbstractEstimator,
-    Binomial,
-    EvoGrad,
-    Exact,
-    FirstOrder,
-    HorizonMixing,
-    ImplicitMAML,
-    Neumann,
-    OneStep,
-    Rematerialised,
-    Reptile,
-    StructuralZeroWarning,
-    Truncated,
-    TruncationMixing,
-    Windowed,
-    proximal,
-)
+from mtl.metagrad.estimators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.metagrad.functional import Functional
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerSGD
 from mtl.metagrad.options import EstimatorOptions, make_estimator, representatives
-from mtl.metagrad.problem import InnerProblem, solve
+from mtl.metagrad.problem import InnerProblem, solve, unroll
 from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.metagrad.registry import Registry
 from mtl.metagrad.storage import OnDevice, OnHost, StateStorage
-from mtl.metagrad.sweep import MetaGradient, Sweep
+from mtl.metagrad.sweep import Sweep
 
 __all__ = [
-    "ESTIMATORS",
     "INNER_OPTIMIZERS",
-    "SAMA",
-    "SHOT",
-    "AbstractEstimator",
     "AbstractInnerOptimizer",
     "AbstractPull",
     "Agreement",
-    "Binomial",
     "EstimatorOptions",
-    "EvoGrad",
-    "Exact",
     "FiniteDifference",
-    "FirstOrder",
     "ForwardOverReverse",
     "Functional",
-    "HorizonMixing",
-    "ImplicitMAML",
     "InnerAdam",
     "InnerProblem",
     "InnerSGD",
-    "MetaGradient",
-    "Neumann",
     "OnDevice",
     "OnHost",
-    "OneStep",
     "Registry",
-    "Rematerialised",
-    "Reptile",
     "Reverse",
     "StateStorage",
-    "StructuralZeroWarning",
     "Sweep",
-    "Truncated",
-    "TruncationMixing",
-    "Windowed",
     "calibrate_radius",
     "curvature",
     "make_estimator",
-    "proximal",
     "representatives",
     "self_check",
     "solve",
+    "unroll",
 ]
+__all__ += estimators.__all__

@@ -145,7 +145,7 @@ def calibrate_radius(
         ValueError: when no candidate is usable, with the error of each and what to do.
     """
     trajectory = unroll(problem, meta)
-    _, adjoint = outer_adjoint(problem, meta, trajectory)
+    _, adjoint, _ = outer_adjoint(problem, meta, trajectory)
     step = max(0, problem.num_steps - 1)
     weights, c = trajectory.weights[step], adjoint.weights
     found = {r: _flat(FiniteDifference(r).at(problem, weights, meta, step)(c)) for r in radii}

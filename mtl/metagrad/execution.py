@@ -1,4 +1,4 @@
-"""How the frozen network is run, as far as a meta-gradient through it has to respect that."""
+"""Constraints the network puts on differentiation: low precision, missing second derivatives, several processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _as_it_is(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Execution:
-    """What an estimator must know about the network under the losses.
+    """Constraints of the network under the losses.
 
     Args:
         loss_scale: size at which cotangents travel through the network, forth and back; gradients are scaled back, so

@@ -27,17 +27,20 @@ from mtl.metagrad.tensors import Tensors
 class InnerProblem:
     """A bilevel problem, batched over tasks. It knows nothing of images, ways or devices.
 
+    Every fast weight has a leading task axis, of one for a single problem: ``(tasks, ...)``. Both losses return one
+    number per task. Meta-parameters have whatever shapes you like; all tasks may share them.
+
     Args:
-        init: ``meta -> theta_0``; every fast weight has a leading task axis.
+        init: ``meta -> theta_0``, fast weights by name.
         inner_loss: ``(theta_k, meta, step) -> (tasks,)`` losses on the support set. Row ``t`` must depend on row ``t``
             of the fast weights only. It is evaluated more than once at a step, so its randomness must be keyed by
             ``step``.
         outer_loss: ``(theta_K, meta) -> (tasks,)`` losses on the query set.
         num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
-        optimizer: how a step is taken.
-        execution: how the network under the losses runs.
-        storage: where the states of the inner loop wait for the way back: :class:`mtl.metagrad.OnHost` for
-            large fast weights.
+        optimizer: takes a step.
+        execution: what the network under the losses demands of a derivative; the default demands nothing.
+        storage: keeps the states of the inner loop until the backward sweep: :class:`mtl.metagrad.OnHost` for large
+            fast weights.
 
     Raises:
         ValueError: when ``num_steps`` is negative.
@@ -60,15 +63,15 @@ class InnerProblem:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the forward loop remembers: no graph, only numbers of the size of the fast weights.
+    """Record of the inner loop: no graph, only numbers of the size of the fast weights.
 
     Args:
         weights: ``theta_0 .. theta_K``.
         states: optimiser states, the same length.
         gradients: the gradient applied at each of the K steps.
-        evaluations: how many gradients were really evaluated.
+        evaluations: number of gradients that were evaluated.
         reached: names of the meta-parameters on which the initial weights (``"init"``), the first inner loss
-            (``"inner"``) and the last (``"last"``) depend.
+            (``"inner"``), the last (``"last"``) and, once it is known, the outer loss (``"outer"``) depend.
     """
 
     weights: Sequence[Tensors]
@@ -78,23 +81,26 @@ class Trajectory:
     reached: dict[str, set[str]] = field(default_factory=dict)
 
 
-def inner_gradient(
-    problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, reached: set[str] | None = None
-) -> Tensors:
+def inner_gradient(problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Tensors:
     """The plain gradient of the inner loss in the fast weights, outside every graph.
 
     Cost: one forward, one backward.
-
-    Args:
-        reached: receives the names of the meta-parameters that the loss depends on, read off the graph.
     """
-    weights = tensors.leaf(weights)
-    meta = tensors.leaf(meta, requires_grad=reached is not None)
+    weights, meta = tensors.leaf(weights), tensors.leaf(meta, requires_grad=False)
     with torch.enable_grad():
         loss = problem.inner_loss(weights, meta, step).sum()
-    if reached is not None:
-        reached |= tensors.reaches([loss], meta)
     return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0]
+
+
+def _gradient_and_reached(
+    problem: InnerProblem, weights: Tensors, meta: Tensors, step: int
+) -> tuple[Tensors, set[str]]:
+    """The same, and the names of the meta-parameters that the loss depends on, read off its graph."""
+    weights, meta = tensors.leaf(weights), tensors.leaf(meta)
+    with torch.enable_grad():
+        loss = problem.inner_loss(weights, meta, step).sum()
+    reached = tensors.reaches([loss], meta)
+    return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0], reached
 
 
 GradientAt = Callable[[Tensors, int], Tensors]
@@ -108,14 +114,12 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
     Args:
         reuse: evaluate the gradient once per so many steps and apply it that often (lazy windows); 1 is ordinary
             descent.
-        gradient_at: how a gradient is evaluated, :func:`inner_gradient` by default.
+        gradient_at: evaluates a gradient, :func:`inner_gradient` by default.
     """
     phi = tensors.leaf(meta)
     with torch.enable_grad():
         initial = problem.init(phi)
-    reached = {"init": tensors.reaches(initial.values(), phi), "inner": (first := set[str]())}
-    reached["last"] = first if problem.num_steps == 1 else set()
-    watched = {0: first, problem.num_steps - 1: reached["last"]}
+    reached: dict[str, set[str]] = {"init": tensors.reaches(initial.values(), phi), "inner": set(), "last": set()}
     meta, weights = tensors.detach(meta), tensors.detach(initial)
     del initial, phi  # their graph is of the size of an inner step's
     state = problem.optimizer.init(weights)
@@ -129,10 +133,14 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
         if step % reuse:
             gradients.repeat()
         else:
-            if gradient_at is None:
-                gradient = inner_gradient(problem, weights, meta, step, watched.get(step))
-            else:
+            ends = [end for end, at in (("inner", 0), ("last", problem.num_steps - 1)) if at == step]
+            if gradient_at is not None:
                 gradient = gradient_at(weights, step)
+            elif ends:
+                gradient, names = _gradient_and_reached(problem, weights, meta, step)
+                reached |= dict.fromkeys(ends, names)
+            else:
+                gradient = inner_gradient(problem, weights, meta, step)
             gradients.append(gradient)
         weights, state = problem.optimizer.update(weights, state, gradient, meta)
         weights_at.append(weights)
@@ -142,7 +150,7 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
 
 @torch.no_grad()
 def solve(problem: InnerProblem, meta: Tensors) -> Tensors:
-    """The adapted weights ``theta_K``: what is wanted once meta-training is over. Remembers nothing of the way."""
+    """The adapted weights ``theta_K``, for use after meta-training. Keeps no state of the steps before."""
     meta = tensors.detach(meta)
     weights = tensors.detach(problem.init(meta))
     state = problem.optimizer.init(weights)

@@ -1,8 +1,8 @@
-"""Where the states of an inner loop wait for the way back: on the device that made them, or in the host's memory.
+"""Storage of inner-loop states until the backward sweep: on the device that made them, or in the host's memory.
 
-Estimators remember the weights, the optimiser state and the gradient of every inner step. For scale and shift vectors
-that is next to nothing. Where all weights of a network are adapted it is three networks per step, often more than one
-step's graph, and it is read once, from the last step to the first: it can wait elsewhere.
+Estimators store the weights, the optimiser state and the gradient of every inner step. For scale and shift vectors that
+is next to nothing. Where all weights of a network are adapted it is three networks per step, often more than the graph
+of one step, and each is read once, from the last step to the first: they can wait in main memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mtl.metagrad.tensors import Tensors
 
 
 class StateStorage(abc.ABC):
-    """How named tensors are put away and fetched again; what comes back equals what went in, on its device."""
+    """Stores named tensors and fetches them again: the same numbers, on the device they came from."""
 
     @abc.abstractmethod
     def put(self, tensors: Tensors) -> Any:
@@ -27,7 +27,7 @@ class StateStorage(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, kept: Any) -> Tensors:
-        """The tensors again, where they came from."""
+        """The tensors again, on their device."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class OnDevice(StateStorage):
 class OnHost(StateStorage):
     """Copies in the host's memory, page-locked so that the device never waits for one; fetched tensor by tensor.
 
-    Memory on the device is then flat in the number of inner steps even where whole networks are adapted. On a
-    processor there is nowhere else to go: nothing is copied.
+    Memory on the device is then flat in the number of inner steps even where whole networks are adapted. On a CPU
+    nothing is copied.
     """
 
     def put(self, tensors: Tensors) -> Any:
@@ -66,14 +66,14 @@ def _on_host(value: Tensor) -> Tensor:
 
 
 class StoredStates(Sequence[Tensors]):
-    """A growing list of named tensors in the hands of a storage."""
+    """A growing list of named tensors, each put into a storage."""
 
     def __init__(self, storage: StateStorage, items: Iterable[Tensors] = ()) -> None:
-        self._keeper = storage
+        self._storage = storage
         self._items = [storage.put(item) for item in items]
 
     def append(self, item: Tensors) -> None:
-        self._items.append(self._keeper.put(item))
+        self._items.append(self._storage.put(item))
 
     def repeat(self) -> None:
         """Append the last item once more, without another copy."""
@@ -88,5 +88,5 @@ class StoredStates(Sequence[Tensors]):
     def __getitem__(self, index: slice) -> list[Tensors]: ...
     def __getitem__(self, index: int | slice) -> Tensors | list[Tensors]:
         if isinstance(index, slice):
-            return [self._keeper.fetch(item) for item in self._items[index]]
-        return self._keeper.fetch(self._items[index])
+            return [self._storage.fetch(item) for item in self._items[index]]
+        return self._storage.fetch(self._items[index])

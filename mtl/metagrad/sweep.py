@@ -15,7 +15,7 @@ which to :meth:`Sweep.skip`; what it does not walk over is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -101,8 +101,9 @@ class Sweep:
         kept: dict[int, Products] | None = None,
     ) -> None:
         self.problem, self.meta, self.pull = problem, meta, as_pull(pull)
-        self.trajectory = trajectory or unroll(problem, meta)
-        self.losses, self.adjoint = outer_adjoint(problem, meta, self.trajectory)
+        trajectory = trajectory or unroll(problem, meta)
+        self.losses, self.adjoint, outer = outer_adjoint(problem, meta, trajectory)
+        self.trajectory = replace(trajectory, reached=trajectory.reached | {"outer": outer})
         self.pulls = 0
         self.diagnostics: dict[str, Tensor] = {}
         self._kept = kept or {}
@@ -164,20 +165,23 @@ class Sweep:
 
 def outer_adjoint(
     problem: InnerProblem, meta: Tensors, trajectory: Trajectory, step: int = -1
-) -> tuple[Tensor, Adjoint]:
+) -> tuple[Tensor, Adjoint, set[str]]:
     """Where every sweep starts: the outer losses, and their gradient in the weights and directly in ``meta``.
 
     Args:
         step: of the trajectory's weights ``theta_0 .. theta_K``, by default the last.
+
+    Returns:
+        Losses ``(tasks,)``, their mean's adjoint, and the names of the meta-parameters that stand in the outer loss.
     """
     weights, phi = tensors.leaf(trajectory.weights[step]), tensors.leaf(meta)
     with torch.enable_grad():
         losses = problem.outer_loss(weights, phi)
         loss = losses.mean()
-    trajectory.reached["outer"] = tensors.reaches([loss], phi)
+    reached = tensors.reaches([loss], phi)
     d_weights, d_meta = tensors.grad(loss, weights, phi, magnitude=problem.execution.loss_scale)
     adjoint = Adjoint(d_weights, tensors.zeros_like(trajectory.states[step]), d_meta)
-    return losses.detach(), adjoint
+    return losses.detach(), adjoint, reached
 
 
 def through_updates(

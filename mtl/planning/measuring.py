@@ -117,7 +117,7 @@ def arithmetic(learner: MetaLearner, episode: Episode, start: InnerStart) -> Ari
     with Flops() as gradient:
         inner_gradient(problem, weights, meta, 0)
     with Flops() as outer:
-        _, adjoint = outer_adjoint(problem, meta, Trajectory([weights], [learner.optimizer.init(weights)], [], 0))
+        _, adjoint, _ = outer_adjoint(problem, meta, Trajectory([weights], [learner.optimizer.init(weights)], [], 0))
     with Flops() as once:
         inner_start(learner, episode)
         through_init(problem, meta, adjoint)

@@ -76,7 +76,7 @@ class EvoGrad(AbstractEstimator):
         mixed = start
         for e, share in zip(noise, shares, strict=True):
             mixed = tensors.add(mixed, tensors.scale(e, share), self.sigma)
-        _, adjoint = outer_adjoint(problem, meta, replace(sweep.trajectory, weights=[mixed]))
+        _, adjoint, _ = outer_adjoint(problem, meta, replace(sweep.trajectory, weights=[mixed]))
         along = torch.stack([tensors.dot(adjoint.weights, e) for e in noise]) * self.sigma
         seeds = -shares * (along - (shares * along).sum(0)) / self.temperature  # d F / d losses, (copies, tasks)
         for e, seed in zip(noise, seeds, strict=True):

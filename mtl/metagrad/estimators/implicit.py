@@ -128,10 +128,10 @@ class ImplicitMAML(AbstractEstimator):
         reached = tensors.reaches(start.values(), phi)
         start = tensors.detach(start)  # the graph is not needed any more
         trajectory = unroll(_tied(problem, start, self.strength), meta)
-        trajectory.reached["init"] = reached
+        trajectory = replace(trajectory, reached=trajectory.reached | {"init": reached})
         sweep = Sweep(problem, meta, self.pull, trajectory)
         if problem.num_steps:
-            warn_of_zeros(self, problem, meta, trajectory, follows={"init", "outer", "last"})
+            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"init", "outer", "last"})
             self._back(sweep)
         return sweep.finish()
 

@@ -49,7 +49,7 @@ class HorizonMixing(AbstractEstimator):
             sweep.back(step, step + 1)
             if step and (share := self.decay ** (problem.num_steps - step) / total):
                 sweep.release()
-                _, here = outer_adjoint(problem, meta, sweep.trajectory, step)
+                _, here, _ = outer_adjoint(problem, meta, sweep.trajectory, step)
                 sweep.adjoint = sweep.adjoint.plus(here.times(share))
         return sweep.finish()
 

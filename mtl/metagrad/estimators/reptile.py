@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,7 +35,7 @@ class Reptile(AbstractEstimator):
         phi = tensors.leaf(meta)
         with torch.enable_grad():
             losses = problem.outer_loss(trajectory.weights[-1], phi)
-        trajectory.reached["outer"] = tensors.reaches([losses], phi)
+        trajectory = replace(trajectory, reached=trajectory.reached | {"outer": tensors.reaches([losses], phi)})
         warn_of_zeros(self, problem, meta, trajectory, follows={"init"})
         first, last = trajectory.weights[0], trajectory.weights[-1]
         share = torch.full_like(losses.detach(), 1 / len(losses))
