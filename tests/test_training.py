@@ -247,7 +247,9 @@ def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
     assert learner.estimator.pull == mtl.metagrad.FiniteDifference(found["radius"]), "by name it is calibrated"
     assert found["cosine"].keys() == {"scale", "shift", "log_lr"}
     assert 0.5 < found["cosine"]["scale"] <= 1 + 1e-6
-    assert "cosine to exact" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "cosine to exact" in printed
+    assert "docs/glossary.md" in printed
 
     (tmp_path / "run" / "estimator.json").write_text(json.dumps(found | {"radius": 0.123}))
     again = fresh(estimator=mtl.Windowed(window=2, mode="lazy", pull="finite-difference"))

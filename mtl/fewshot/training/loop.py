@@ -48,8 +48,8 @@ def train(
     check_saving(learner)  # now, not at the first validation
     run = Run(learner, config, Path(folder), accelerator)
     run.resume()
-    if (found := run.check(tasks)) and accelerator.is_main_process:
-        tqdm.write(found)
+    if (agreement := run.check(tasks)) and accelerator.is_main_process:
+        tqdm.write(f"{agreement}\nwords: docs/glossary.md")
     try:
         _take_steps(run, episode_loader(tasks, config, run.step, accelerator), validation)
     except BaseException as error:  # Ctrl-C too
