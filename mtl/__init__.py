@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 from mtl import data, fewshot, metagrad, networks, tools
 from mtl.data import ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
-from mtl.episode import Alternating, Episode, Examples, Inputs, TaskSource, stacked
+from mtl.episode import Alternating, Episode, Examples, Inputs, TaskSource, stack_by_shape
 from mtl.fewshot import (
     Adapted,
     Cosine,
@@ -54,7 +54,7 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "TaskSource",
     "open_images",
     "open_texts",
-    "stacked",
+    "stack_by_shape",
     # generators and heads
     "Cosine",
     "Linear",

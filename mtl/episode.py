@@ -233,7 +233,7 @@ class Alternating:
         return self.sources[index // self.block % len(self.sources)].sample(index)
 
 
-def stacked(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
+def stack_by_shape(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
     """Group episodes of one task each by shape: for each group their positions in the list, and the stacked batch."""
     groups: dict[tuple[int, int, int], list[int]] = {}
     for i, episode in enumerate(episodes):

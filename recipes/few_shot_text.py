@@ -84,7 +84,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
-    split = mtl.data.saved_split(
+    split = mtl.data.load_or_make_split(
         Path(config.out) / "split.json", texts.class_names, given=texts.parts, seed=config.seed
     )
     split.check_ways(config.ways)

@@ -47,7 +47,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     images = mtl.open_images(config.data)
-    split = mtl.data.saved_split(
+    split = mtl.data.load_or_make_split(
         Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
     )
     split.check_ways(config.ways)
@@ -63,7 +63,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
 
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
-    [(_, e)] = mtl.stacked([tasks.sample(i) for i in range(4)])
+    [(_, e)] = mtl.stack_by_shape([tasks.sample(i) for i in range(4)])
     predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
     mtl.tools.episode_strip(
         e.support.inputs.tensor,

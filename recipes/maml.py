@@ -131,7 +131,7 @@ class Learner:
         return weights | {LOG + k: size.expand(shape).clone() for k, shape in shapes.items()}
 
     def batch(self, part: str, first: int, number: int) -> mtl.Episode:
-        [(_, episode)] = mtl.stacked([self.tasks[part].sample(i) for i in range(first, first + number)])
+        [(_, episode)] = mtl.stack_by_shape([self.tasks[part].sample(i) for i in range(first, first + number)])
         return episode.to(self.config.device)
 
     def problem(self, episode: mtl.Episode, coarse: int = 1, joint: bool = False) -> mtl.InnerProblem:
@@ -187,7 +187,7 @@ def tasks_of(config: Config, part: Any) -> mtl.TaskSource:
     if config.data is None:
         return mtl.data.CharacterTasks(part, **sizes)
     images = mtl.open_images(config.data, mode="L")
-    split = mtl.data.saved_split(
+    split = mtl.data.load_or_make_split(
         Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
     )
     split.check_ways(config.ways)

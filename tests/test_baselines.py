@@ -37,7 +37,7 @@ def methods(network) -> dict[str, mtl.fewshot.Method]:
 
 @pytest.fixture(scope="module")
 def episode() -> mtl.Episode:
-    [(_, episode)] = mtl.stacked([Blobs(queries=20).sample(i) for i in range(3)])
+    [(_, episode)] = mtl.stack_by_shape([Blobs(queries=20).sample(i) for i in range(3)])
     return episode
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mtl
-from mtl.data.embedded.glyph_tasks import load_bank
+from mtl.data.embedded.glyph_drawing import load_bank
 
 
 def test_an_episode_is_a_function_of_seed_split_and_index():

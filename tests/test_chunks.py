@@ -65,7 +65,7 @@ def test_memory_does_not_grow_with_examples_in_chunks():
 @pytest.mark.parametrize("head", [mtl.Cosine(), mtl.NearestClassMean(), mtl.Ridge()])
 def test_the_gradient_through_some_examples_is_the_full_one_on_average(head: Any, monkeypatch):
     network = backbone()
-    [(_, episode)] = mtl.stacked([Blobs().sample(0)])  # six support examples
+    [(_, episode)] = mtl.stack_by_shape([Blobs().sample(0)])  # six support examples
     whole, some = (learner_of(network, 1, head=head, lite_examples=h) for h in (None, 2))
     meta = {n: v.detach() for n, v in whole.generator(whole.view(episode.support)).items()}
     weights = {k: v.detach().requires_grad_() for k, v in whole.problem(episode).init(meta).items()}

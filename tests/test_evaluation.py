@@ -14,7 +14,7 @@ import mtl
 
 
 def episode(n: int = 4) -> mtl.Episode:
-    [(_, e)] = mtl.stacked([Blobs().sample(i) for i in range(n)])
+    [(_, e)] = mtl.stack_by_shape([Blobs().sample(i) for i in range(n)])
     return e
 
 
@@ -153,7 +153,7 @@ def test_identity_is_the_plain_network(kind, monkeypatch):
 @pytest.mark.parametrize("shots", [2, 3])
 def test_shuffled_labels_put_other_examples_together(shots):
     # Of few examples most orders only renumber the classes, and the control would be the method itself.
-    [(_, e)] = mtl.stacked([Blobs(ways=2, shots=shots).sample(i) for i in range(4)])
+    [(_, e)] = mtl.stack_by_shape([Blobs(ways=2, shots=shots).sample(i) for i in range(4)])
     conditioned, seen = learner(mtl.SupportConditioned), []
     conditioned.generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].labels))
     [shuffled] = [c for c in mtl.fewshot.controls(conditioned) if c.name.startswith("shuffled")]

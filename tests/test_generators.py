@@ -16,7 +16,7 @@ def made(kind: type[mtl.fewshot.AbstractGenerator], **options) -> tuple[mtl.Meta
     torch.manual_seed(0)
     b = backbone()
     learner = mtl.MetaLearner(b, kind(b.sites, b.width, **options), mtl.Linear())
-    [(_, e)] = mtl.stacked([Blobs(shots=2).sample(i) for i in range(2)])
+    [(_, e)] = mtl.stack_by_shape([Blobs(shots=2).sample(i) for i in range(2)])
     return learner, learner.view(e.support)
 
 

@@ -9,15 +9,18 @@ import pytest
 import timm
 import torch
 
-from mtl.data.embedded import glyph_tasks, glyphs, scans
+from mtl.data.embedded import glyph_drawing, glyph_tasks, glyphs, scans
+from mtl.data.embedded.glyph_drawing import Attributes, labelled_images, load_bank
 from mtl.data.embedded.glyph_images import letter_images
-from mtl.data.embedded.glyph_tasks import FAMILIES, GlyphTasks, Plan, labelled_images
+from mtl.data.embedded.glyph_tasks import FAMILIES, GlyphTasks, Plan
 from mtl.data.embedded.glyphs import SPLITS, load_scripts
+from mtl.data.embedded.shapes import LOOKALIKE, similarities
+from mtl.networks.backbones.timm_networks import EMBEDDED_WEIGHTS, embedded_info
 
 HELD_OUT = ("train", "val", "test")
 
 
-def values(attributes: glyph_tasks.Attributes, family: str) -> list[tuple[int, ...]]:
+def values(attributes: Attributes, family: str) -> list[tuple[int, ...]]:
     columns = {"typeface": (attributes.file, attributes.style)}.get(family) or (getattr(attributes, family),)
     return list(zip(*(c.tolist() for c in columns), strict=True))
 
@@ -27,8 +30,7 @@ def plans(split: glyphs.Split = "test", n: int = 80, **options) -> list[Plan]:
 
 
 def query_images(tasks: GlyphTasks, index: int) -> torch.Tensor:
-    images = tasks.sample(index).query.inputs.tensor
-    return images
+    return tasks.sample(index).query.inputs.tensor
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
@@ -36,16 +38,16 @@ def query_images(tasks: GlyphTasks, index: int) -> torch.Tensor:
 
 def test_no_two_letters_of_any_split_look_alike_in_any_orientation():
     shapes = torch.cat([s.masters[:, 0] for split in SPLITS for s in load_scripts(split)])
-    similarity, _ = glyphs.similarities(shapes)
+    similarity, _ = similarities(shapes)
     similarity.fill_diagonal_(0)
-    assert similarity.max() < glyphs.LOOKALIKE + 1e-4  # float32 sums in another order
+    assert similarity.max() < LOOKALIKE + 1e-4  # float32 sums in another order
 
 
 def test_known_lookalikes_are_recognised_and_different_letters_are_not():
     letters = "A\N{GREEK CAPITAL LETTER ALPHA}\N{CYRILLIC CAPITAL LETTER A}sSbqnuEFRK"
     shapes = torch.stack([torch.from_numpy(glyphs.render(c, "DejaVuSans").copy()) for c in letters])
-    similarity, itself = glyphs.similarities(shapes)
-    same = similarity > glyphs.LOOKALIKE
+    similarity, itself = similarities(shapes)
+    same = similarity > LOOKALIKE
     assert same[0, 1]
     assert same[0, 2]
     assert same[3, 4]
@@ -148,7 +150,7 @@ def test_nuisances_say_nothing_about_the_class():
 
 
 def test_orientation_episodes_use_letters_that_have_an_upright():
-    orientable = glyph_tasks.load_bank("test").orientable
+    orientable = load_bank("test").orientable
     assert all(orientable[p.support.character].all() for p in plans(families=("orientation",)))
 
 
@@ -198,7 +200,7 @@ def test_slant_leans_right_and_turn_is_counter_clockwise():
 
 @pytest.mark.parametrize("kind", scans.KINDS)
 def test_a_defect_changes_the_ink_and_keeps_its_range(kind):
-    masters = glyph_tasks.load_bank("test").masters[:14, 1]
+    masters = load_bank("test").masters[:14, 1]
     one = torch.ones(14)
     ink = scans.place(masters, 0 * one, one, 0 * one, torch.Generator().manual_seed(0))
     settings = [scans.Defect(kind, a, b) for a, b in scans.SETTINGS[kind]] * 2
@@ -253,16 +255,14 @@ def test_a_failed_write_leaves_nothing_behind(tiny_cache, monkeypatch):
 
 
 def test_shipped_backbone_loads_into_a_plain_timm_model():
-    info = glyph_tasks.glyph_backbone_info()
-    model = timm.create_model(
-        info["model"], **info["kwargs"], checkpoint_path=str(glyph_tasks.glyph_backbone_file())
-    ).eval()
+    info = embedded_info()
+    model = timm.create_model(info["model"], **info["kwargs"], checkpoint_path=str(EMBEDDED_WEIGHTS)).eval()
     images, _ = labelled_images("pretrain", 4, np.random.default_rng(0))
     with torch.no_grad():
         features = model(images)
     assert features.shape == (4, model.num_features)
     assert features.std(0).mean() > 0.01
-    assert (info["mean"], info["std"]) == (glyph_tasks.MEAN, glyph_tasks.STD)
+    assert (info["mean"], info["std"]) == (glyph_drawing.MEAN, glyph_drawing.STD)
 
 
 def test_letter_images_show_every_letter_once_a_round():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtl.data.own.class_tasks import ClassTasks
 from mtl.data.own.images import open_images
-from mtl.data.own.splits import ClassSplit, class_labels, saved_split, split_classes
+from mtl.data.own.splits import ClassSplit, class_labels, load_or_make_split, split_classes
 
 CLASSES = ["ash", "birch", "cedar", "elm"]
 
@@ -512,19 +512,19 @@ def test_split_refusals():
 
 def test_split_is_made_once(tmp_path):
     path = tmp_path / "results" / "split.json"
-    first = saved_split(path, TEN, seed=4)
-    assert saved_split(path, TEN, seed=4) == first == ClassSplit.load(path)
+    first = load_or_make_split(path, TEN, seed=4)
+    assert load_or_make_split(path, TEN, seed=4) == first == ClassSplit.load(path)
     with pytest.raises(ValueError, match="drawn with seed=4"):
-        saved_split(path, TEN, seed=5)
+        load_or_make_split(path, TEN, seed=5)
     with pytest.warns(UserWarning, match="1 classes of .* are in no part of the split: 'new'"):
-        assert saved_split(path, [*TEN, "new"], seed=4) == first
+        assert load_or_make_split(path, [*TEN, "new"], seed=4) == first
 
 
 def test_saved_split_with_a_class_that_is_gone(tmp_path):
     path = tmp_path / "split.json"
-    saved_split(path, TEN)
+    load_or_make_split(path, TEN)
     with pytest.raises(ValueError, match=r"names 1 classes that the data .*lacks: 'class 3'; bring them back"):
-        saved_split(path, [c for c in TEN if c != "class 3"])
+        load_or_make_split(path, [c for c in TEN if c != "class 3"])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": 3}'])

@@ -15,7 +15,7 @@ from mtl.fewshot.heads import class_means
 
 
 def episodes(n: int = 2, **options) -> mtl.Episode:
-    [(_, e)] = mtl.stacked([Blobs(**options).sample(i) for i in range(n)])
+    [(_, e)] = mtl.stack_by_shape([Blobs(**options).sample(i) for i in range(n)])
     return e
 
 

@@ -156,7 +156,7 @@ def test_a_loss_scale_saves_what_float16_would_lose(wide: mtl.Backbone):
 
 
 def test_a_loss_scale_that_overflows_is_lowered(tmp_path: Path):
-    [(_, episode)] = mtl.stacked([Blobs().sample(i) for i in range(2)])
+    [(_, episode)] = mtl.stack_by_shape([Blobs().sample(i) for i in range(2)])
     learner = mtl.MetaLearner(b := backbone(), mtl.Static(b.sites, b.width, 0.05), inner_steps=2)
     b.configure(precision=torch.float16)
     expected = learner.adapt(episode.support).weights

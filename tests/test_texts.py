@@ -273,7 +273,7 @@ def test_episodes_of_unequal_length_stack(collection):
     episodes = [source.sample(i) for i in range(6)]
     lengths = {e.query.inputs["input_ids"].shape[2] for e in episodes}
     assert len(lengths) > 1
-    [(places, stacked)] = mtl.stacked(episodes)
+    [(places, stacked)] = mtl.stack_by_shape(episodes)
     assert stacked.query.inputs["input_ids"].shape == (6, 6, max(lengths))
     for i in places:
         assert texts_of(stacked.query.inputs, i) == texts_of(episodes[i].query.inputs)

@@ -51,7 +51,7 @@ def start(folder: Path, pause: float = 0.0) -> BaseProcess:
 
 def test_it_learns(tmp_path):
     def loss(learner):
-        [(_, e)] = mtl.stacked([Blobs().sample(i) for i in range(1000, 1040)])
+        [(_, e)] = mtl.stack_by_shape([Blobs().sample(i) for i in range(1000, 1040)])
         adapted = learner.adapt(e.support)
         return learner.problem(e).outer_loss(adapted.weights, adapted.meta).mean()
 

@@ -7,7 +7,7 @@ from mtl.data.own.class_tasks import ClassTasks
 from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.images import ImageCollection, open_images
 from mtl.data.own.input_cache import InputCache
-from mtl.data.own.splits import ClassSplit, saved_split, split_classes
+from mtl.data.own.splits import ClassSplit, load_or_make_split, split_classes
 from mtl.data.own.texts import TextCollection, open_texts
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "InputCache",
     "TextCollection",
     "docstring_split",
+    "load_or_make_split",
     "open_images",
     "open_texts",
-    "saved_split",
     "split_classes",
 ]

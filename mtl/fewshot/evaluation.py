@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mtl.episode import Episode, TaskSource, stacked
+from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, make_methods
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.tensors import Tensors
@@ -48,7 +48,7 @@ def evaluate(
     families: list[str] = [""] * episodes
     ways = 0
     for indices in tqdm(_chunks(episodes, tasks_per_chunk), desc=setting, unit="chunk", disable=not progress):
-        for places, episode in stacked([tasks.sample(i) for i in indices]):
+        for places, episode in stack_by_shape([tasks.sample(i) for i in indices]):
             at = [indices[p] for p in places]
             for i, family in zip(at, _families(episode), strict=True):
                 families[i] = family

@@ -23,7 +23,7 @@ import tyro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtl.data.embedded.glyph_tasks import MEAN, STD, labelled_images, load_bank
+from mtl.data.embedded.glyph_drawing import MEAN, STD, labelled_images, load_bank
 from mtl.data.embedded.scans import ANGLES, DEFECTS, SLANTS, STYLES, WEIGHTS, WIDTHS
 
 

@@ -72,7 +72,7 @@ def train(
         spent = 0.0
         while spent < config.seconds:
             first = steps * config.tasks
-            [(_, episode)] = mtl.stacked([tasks.sample(i) for i in range(first, first + config.tasks)])
+            [(_, episode)] = mtl.stack_by_shape([tasks.sample(i) for i in range(first, first + config.tasks)])
             start = time.perf_counter()
             meta = generator(learner.view(episode.support))
             result = learner.meta_gradient(episode, {k: v.detach() for k, v in meta.items()})

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from small_data import pictures
 
 import mtl
-from mtl.data.embedded.glyph_tasks import glyph_backbone_file
+from mtl.networks.backbones.timm_networks import EMBEDDED_WEIGHTS
 
 LITTLE_TRANSFER = [
     "--training.steps", "2", "--training.every", "2", "--training.batch", "8", "--inner-steps", "2", "--seeds", "0",
     "--betas", "1", "--inner-lrs", "0.01", "--meta-lrs", "0.1", "--sizes.train", "2", "--sizes.held-out", "1",
-    "--sizes.validation", "1", "--sizes.test", "2", "--checkpoint", str(glyph_backbone_file()),
+    "--sizes.validation", "1", "--sizes.test", "2", "--checkpoint", str(EMBEDDED_WEIGHTS),
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from mtl.data.embedded.glyph_tasks import MEAN, STD, any_typeface, load_bank, typeset
+from mtl.data.embedded.glyph_drawing import MEAN, STD, any_typeface, load_bank, typeset
 from mtl.data.embedded.glyphs import SPLITS, Split
 from mtl.data.embedded.scans import SIDE, Document
 from mtl.data.own.class_sampler import EpisodeIndices, at_least

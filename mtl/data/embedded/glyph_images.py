@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from mtl.data.embedded.glyph_tasks import MEAN, STD, any_typeface, load_bank, typeset
+from mtl.data.embedded.glyph_drawing import MEAN, STD, any_typeface, load_bank, typeset
 from mtl.data.embedded.glyphs import SCRIPTS, Split, load_scripts
 from mtl.data.embedded.scans import Document
 

@@ -154,7 +154,7 @@ def split_classes(
     return ClassSplit(**names, seed=seed, fractions=fractions, drawn=drawn)
 
 
-def saved_split(
+def load_or_make_split(
     path: str | Path,
     classes: Sequence[str],
     *,

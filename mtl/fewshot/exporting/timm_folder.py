@@ -11,10 +11,9 @@ import timm
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from mtl.data.embedded.glyph_tasks import glyph_backbone_info
 from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
 from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
-from mtl.networks.backbones.timm_networks import TIMM_POOLING
+from mtl.networks.backbones.timm_networks import TIMM_POOLING, embedded_info
 
 # Arguments of load_backbone itself; the others are the network's. The export is float32 on the CPU.
 _LOADERS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
@@ -49,7 +48,7 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     if load["pooling"] is not None:
         args["global_pool"] = TIMM_POOLING.get(load["pooling"], load["pooling"])
     if load["name"] == EMBEDDED:
-        info = glyph_backbone_info()
+        info = embedded_info()
         return info["model"], {k: v for k, v in info["kwargs"].items() if k != "num_classes"} | args
     folder = Path(load["name"])
     if folder.is_dir():

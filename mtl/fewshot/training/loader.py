@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from mtl.episode import Episode, TaskSource, stacked
+from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.training.config import TrainingConfig
 
 
@@ -40,4 +40,4 @@ def episode_loader(tasks: TaskSource, config: TrainingConfig, step: int, acceler
 
 
 def _collate(episodes: list[Episode]) -> list[Episode]:
-    return [episode for _, episode in stacked(episodes)]
+    return [episode for _, episode in stack_by_shape(episodes)]

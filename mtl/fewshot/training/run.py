@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from mtl.episode import Episode, TaskSource, stacked
+from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saving import CONFIG, inner_options, save_pretrained
 from mtl.fewshot.training.check import FILE, check_estimator
@@ -146,7 +146,7 @@ class Run:
         correct = torch.zeros(n, device=self.accelerator.device)
         for first in range(0, len(mine), self.tasks_per_chunk):
             indices = mine[first : first + self.tasks_per_chunk]
-            for places, episode in stacked([tasks.sample(i) for i in indices]):
+            for places, episode in stack_by_shape([tasks.sample(i) for i in indices]):
                 adapted = self.learner.adapt(episode.support)
                 hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
                 correct[[indices[p] for p in places]] = hits.float().mean(1)

@@ -21,6 +21,8 @@ from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_m
 from mtl.networks.backbones.families import AbstractFamily
 
 EMBEDDED = "mtl/glyphs"
+_ASSETS = Path(__file__).parents[2] / "data" / "embedded" / "assets"
+EMBEDDED_WEIGHTS = _ASSETS / "glyphs_backbone.safetensors"  # half precision, plain timm names
 TIMM_POOLING = {"mean": "avg", "cls": "token"}
 
 
@@ -96,13 +98,17 @@ class EmbeddedFamily(AbstractFamily):
         self, name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
     ) -> tuple[nn.Module, AbstractAdapter]:
         """See :class:`AbstractFamily`. No path of the package is saved with it."""
-        assets = Path(__file__).parents[2] / "data" / "embedded" / "assets"
-        info = json.loads((assets / "glyphs_backbone.json").read_text())
+        info = embedded_info()
         known = {k: v for k, v in info["kwargs"].items() if k != "num_classes"}
         size, mean, std = tuple(info["input_size"]), (info["mean"],), (info["std"],)
         overlay = {"pretrained_cfg_overlay": {"input_size": size, "mean": mean, "std": std, "crop_pct": 1.0}}
-        weights = checkpoint or (assets / "glyphs_backbone.safetensors" if pretrained else None)
+        weights = checkpoint or (EMBEDDED_WEIGHTS if pretrained else None)
         return TimmFamily().load(info["model"], False, weights, pooling, known | overlay | args)
+
+
+def embedded_info() -> dict[str, Any]:
+    """How the embedded network is built: timm ``model`` and ``kwargs``, ``input_size``, ``mean`` and ``std``."""
+    return json.loads((_ASSETS / "glyphs_backbone.json").read_text())
 
 
 def _check_name(name: str, pretrained: bool) -> None:
