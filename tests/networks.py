@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import mtl
 from mtl.episode import Inputs
+from mtl.fewshot.model import head_weights
 from mtl.networks.backbones import Backbone, load_backbone
 from mtl.networks.modulation import Modulation
 
@@ -107,3 +110,24 @@ def random_modulation(tasks: int, width: int, size: float = 0.2, dtype: torch.dt
 
 def modulation_of(backbone: Backbone, tasks: int = 2, size: float = 0.2) -> Modulation:
     return random_modulation(tasks, backbone.modulation_width, size)
+
+
+def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dict[str, torch.Tensor]]:
+    """One task, whose inner loss also has a weight of its own per example: a meta-parameter that acts nowhere else."""
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2]], device=network.device)
+    inputs: Any = batch(network, 1, 6)
+    learner = mtl.MetaLearner(network, mtl.Static(network.sites, network.width, 0.02), inner_steps=k).to(network.device)
+    support = mtl.Examples(inputs, labels)
+    episode = mtl.Episode(support, support.map(lambda v: v.flip(1)), 3)
+    problem = learner.problem(episode)
+    meta = {n: v.detach() for n, v in learner.generator(learner.view(support)).items()} | {
+        "example": torch.zeros_like(labels[0].float())
+    }
+
+    def inner_loss(weights, meta, step):
+        features = learner.model.features(inputs, weights, meta)
+        logits = learner.head.support_logits(head_weights(weights), (features, labels), 3)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return (losses * meta["example"].exp()).mean().unsqueeze(0)
+
+    return replace(problem, inner_loss=inner_loss), meta

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import flat
 from networks import batch, build
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,10 +24,6 @@ def problem_of(backbone: mtl.Backbone, k: int = 2) -> tuple[mtl.InnerProblem, di
     examples = mtl.Examples(inputs, labels)
     meta = {n: v.detach() for n, v in learner.generator(learner.view(examples)).items()}
     return learner.problem(mtl.Episode(examples, examples, 3)), meta
-
-
-def flat(result: mtl.metagrad.MetaGradient) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in result.grads.values()])
 
 
 @pytest.mark.parametrize("pull", ["reverse", "finite-difference"])

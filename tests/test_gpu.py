@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_precision import agreement, flat, problem_of
+from gradients import agreement, flat
+from networks import problem_of
 
 import mtl
 

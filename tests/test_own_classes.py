@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import distance, records, state
+from runs import distance, records, state
 from tiny import Blobs, backbone
 from torch import Tensor, nn
 

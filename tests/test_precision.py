@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from estimator_tables import ALL
-from networks import batch
+from gradients import agreement, flat
+from networks import problem_of
 from problems import regression
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.fewshot.model import head_weights
 from mtl.metagrad.execution import Execution
 
 WIDE = {
@@ -74,40 +75,15 @@ def wide(request, tmp_path_factory) -> mtl.Backbone:
     return mtl.load_backbone(folder, pretrained=False)
 
 
-def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dict[str, torch.Tensor]]:
-    """One task, whose inner loss also has a weight of its own per example: a meta-parameter that acts nowhere else."""
-    labels = torch.tensor([[0, 1, 2, 0, 1, 2]], device=network.device)
-    inputs: Any = batch(network, 1, 6)
-    learner = mtl.MetaLearner(network, mtl.Static(network.sites, network.width, 0.02), inner_steps=k).to(network.device)
-    support = mtl.Examples(inputs, labels)
-    episode = mtl.Episode(support, support.map(lambda v: v.flip(1)), 3)
-    problem = learner.problem(episode)
-    meta = {n: v.detach() for n, v in learner.generator(learner.view(support)).items()} | {
-        "example": torch.zeros_like(labels[0].float())
-    }
-
-    def inner_loss(weights, meta, step):
-        features = learner.model.features(inputs, weights, meta)
-        logits = learner.head.support_logits(head_weights(weights), (features, labels), 3)
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return (losses * meta["example"].exp()).mean().unsqueeze(0)
-
-    return replace(problem, inner_loss=inner_loss), meta
-
-
-def flat(result: mtl.metagrad.MetaGradient) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in result.grads.values()])
-
-
-def agreement(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    return float(torch.cosine_similarity(found, expected, 0)), float(found.norm() / expected.norm())
+@cache
+def reference(network: mtl.Backbone, name: str) -> mtl.metagrad.MetaGradient:
+    return ESTIMATORS[name](*problem_of(network))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_low_precision_keeps_the_meta_gradient(wide: mtl.Backbone, name: str, dtype: torch.dtype):
-    estimator = ESTIMATORS[name]
-    expected = estimator(*problem_of(wide))
+    estimator, expected = ESTIMATORS[name], reference(wide, name)
     wide.configure(precision=dtype)
     try:
         problem, meta = problem_of(wide)

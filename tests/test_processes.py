@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from runs import distance, records
 from train_processes import MOVING, SCENARIOS, STILL, run
 
 import mtl
@@ -31,14 +32,6 @@ def launch(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
 
 def one(name: str, folder: Path) -> dict:
     return run(name, folder, Accelerator(cpu=True))
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def apart(a: dict, b: dict) -> float:
-    return max((a[k] - b[k]).abs().max().item() for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +99,7 @@ def test_metrics_and_validation_are_those_of_one_process(name, alone, two):
 @pytest.mark.parametrize("name", TOGETHER)
 def test_all_processes_end_with_the_same_generator(name, two):
     a, b = (found[name]["generator"] for found in two[1])
-    assert apart(a, b) == 0
+    assert distance(a, b) == 0
 
 
 def test_bad_episodes_are_left_out_in_all_processes_alike(two):
@@ -137,9 +130,9 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, two):
 def assert_like_uninterrupted(folder: Path, found: dict, alone: tuple[Path, dict]) -> None:
     assert [r["step"] for r in records(folder)] == [1, 2, 3, 4, 5, 6]
     whole = alone[1]["moving"]["generator"]
-    print(f"{folder.name}: {apart(found['generator'], whole):.1e}")
+    print(f"{folder.name}: {distance(found['generator'], whole):.1e}")
     # Adam divides by the gradient's own size, which magnifies rounding where a gradient is nearly zero.
-    assert apart(found["generator"], whole) < 2e-4
+    assert distance(found["generator"], whole) < 2e-4
     for a, b in zip(records(alone[0] / "moving"), records(folder), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)

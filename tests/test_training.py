@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_blobs
+from runs import distance, lines, records, state
 from tiny import Blobs, backbone
 
 import mtl
@@ -24,22 +25,6 @@ def fresh(**options) -> mtl.MetaLearner:
     torch.manual_seed(0)
     b = backbone()
     return mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width, hidden=16), inner_steps=2, **options)
-
-
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(max((folder / "checkpoints").glob("step-*.pt")), weights_only=True)["generator"]
-
-
-def distance(a: dict, b: dict) -> float:
-    return max((a[k] - b[k]).abs().max().item() for k in a)
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def lines(file: Path) -> int:
-    return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 def start(folder: Path, pause: float = 0.0) -> BaseProcess:

@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import transformers
+from estimator_tables import error
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -91,10 +92,6 @@ def loops(t: Transfer, student, theta, phi, images) -> Tensor:
                 distance = ((s[:, c] - r[:, c]) ** 2).mean((1, 2))
                 total = total + (where * what[:, c] * distance).mean()
     return total
-
-
-def error(found: dict, expected: dict) -> float:
-    return max(((found[k] - v).abs().max() / v.abs().max()).item() for k, v in expected.items())
 
 
 EXACT = {
