@@ -74,16 +74,42 @@ class AbstractHead(abc.ABC):
         """
 
 
+class AbstractAdaptedHead(AbstractHead):
+    """A head whose fast weights are all that it knows of the support set."""
+
+    needs_support: ClassVar[bool] = False
+
+    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return self.logits(support[0], weights, support, ways)
+
+
+class AbstractClosedFormHead(AbstractHead):
+    """A head without fast weights: a linear classifier on unit-length features, solved from the support set."""
+
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        return {}
+
+    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        return F.normalize(features, dim=-1) @ self.weight(support, ways).mT
+
+    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+        weight = self.weight(support, ways)
+        return weight, torch.zeros_like(weight[..., 0])
+
+    @abc.abstractmethod
+    def weight(self, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        """The classifier's weight ``(tasks, ways, width)``."""
+
+
 @HEADS.register("cosine")
 @dataclass(frozen=True)
-class Cosine(AbstractHead):
+class Cosine(AbstractAdaptedHead):
     """Cosine to one adapted vector per class, times a scale (arXiv 1804.09458).
 
     Args:
         scale: logits lie in ``-scale .. scale``.
     """
 
-    needs_support: ClassVar[bool] = False
     scale: float = 10.0
 
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
@@ -93,9 +119,6 @@ class Cosine(AbstractHead):
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(weights["weight"], dim=-1).mT
 
-    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        return self.logits(support[0], weights, support, ways)
-
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
         weight = self.scale * F.normalize(weights["weight"], dim=-1)
         return weight, torch.zeros_like(weight[..., 0])
@@ -103,14 +126,13 @@ class Cosine(AbstractHead):
 
 @HEADS.register("linear")
 @dataclass(frozen=True)
-class Linear(AbstractHead):
+class Linear(AbstractAdaptedHead):
     """A linear layer that starts as the nearest-class-mean rule (Proto-MAML, arXiv 1903.03096, section 3.3).
 
     Args:
         scale: the squared distances that the rule starts from are divided by ``width / scale``.
     """
 
-    needs_support: ClassVar[bool] = False
     keeps_logits: ClassVar[bool] = True
     scale: float = 10.0
 
@@ -122,16 +144,13 @@ class Linear(AbstractHead):
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         return features @ weights["weight"].mT + weights["bias"].unsqueeze(1)
 
-    def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        return self.logits(support[0], weights, support, ways)
-
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
         return weights["weight"], weights["bias"]
 
 
 @HEADS.register("ncm")
 @dataclass(frozen=True)
-class NearestClassMean(AbstractHead):
+class NearestClassMean(AbstractClosedFormHead):
     """Cosine to the mean support feature of each class, with no fast weights of its own (arXiv 1703.05175).
 
     Args:
@@ -139,12 +158,6 @@ class NearestClassMean(AbstractHead):
     """
 
     scale: float = 10.0
-
-    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
-        return {}
-
-    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        return F.normalize(features, dim=-1) @ self.as_linear(weights, support, ways)[0].mT
 
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         unit, labels = F.normalize(support[0], dim=-1), support[1]
@@ -158,15 +171,14 @@ class NearestClassMean(AbstractHead):
         own = self.scale * (unit * F.normalize(own_mean, dim=-1)).sum(-1, keepdim=True)
         return torch.where(members.bool(), own, logits)
 
-    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+    def weight(self, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         means = class_means(F.normalize(support[0], dim=-1), support[1], ways)
-        weight = self.scale * F.normalize(means, dim=-1)
-        return weight, torch.zeros_like(weight[..., 0])
+        return self.scale * F.normalize(means, dim=-1)
 
 
 @HEADS.register("ridge")
 @dataclass(frozen=True)
-class Ridge(AbstractHead):
+class Ridge(AbstractClosedFormHead):
     """Ridge regression onto centred one-hot labels, in closed form (R2-D2, arXiv 1805.08136).
 
     It inverts a matrix of the size of the support set.
@@ -195,18 +207,11 @@ class Ridge(AbstractHead):
         inverse = torch.linalg.inv(gram)
         return unit, targets, inverse, inverse @ targets
 
-    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
-        return {}
-
-    def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        return F.normalize(features, dim=-1) @ self.as_linear(weights, support, ways)[0].mT
-
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         _, targets, inverse, dual = self._solve(support, ways)
         # Leave-one-out predictions of ridge regression, exactly, from the one solve (Allen's PRESS identity).
         return self.scale * (targets - dual / inverse.diagonal(dim1=1, dim2=2).unsqueeze(-1))
 
-    def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
+    def weight(self, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         unit, _, _, dual = self._solve(support, ways)
-        weight = self.scale * dual.mT @ unit
-        return weight, torch.zeros_like(weight[..., 0])
+        return self.scale * dual.mT @ unit

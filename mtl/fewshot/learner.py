@@ -157,7 +157,10 @@ class MetaLearner:
         def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
             return cross_entropy(model.support_logits(support, labels, ways, weights, meta, lite(step)), labels)
 
-        outer_loss = QueryLoss(model, support, labels, ways, episode.query.inputs, episode.query.labels)
+        def query_logits(weights: Tensors, meta: Tensors) -> Tensor:
+            return model.query_logits(support, labels, ways, episode.query.inputs, weights, meta)
+
+        outer_loss = QueryLoss(query_logits, episode.query.labels)
         return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer, self.backbone.execution)
 
     def meta_gradient(self, episode: Episode, meta: Tensors) -> MetaGradient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -134,23 +135,18 @@ class QueryLoss:
     """The outer loss ``(tasks,)``: cross-entropy of the queries. Keeps the accuracies of its last evaluation.
 
     Args:
-        model: the network.
-        support, labels: the support set.
-        ways: number of classes.
-        inputs, answers: the queries.
+        logits: of the queries, ``(tasks, m, ways)``, from fast weights and ``meta``.
+        labels: of the queries, ``(tasks, m)``.
     """
 
-    def __init__(
-        self, model: TaskModel, support: Prepared, labels: Tensor, ways: int, inputs: Inputs, answers: Tensor
-    ) -> None:
-        self._logits = lambda weights, meta: model.query_logits(support, labels, ways, inputs, weights, meta)
-        self._answers = answers
-        self.accuracy = torch.full(answers.shape[:1], torch.nan)
+    def __init__(self, logits: Callable[[Tensors, Tensors], Tensor], labels: Tensor) -> None:
+        self.logits, self.labels = logits, labels
+        self.accuracy = torch.full(labels.shape[:1], torch.nan)
 
     def __call__(self, weights: Tensors, meta: Tensors) -> Tensor:
-        logits = self._logits(weights, meta)
-        self.accuracy = (logits.detach().argmax(-1) == self._answers).float().mean(1)
-        return cross_entropy(logits, self._answers)
+        logits = self.logits(weights, meta)
+        self.accuracy = (logits.detach().argmax(-1) == self.labels).float().mean(1)
+        return cross_entropy(logits, self.labels)
 
 
 def _short(widths: tuple[int, ...]) -> str:

@@ -96,17 +96,13 @@ def inner_options(learner: MetaLearner) -> dict[str, Any]:
 
 
 def _config(learner: MetaLearner) -> dict[str, Any]:
-    parts = {
-        "generator": _part(GENERATORS, learner.generator, learner.generator.options),
-        "head": _part(HEADS, learner.head, _options(learner.head)),
-        "optimizer": _part(INNER_OPTIMIZERS, learner.optimizer, inner_options(learner)),
-    }
+    optimizer = _part(INNER_OPTIMIZERS, learner.optimizer, inner_options(learner))
     return {
         "mtl": version("mtl"),
         "backbone": learner.backbone.spec(),
-        "generator": parts["generator"],
-        "head": parts["head"],
-        "inner": {"inner_steps": learner.inner_steps, "optimizer": parts["optimizer"]},
+        "generator": _part(GENERATORS, learner.generator, learner.generator.options),
+        "head": _part(HEADS, learner.head, _options(learner.head)),
+        "inner": {"inner_steps": learner.inner_steps, "optimizer": optimizer},
     }
 
 

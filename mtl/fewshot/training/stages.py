@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -72,13 +72,8 @@ def train_stages(
         raise ValueError(f"two stages share a folder ({[s.folder for s in stages]}); give each its own inner_steps")
     accelerator, generator = accelerator or Accelerator(), learner.generator
     for stage in stages:
-        settings = replace(
-            config,
-            steps=stage.steps,
-            tasks_per_step=stage.tasks_per_step,
-            outer_lr=stage.outer_lr,
-            validate_every=stage.validate_every,
-        )
+        changes = {k: v for k, v in asdict(stage).items() if k != "inner_steps"}
+        settings = replace(config, **changes)
         trained = _with(learner, generator, stage.inner_steps)
         generator = train(trained, tasks, validation, settings, Path(folder) / stage.folder, accelerator).generator
     return _with(learner, generator, learner.inner_steps)
