@@ -340,9 +340,9 @@ def test_refusals(source, message, tmp_path):
 
 
 def test_options_that_cannot_apply_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="label_column='species' has no meaning"):
+    with pytest.raises(ValueError, match="label_column='species' does not apply"):
         open_images(as_folder(tmp_path), label_column="species")
-    with pytest.raises(ValueError, match="split='train' has no meaning"):
+    with pytest.raises(ValueError, match="split='train' does not apply"):
         open_images(as_csv(tmp_path), split="train")
 
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda r: write_csv(r / "t.csv", [("a", "x")]), "1 classes.*two at least"),
+        (lambda r: write_csv(r / "t.csv", [("a", "x")]), "1 classes.*at least two"),
         (lambda r: write_csv(r / "t.csv", [("a", "x"), ("b", "")]), "1 of 2 labels are missing"),
         (lambda r: write_csv(r / "t.csv", [("a", "0.0"), ("b", "1.0")]), "labels are fractions"),
         (lambda r: write_folder(r, [("a", "x")]), "one sub-folder, 'x'; expected one per class"),

@@ -17,13 +17,13 @@ JITTER = 10.0  # degrees by which an image is turned besides, at most
 
 
 class CharacterTasks:
-    """Endless episodes in which letters are told apart; each a function of ``(seed, split, index)`` alone.
+    """Endless episodes of telling letters apart, each a function of ``(seed, split, index)`` alone.
 
-    The protocol that few-shot papers follow with Omniglot (arXiv 1606.04080, 1703.03400): classes are characters of all
-    scripts of the split together, and each quarter turn of a character is a class of its own. What varies within a
-    class is the typeface, a little of size, position and angle, and noise. The splits share neither scripts nor shapes
-    (:mod:`mtl.data.embedded.glyphs`). There are 86, 62 and 160 characters to train on, validate and test with, which
-    make 320, 218 and 604 classes; Omniglot has 1623 characters.
+    The protocol that few-shot papers follow with Omniglot (arXiv 1606.04080, 1703.03400): classes are characters of
+    all scripts of the split together, and each quarter turn of a character is a class of its own. Images of a class
+    differ in typeface, noise, and a little in size, position and angle. The splits share neither scripts nor shapes
+    (:mod:`mtl.data.embedded.glyphs`). There are 86, 62 and 160 characters to train on, validate and test with,
+    which make 320, 218 and 604 classes; Omniglot has 1623 characters.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``, or ``"pretrain"`` for Latin letters.

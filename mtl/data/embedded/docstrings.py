@@ -78,7 +78,7 @@ def grouped(key: Callable[[Docstring], str], least: int) -> dict[str, tuple[int,
 
 
 def mask_names(text: str, modules: set[str], defined: set[str]) -> str:
-    """Replace what is spelling rather than meaning by ``_``: names of modules, and identifiers.
+    """Replace names of modules and identifiers, which give the answer away by spelling, with ``_``.
 
     A word counts as the name of a module when one begins with the other and both have three letters or more: *zip* in
     zipfile, *threads* in threading. An identifier is a word with an underscore, a digit, a dot or a capital inside, one

@@ -17,7 +17,7 @@ MEAN, STD = 0.7, 0.3  # pixels are normalised to (pixel - MEAN) / STD, in episod
 
 @dataclass(frozen=True)
 class Attributes:
-    """What ``n`` images show: ``(n,)`` indices into the split's characters, the character's font files, and the
+    """Attributes of ``n`` images: ``(n,)`` indices into the split's characters, the character's font files, and the
     split's :data:`STYLES`, :data:`ANGLES` and :data:`DEFECTS`. A typeface is a pair (file, style)."""
 
     character: np.ndarray

@@ -27,7 +27,7 @@ POOL = (2, 3)
 
 @dataclass(frozen=True)
 class Plan:
-    """An episode before it is drawn: what its images show, ordered by class, and the seed of everything else."""
+    """An episode before it is drawn: attributes of its images, ordered by class, and the seed of the pixels."""
 
     family: str
     ways: int
@@ -104,7 +104,7 @@ class GlyphTasks:
         return Episode(_examples(support, plan.ways), _examples(query, plan.ways), plan.ways, families=(plan.family,))
 
     def plan(self, index: int) -> Plan:
-        """What the images of episode ``index`` show, without drawing them."""
+        """Attributes of the images of episode ``index``, without drawing them."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         family = self.families[index % len(self.families)]
         ways, shots = (int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))

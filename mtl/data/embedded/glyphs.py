@@ -111,7 +111,7 @@ def candidates(name: str) -> list[str]:
 
     Kept: letters and digits in every file of the script and in at least four text faces. Left out: letters that differ
     from another by a diacritic or that are typographic variants of one (a Unicode decomposition, or ``WITH`` in the
-    name): as classes they would be told apart by a dot of two pixels.
+    name): as classes they would differ by a dot of two pixels.
     """
     spec = SCRIPTS[name]
     covered = frozenset.intersection(*(_charmap(f) for f in spec.files))

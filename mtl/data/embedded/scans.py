@@ -25,7 +25,7 @@ LETTER = 22.0  # longest side of an unstretched letter in it: a turned square of
 
 @dataclass(frozen=True)
 class Style:
-    """What is done to a font file's outlines: indices into :data:`SLANTS`, :data:`WEIGHTS` and :data:`WIDTHS`."""
+    """Changes to the outlines of a font file: indices into :data:`SLANTS`, :data:`WEIGHTS` and :data:`WIDTHS`."""
 
     slant: int
     weight: int

@@ -1,4 +1,4 @@
-"""Which examples an episode holds, whatever they are: classes of a collection, some examples of each."""
+"""Choosing the examples of an episode: some classes of a collection, some examples of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EpisodeIndices:
 
         Args:
             support, query: ``(n, ...)``, or tokens by name.
-            family: what kind of task it is.
+            family: the kind of task.
         """
         sides = [(support, self.support), (query, self.query)]
         sets = [Examples(Inputs.of(inputs).with_task_axis(), self._labels(len(places))) for inputs, places in sides]
@@ -40,7 +40,7 @@ class ClassSampler:
     """Draws episodes; the draw of an index depends on ``seed`` and the index alone.
 
     Args:
-        collection: what to draw from.
+        collection: the examples to draw from.
         classes: names of the classes to draw from; their order does not matter.
         ways, shots: per episode, a number or a range.
         queries: query examples of each class, none of them in the support.
@@ -107,7 +107,7 @@ class ClassSampler:
 
 
 def at_least(least: int, name: str, value: int) -> int:
-    """The value, once it is known to be an integer of at least ``least``."""
+    """Return the value if it is an integer of at least ``least``, else raise a ValueError."""
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
     return value

@@ -1,4 +1,4 @@
-"""Labelled examples by class, whatever they are: what task sources need to know of them."""
+"""Labelled examples by class, of any kind of data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AbstractCollection(abc.ABC):
     """
 
     noun: ClassVar[str] = "examples"
-    """What the examples are, in the plural; for messages, and as the default family of their tasks."""
+    """The plural word for the examples, for messages and as the default family of their tasks."""
     expected: ClassVar[str] = "tensors (n, ...)"
     """The inputs that preprocessing should make of ``n`` examples, for messages."""
 
@@ -37,7 +37,7 @@ class AbstractCollection(abc.ABC):
         """The examples at these positions, as people know them and ``preprocess`` takes them."""
 
     def key(self, position: int) -> Hashable:
-        """What an example goes by in a cache that several task sources share."""
+        """Key of an example in a cache that several task sources share."""
         return self, position
 
     def accepts(self, inputs: Inputs) -> bool:

@@ -1,4 +1,4 @@
-"""Class-disjoint splits: which classes are learned from, which choose the checkpoint and which are kept for the end.
+"""Class-disjoint splits: classes to train on, to validate with, and to test with.
 
 Few-shot results are about *unseen classes*, so a split divides classes, never the images of one class.
 """
@@ -36,7 +36,7 @@ class ClassSplit:
 
     Args:
         train, val, test: class names, sorted; a part may be empty when its fraction is zero.
-        seed: what the drawn parts were drawn with.
+        seed: of the draw.
         fractions: the shares of train, val and test that were asked for.
         drawn: the parts that were drawn; the others came with the data.
 
@@ -53,7 +53,7 @@ class ClassSplit:
 
     def __post_init__(self) -> None:
         if shared := shared_classes(self.parts):
-            raise ValueError(f"classes in more than one part of a split: {_quoted(shared)}; keep each in one part only")
+            raise ValueError(f"classes in more than one part of a split: {_quote(shared)}; keep each in one part only")
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -67,7 +67,7 @@ class ClassSplit:
 
     @staticmethod
     def load(path: str | Path) -> ClassSplit:
-        """Read what :meth:`save` wrote.
+        """Read a split from a file of :meth:`save`.
 
         Raises:
             ValueError: when the file is not such a split.
@@ -90,11 +90,11 @@ class ClassSplit:
         known, held = set().union(*self.parts.values()), set(classes)
         if gone := sorted(known - held):
             raise ValueError(
-                f"the split names {len(gone)} classes that {where} lacks: {_quoted(gone)}; "
+                f"the split names {len(gone)} classes that {where} lacks: {_quote(gone)}; "
                 "bring them back, or delete the saved split to have it drawn anew"
             )
         if new := sorted(held - known):
-            warnings.warn(f"{len(new)} classes of {where} are in no part of the split: {_quoted(new)}", stacklevel=2)
+            warnings.warn(f"{len(new)} classes of {where} are in no part of the split: {_quote(new)}", stacklevel=2)
 
     def check_ways(self, ways: int) -> None:
         """Refuse a part that has classes, but fewer than one episode takes.
@@ -137,18 +137,18 @@ def split_classes(
     >>> {part: len(names) for part, names in split.parts.items()}
     {'train': 3, 'val': 1, 'test': 1}
     """
-    share = dict(zip(PARTS, _checked(fractions), strict=True))
+    share = dict(zip(PARTS, _check_fractions(fractions), strict=True))
     given = {part: names for part, names in (given or {}).items() if names}
     pool = given.get("train", ()) if given else classes
     wanted = {p: f for p, f in share.items() if f > 0 and (p == "train" or p not in given)}
     if len(set(pool)) != len(pool):
-        raise ValueError(f"class names must be distinct; got repeats among {_quoted(pool)}")
+        raise ValueError(f"class names must be distinct; got repeats among {_quote(pool)}")
     if len(pool) < len(wanted):
         raise ValueError(
             f"{len(pool)} classes cannot be divided into {' and '.join(wanted)}, one class in each at the least; "
             "add classes, or set the fraction of a part that you do not need to 0"
         )
-    parts = {**given, **_drawn(pool, wanted, seed)}
+    parts = {**given, **_deal(pool, wanted, seed)}
     names = {part: tuple(sorted(parts.get(part, ()))) for part in PARTS}
     drawn = tuple(wanted) if not given or len(wanted) > 1 else ()
     return ClassSplit(**names, seed=seed, fractions=fractions, drawn=drawn)
@@ -183,7 +183,7 @@ def load_or_make_split(
 
 
 def class_labels(values: Sequence[object], where: str, names: Sequence[str] | None = None) -> list[str]:
-    """Class names from a column of labels, once what would fail silently later has been refused.
+    """Class names from a column of labels; refuses labels that would fail silently later.
 
     Args:
         values: strings, integers or booleans; with ``names``, integers that index them.
@@ -242,9 +242,9 @@ def disjoint_parts(parts: Sequence[str | None], labels: Sequence[str], where: st
     if shared := shared_classes(found):
         warnings.warn(
             f"{where}: {len(shared)} classes are in more than one of {list(found)}, such as "
-            f"{_quoted(shared[:5])}; "
-            "parts that share classes say nothing of unseen ones, so they are pooled, "
-            "and the classes are to be divided anew",
+            f"{_quote(shared[:5])}; "
+            "parts that share classes cannot test on unseen ones, so they are pooled; "
+            "divide the classes with split_classes",
             stacklevel=5,
         )
         return {}
@@ -259,7 +259,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _checked(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+def _check_fractions(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
             f"fractions={fractions}: expected train (above 0), val and test shares that sum to 1, such as {FRACTIONS}"
@@ -267,7 +267,7 @@ def _checked(fractions: tuple[float, float, float]) -> tuple[float, float, float
     return fractions
 
 
-def _drawn(pool: Sequence[str], wanted: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+def _deal(pool: Sequence[str], wanted: Mapping[str, float], seed: int) -> dict[str, list[str]]:
     """Deal the pool to the wanted parts; train, which is last to be dealt, takes what rounding leaves over."""
     order = sorted(pool, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     total, dealt = sum(wanted.values()), {}
@@ -280,7 +280,7 @@ def _drawn(pool: Sequence[str], wanted: Mapping[str, float], seed: int) -> dict[
     return {**dealt, "train": order}
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _quote(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 

@@ -16,7 +16,7 @@ from mtl.episode import RawInputs
 class AbstractAdapter(abc.ABC):
     """How to call a network, how to pool its output, and how raw items become its tensors.
 
-    An adapter deals in plain tensors, or in dicts of tensors by name. What :meth:`features` gets has the form of what
+    An adapter deals in plain tensors, or in dicts of tensors by name. The inputs of :meth:`features` have the form that
     its own :meth:`example` and :meth:`preprocess` return.
     """
 

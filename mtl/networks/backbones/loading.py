@@ -1,4 +1,4 @@
-"""A frozen network by its name, whichever library it is from."""
+"""Loading a frozen network by name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Networks larger than one device: sharded over processes, or spread over devices, main memory and disk.
 
-Both move weights in and out while the network runs, and neither has a second derivative that is worth its memory: a
-double backward would keep every gathered weight alive. Finite differences and first-order estimators need plain passes
-only, and work.
+Both move weights in and out while the network runs. A double backward would keep every gathered weight in memory, so
+there are no second derivatives. Finite differences and first-order estimators work.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def shard(backbone: Backbone, accelerator: Accelerator) -> Backbone:
     """
     if accelerator.num_processes < 2:
         raise ValueError(
-            "shard: there is one process, and nothing to divide; start several with `accelerate launch --num_processes "
+            "shard: one process has nothing to divide; start several with `accelerate launch --num_processes "
             "N`, or load the backbone with device_map= to spread it over devices and main memory"
         )
     if backbone.placement:
@@ -116,7 +115,7 @@ Quantization = Literal["8bit", "4bit"]
 
 
 def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
-    """What transformers takes to load linear layers in fewer bits.
+    """The configuration with which transformers loads linear layers in fewer bits.
 
     Raises:
         ValueError: for anything but ``"8bit"`` and ``"4bit"``.
@@ -137,7 +136,7 @@ def largest(value: Tensor) -> Tensor:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost members of lists and sequences of modules: what a network is a pile of."""
+    """The blocks of a network: the outermost members of its lists and sequences of modules."""
 
     def search(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():

@@ -160,7 +160,7 @@ class HFText(AbstractAdapter):
                     f"which is what {source} can take"
                 )
             self.max_length = max_length
-        # Decoders build a cache that nobody reads, unless told not to.
+        # Decoders build a cache by default, and nothing reads it here.
         self.extra = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
         self.pooling = pooling or ("last" if self._is_causal(model) else "mean")
         _check_pooling(self.pooling, ("mean", "cls", "last"))

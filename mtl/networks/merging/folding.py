@@ -20,7 +20,7 @@ NETWORK_TOLERANCE = 1e-3
 def fold(
     layer: Layer, scale: Tensor, shift: Tensor, trace: Trace, shared: set[int], features: Callable[[], Tensor]
 ) -> list[str]:
-    """Fold one site; what could not be folded, or changed the keys, in words."""
+    """Fold one site; returns notes on new keys and on what could not be folded."""
     module, name = layer.module, layer.site.name
     if any(id(p) in shared for p in module.parameters(recurse=False)):
         keep_operation(layer, scale, shift)

@@ -57,7 +57,7 @@ def keep_operation(layer: Layer, scale: Tensor, shift: Tensor) -> Callable[[], N
     """Buffers and a module-level hook on the copy: it pickles, copies, moves between devices, and keeps its keys.
 
     Returns:
-        What takes them off again.
+        A function that removes them.
     """
     target, before = hook_point(layer.module)
     output = layer.args[0]
@@ -78,7 +78,7 @@ def keep_operation(layer: Layer, scale: Tensor, shift: Tensor) -> Callable[[], N
 
 @contextmanager
 def operation(layer: Layer, scale: Tensor, shift: Tensor) -> Iterator[None]:
-    """Scale and shift as an operation for the time being."""
+    """Scale and shift as an operation, inside this context."""
     undo = keep_operation(layer, scale, shift)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Merging a whole network: every site of a copy, and the proof that the copy does what the modulated one does."""
+"""Merging a whole network: fold every site of a copy, and check the copy against the modulated network."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def merge(backbone: Backbone, modulation: Modulation, task: int = 0) -> Merged:
     if not error <= NETWORK_TOLERANCE:
         raise RuntimeError(
             f"the merged {backbone.name} is off by {error:.1e} of its largest feature, expected "
-            f"{NETWORK_TOLERANCE:.0e}: a layer of it cannot be folded; keep the modulation and report the model"
+            f"{NETWORK_TOLERANCE:.0e}: one of its layers does not fold; keep the modulation and report the model"
         )
     return Merged(model, tuple(notes))
 

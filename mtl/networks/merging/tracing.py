@@ -1,4 +1,4 @@
-"""What one forward of a network tells: the inputs of its sites, and which linear layers read their outputs."""
+"""Tracing one forward pass: the inputs of the sites, and the linear layers that read their outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LinearMap = nn.Linear | Conv1D
 
 @dataclass
 class Trace:
-    """What :func:`trace_sites` saw."""
+    """Record of :func:`trace_sites`."""
 
     inputs: dict[str, tuple]  # of each site, its first call's arguments
     readers: dict[str, list[LinearMap]]  # of each site called once, the linear layers given its very output

@@ -28,7 +28,7 @@ def find_sites(
 
     A layer that is not called is no site (its weights are read directly, or it is dead), nor is one whose output does
     not hold the examples one after the other along its first axis (position tables, sequence-first attention, routed
-    tokens): there is no telling which row belongs to which task. A layer called several times is modulated alike each
+    tokens): nothing says which row belongs to which task. A layer called several times is modulated alike each
     time, which merges exactly; called with different output shapes, it is left out.
 
     Args:
@@ -91,7 +91,7 @@ def _trace(model: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> di
     outputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str, x: object) -> None:
-        # Cloned: the activation that follows may work in place. What is not a tensor can be no site.
+        # Cloned: the activation that follows may work in place. Only tensors can be sites.
         outputs.setdefault(name, []).append(x.detach().clone() if isinstance(x, Tensor) else torch.empty(0))
 
     handles = [hook(layer, lambda x, name=name: keep(name, x)) for name, layer in layers.items()]
@@ -116,7 +116,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _batch_major(together: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
-    """Whether the second half of the rows for two examples is what the second example gives alone."""
+    """Whether the second half of the rows of two examples equals the rows of the second example alone."""
     if len(together) != len(alone) or len({x.shape for x in together}) != 1:
         return False
     return all(_second_half_is(two, one) for two, one in zip(together, alone, strict=True))

@@ -1,4 +1,4 @@
-"""Applying a modulation: hooks on the sites of a model, and what they do during the call in progress."""
+"""Applying a modulation through hooks on the sites of a model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class _Recording:
 
 
 class Modulator:
-    """Owns the hooks on a model's sites, and what they do during the call in progress.
+    """Owns the hooks on a model's sites, and the modulation of the call in progress.
 
-    The parameters of a call live here only while it runs. A backward that recomputes activations after that has to
-    bring them back, see :meth:`as_now`; without, the recomputation runs unmodulated, and torch reports the different
-    number of saved tensors: nothing is silently wrong.
+    A modulation is here only while its call runs. A backward pass that recomputes activations later has to restore it,
+    see :meth:`as_now`; otherwise the recomputation runs unmodulated, and torch raises an error because it saves another
+    number of tensors.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:

@@ -1,4 +1,4 @@
-"""What is modulated and by what: sites of a network, and one scale and shift per channel of them."""
+"""Sites of a network, and modulations: one scale and shift per channel of every site."""
 
 from __future__ import annotations
 

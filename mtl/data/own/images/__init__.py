@@ -1,6 +1,6 @@
-"""People's own images: folders, csv tables, parquet and Hugging Face data sets, all through :func:`open_images`.
+"""Your own images: folders, csv tables, parquet and Hugging Face data sets, all through :func:`open_images`.
 
-Whatever can be wrong with the data is said when it is opened, not in the middle of a night of training.
+Problems in the data are reported when it is opened, not in the middle of a night of training.
 """
 
 from mtl.data.own.images.collection import ImageCollection, Mode, Reader

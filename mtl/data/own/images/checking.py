@@ -1,4 +1,4 @@
-"""From a listing to a collection: what cannot be read, and classes that are left with nothing."""
+"""From a listing to a collection: finding unreadable images and empty classes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from functools import partial
 
 from tqdm import tqdm
 
-from mtl.data.own.images.collection import ImageCollection, Mode, Reader, checked_mode
+from mtl.data.own.images.collection import ImageCollection, Mode, Reader, check_mode
 from mtl.data.own.sources.listing import Listing
 
 
-def checked_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unreadable: str) -> ImageCollection:
+def check_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unreadable: str) -> ImageCollection:
     """The readable images by class; the caller of the caller is warned of the others."""
     reader = listing.examples
-    bad = {} if verify == "off" else _unreadable(reader, decode=verify == "decode")
+    bad = {} if verify == "off" else _find_unreadable(reader, decode=verify == "decode")
     reasons = tuple(f"{reader.name(i)} ({reason})" for i, reason in bad.items())
     listing.warn_of(reasons, "image", on_unreadable)
     items = listing.by_class(bad, "image", "repair or remove them")
     return ImageCollection(listing.source, items, reader, mode, parts=listing.divided(), skipped=reasons)
 
 
-def _unreadable(reader: Reader, decode: bool) -> dict[int, str]:
+def _find_unreadable(reader: Reader, decode: bool) -> dict[int, str]:
     """Reasons by position. Threads, because Pillow releases the lock while it reads and decodes."""
     count = len(reader)
     found: dict[int, str] = {}
@@ -43,7 +43,7 @@ def _reason(reader: Reader, decode: bool, index: int) -> str:
     """Why an image cannot be read; empty when it can."""
     try:
         with reader.open(index) as image:
-            checked_mode(image)
+            check_mode(image)
             if decode:
                 image.load()
             else:

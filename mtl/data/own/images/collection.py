@@ -54,7 +54,7 @@ class ImageCollection(AbstractCollection):
         """
         try:
             with self.reader.open(index) as image:
-                return _converted(image, self.mode)
+                return _convert(image, self.mode)
         except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, zlib.error, ...
             raise ValueError(
                 f"{self.reader.name(index)} cannot be decoded ({error}); remove it, "
@@ -62,16 +62,16 @@ class ImageCollection(AbstractCollection):
             ) from error
 
 
-def checked_mode(image: Image.Image) -> Image.Image:
+def check_mode(image: Image.Image) -> Image.Image:
     """Refuse what :meth:`ImageCollection.image` cannot convert."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
     return image
 
 
-def _converted(image: Image.Image, mode: Mode) -> Image.Image:
+def _convert(image: Image.Image, mode: Mode) -> Image.Image:
     """Upright, 8 bits, opaque. ``convert`` alone clips 16-bit pixels to white and uncovers transparent ones."""
-    image = ImageOps.exif_transpose(checked_mode(image))
+    image = ImageOps.exif_transpose(check_mode(image))
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:

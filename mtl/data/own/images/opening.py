@@ -1,4 +1,4 @@
-"""Opening a source: what lies there, and who lists it."""
+"""Opening a source of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtl.data.own.images.arrow_tables import from_tables
-from mtl.data.own.images.checking import checked_collection
+from mtl.data.own.images.checking import check_collection
 from mtl.data.own.images.collection import ImageCollection, Mode, Reader
 from mtl.data.own.images.files import from_csv, from_folders
 from mtl.data.own.sources.arrow_tables import open_tables
@@ -31,7 +31,7 @@ def open_images(
 ) -> ImageCollection:
     """Open labelled images.
 
-    What ``path`` may be:
+    ``path`` is one of:
 
     - a folder with one sub-folder per class, or with train/val/test folders (two of them at least) of such;
     - a csv or tsv file with a column of file names and one of labels, or a folder with such a file (or with train.csv,
@@ -54,7 +54,7 @@ def open_images(
 
     Raises:
         ValueError: when there is no such source, there are fewer than two classes, a class has no readable image,
-            labels are missing, fractional or several per image, columns cannot be told, or images are unreadable
+            labels are missing, fractional or several per image, columns are ambiguous, or images are unreadable
             and ``on_unreadable="raise"``.
     """
     check_choices(
@@ -63,11 +63,11 @@ def open_images(
         on_unreadable=(on_unreadable, ("skip", "raise")),
     )
     folder = None if image_folder is None else Path(image_folder).expanduser()
-    listing = _listed(path, Options(image_column, label_column, split, config, folder))
-    return checked_collection(listing, mode, verify, on_unreadable)
+    listing = _list_source(path, Options(image_column, label_column, split, config, folder))
+    return check_collection(listing, mode, verify, on_unreadable)
 
 
-def _listed(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[Reader]:
+def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[Reader]:
     if not isinstance(source, str | Path):
         return from_tables(open_tables(source, None, options), options, Path(), "the data set")
     root = Path(source).expanduser()

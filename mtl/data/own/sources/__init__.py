@@ -1,1 +1,1 @@
-"""What images and texts of one's own have in common: what lies at a path, tables, columns, class folders."""
+"""Shared by images and texts: recognising a source, and reading tables, columns and class folders."""

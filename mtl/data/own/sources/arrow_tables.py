@@ -19,7 +19,7 @@ def open_tables(
     """Tables by split; with ``options.split`` that one alone.
 
     Args:
-        source: an object at hand, or what lies where ``kind`` says.
+        source: an object of ``datasets``, or the path or id of a source of this kind.
     """
     if not isinstance(source, str | Path):
         return _by_split(source, options.split, "the data set")
@@ -42,7 +42,7 @@ def labels_and_parts(tables: Mapping[str, Dataset], options: Options, where: str
 
 
 def _from_disk(kind: Literal["hub", "parquet", "disk"] | None, root: Path) -> Dataset | DatasetDict:
-    """Parquet files, or what ``save_to_disk`` wrote."""
+    """Parquet files, or a ``save_to_disk`` folder."""
     import datasets
 
     if kind == "disk":

@@ -1,4 +1,4 @@
-"""What a source holds before anything is checked, what may be asked of it, and how its columns are told."""
+"""The unchecked contents of a source, options for reading it, and choosing its columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Examples = TypeVar("Examples", bound=Sized)
 
 @dataclass(frozen=True)
 class Options:
-    """What :func:`~mtl.open_images` or :func:`~mtl.open_texts` was told about the source."""
+    """Options of :func:`~mtl.open_images` or :func:`~mtl.open_texts`."""
 
     column: str | None  # of images or texts
     label_column: str | None
@@ -27,7 +27,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Listing(Generic[Examples]):
-    """What a source holds, unchecked: example ``i`` has class ``labels[i]`` and is in ``parts[i]``, or in no part."""
+    """Unchecked contents of a source: example ``i`` has class ``labels[i]`` and is in ``parts[i]``, or in no part."""
 
     source: str
     examples: Examples
@@ -38,8 +38,8 @@ class Listing(Generic[Examples]):
         """Positions by class, of the examples that are not left out; class names sorted.
 
         Args:
-            noun: what an example is, for messages.
-            repair: what can be done about a class without any that is left; follows the list of them.
+            noun: the word for an example, for messages.
+            repair: advice for empty classes, at the end of the message.
 
         Raises:
             ValueError: fewer than two classes, or a class with none left.
@@ -50,7 +50,7 @@ class Listing(Generic[Examples]):
                 items[label].append(i)
         if len(items) < 2:
             raise ValueError(
-                f"{self.source} has {len(items)} classes, {list(items)}; few-shot episodes need two at least"
+                f"{self.source} has {len(items)} classes, {list(items)}; few-shot episodes need at least two"
             )
         if empty := [label for label, indices in items.items() if not indices]:
             raise ValueError(f"no {noun} of these classes of {self.source} can be read: {empty}; {repair}")
@@ -61,17 +61,17 @@ class Listing(Generic[Examples]):
         return disjoint_parts(self.parts, self.labels, self.source)
 
     def warn_of(self, reasons: Sequence[str], noun: str, on_unreadable: str) -> None:
-        """Say which examples are left out, to the caller of the caller of the caller; or refuse.
+        """Warn about the examples that are left out, at the call of ``open_images`` or ``open_texts``; or refuse.
 
         Raises:
             ValueError: when there are some and ``on_unreadable`` is ``"raise"``.
         """
         if not reasons:
             return
-        told = f"{len(reasons)} of {len(self.labels)} {noun}s of {self.source} cannot be read: {_some(reasons)}"
+        message = f"{len(reasons)} of {len(self.labels)} {noun}s of {self.source} cannot be read: {_some(reasons)}"
         if on_unreadable == "raise":
-            raise ValueError(f'{told}; remove them, or skip them with on_unreadable="skip"')
-        warnings.warn(f"{told}; they are skipped", stacklevel=4)
+            raise ValueError(f'{message}; remove them, or skip them with on_unreadable="skip"')
+        warnings.warn(f"{message}; they are skipped", stacklevel=4)
 
 
 def column_of(names: Iterable[str], asked: str | None, usual: Sequence[str], role: str, where: str) -> str:
@@ -96,10 +96,10 @@ def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
 
 
 def refuse(options: Mapping[str, object], because: str) -> None:
-    """Refuse options that have no meaning for a source; None is one that was not given."""
+    """Refuse options that do not apply to a source; None means not given."""
     if given := [f"{name}={value!r}" for name, value in options.items() if value is not None]:
         raise ValueError(
-            f"{because}, where {', '.join(given)} has no meaning; leave it out, or pass the path of a table"
+            f"{because}, where {', '.join(given)} does not apply; leave it out, or pass the path of a table"
         )
 
 

@@ -1,4 +1,4 @@
-"""What lies at a path: class folders, or tables of some kind."""
+"""Recognising a source by its path: class folders, or some kind of table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CSV = (".csv", ".tsv")
 
 
 def kind_of(root: Path, noun: str, jsonl: bool = False) -> Kind:
-    """What lies at an existing path, from names alone.
+    """The kind of source at an existing path, judged by names alone.
 
     Args:
-        noun: what is looked for, for messages.
+        noun: the word for an example, for messages.
         jsonl: such files are tables too.
     """
     tables = {".parquet": "parquet"} | dict.fromkeys(CSV, "csv") | ({".jsonl": "jsonl"} if jsonl else {})

@@ -1,6 +1,6 @@
-"""People's own texts: tables, class folders and Hugging Face data sets, all through :func:`open_texts`.
+"""Your own texts: tables, class folders and Hugging Face data sets, all through :func:`open_texts`.
 
-Whatever can be wrong with the data is said when it is opened, not in the middle of a night of training.
+Problems in the data are reported when it is opened, not in the middle of a night of training.
 """
 
 from mtl.data.own.texts.collection import TextCollection

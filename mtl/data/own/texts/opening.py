@@ -1,4 +1,4 @@
-"""Opening a source of texts: what lies there, its columns, and what is blank."""
+"""Opening a source of texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_texts(
 ) -> TextCollection:
     """Open labelled texts.
 
-    What ``path`` may be:
+    ``path`` is one of:
 
     - a csv, tsv or jsonl file (one JSON object per line) with a column of texts and one of labels, or a folder with
       such a file (or with train, val and test files);
@@ -53,13 +53,13 @@ def open_texts(
 
     Raises:
         ValueError: when there is no such source, there are fewer than two classes, a class has no text, labels are
-            missing, fractional or several per text, columns cannot be told, or texts are to be skipped and
+            missing, fractional or several per text, columns are ambiguous, or texts are to be skipped and
             ``on_unreadable="raise"``.
     """
     check_choices(on_unreadable=(on_unreadable, ("skip", "raise")))
-    listing = _listed(path, Options(text_column, label_column, split, config))
+    listing = _list_source(path, Options(text_column, label_column, split, config))
     texts = ["" if t is None else str(t).strip() for t in listing.examples]
-    reasons, repeated = _unusable(texts, listing.labels)
+    reasons, repeated = _find_unusable(texts, listing.labels)
     skipped = tuple(f"text {i}, counted from 0 ({reason})" for i, reason in reasons.items())
     listing.warn_of(skipped, "text", on_unreadable)
     items = listing.by_class(reasons.keys() | repeated, "text", "fill them or remove them")
@@ -71,10 +71,10 @@ def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
     their names), or the lines of one ``.txt`` file.
 
     Raises:
-        ValueError: when there is no text, one is blank, or the column cannot be told.
+        ValueError: when there is no text, one is blank, or the column is ambiguous.
     """
     root = Path(path).expanduser()
-    found = _unlabelled(root, text_column)
+    found = _read_unlabelled(root, text_column)
     texts = ["" if t is None else str(t).strip() for t in found]
     if not texts:
         raise ValueError(f"{root}: no text there; expected a csv, tsv, jsonl or txt file, or a folder of .txt files")
@@ -83,7 +83,7 @@ def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
     return texts
 
 
-def _unlabelled(root: Path, column: str | None) -> list[Any]:
+def _read_unlabelled(root: Path, column: str | None) -> list[Any]:
     suffix = root.suffix.lower()
     if root.is_file() and suffix in (*CSV, ".jsonl"):
         names, rows = _objects(root) if suffix == ".jsonl" else csv_rows(root)
@@ -94,7 +94,7 @@ def _unlabelled(root: Path, column: str | None) -> list[Any]:
     return [_file_text(path) for path in files_in(root, SUFFIXES)] if root.is_dir() else []
 
 
-def _listed(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[list[Any]]:
+def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[list[Any]]:
     if not isinstance(source, str | Path):
         return _from_tables(open_tables(source, None, options), options, "the data set")
     root = Path(source).expanduser()
@@ -152,13 +152,13 @@ def _objects(file: Path) -> tuple[list[str], list[Any]]:
 
 def _from_tables(tables: Mapping[str, Dataset], options: Options, where: str) -> Listing[list[Any]]:
     features = next(iter(tables.values())).features
-    # ("Value('string')" alone does not tell: ids and labels are strings as well)
+    # (a column of strings may also hold ids or labels)
     column = column_of(features, options.column, TEXT_COLUMNS, "text", where)
     labels, parts = labels_and_parts(tables, options, where)
     return Listing(where, [t for table in tables.values() for t in table[:][column]], labels, parts)
 
 
-def _unusable(texts: Sequence[str], labels: Sequence[str]) -> tuple[dict[int, str], set[int]]:
+def _find_unusable(texts: Sequence[str], labels: Sequence[str]) -> tuple[dict[int, str], set[int]]:
     """Reasons by position, and the positions of texts that came before: a query must not be in the support too."""
     classes: dict[str, set[str]] = {}
     for text, label in zip(texts, labels, strict=True):
