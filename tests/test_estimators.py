@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from estimator_tables import (
     unrolled,
 )
 from problems import OPTIMIZERS, regression
+from torch.autograd.graph import saved_tensors_hooks
 
 import mtl
 from mtl.metagrad import tensors
@@ -180,18 +182,41 @@ def test_call_leaves_no_trace(estimator):
     assert all(v.grad is None and v.is_leaf for v in meta.values())
 
 
+class Token:
+    """A tensor that autograd saved for a backward pass, counted while it is alive."""
+
+    alive = peak = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()  # an attached output would close a cycle with its own graph
+        Token.alive += tensor.nbytes
+        Token.peak = max(Token.peak, Token.alive)
+
+    def __del__(self):
+        Token.alive -= self.tensor.nbytes
+
+
+@pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, mtl.Exact)])
+def test_no_graph_of_a_step_is_alive_when_the_initial_weights_are_reached(estimator):
+    problem, meta = regression(steps=4)
+    alive: list[int] = []
+
+    def init(meta):
+        alive.append(Token.alive)
+        return problem.init(meta)
+
+    Token.alive = 0
+    gc.disable()  # in a reference cycle, a graph would live on until the garbage collector comes
+    try:
+        with saved_tensors_hooks(Token, lambda token: token.tensor):
+            estimator(replace(problem, init=init), meta)
+    finally:
+        gc.enable()
+    assert alive[-1] == Token.alive == 0
+
+
 def test_memory_is_flat_in_the_number_of_steps():
     """Bytes of activations saved for backward and alive at once, counted as they are saved, not guessed."""
-    from torch.autograd.graph import saved_tensors_hooks
-
-    class Token:
-        def __init__(self, tensor):
-            self.tensor = tensor.detach()  # an attached output would close a cycle with its own graph
-            Token.alive += tensor.nbytes
-            Token.peak = max(Token.peak, Token.alive)
-
-        def __del__(self):
-            Token.alive -= self.tensor.nbytes
 
     def peak(estimator, steps):
         problem, meta = regression(steps=steps)

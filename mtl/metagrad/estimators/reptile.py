@@ -36,9 +36,10 @@ class Reptile(AbstractEstimator):
         with torch.enable_grad():
             losses = problem.outer_loss(trajectory.weights[-1], phi)
         trajectory = replace(trajectory, reached=trajectory.reached | {"outer": tensors.reaches([losses], phi)})
+        losses = losses.detach()  # the graph is not needed any more
         warn_of_zeros(self, problem, meta, trajectory, follows={"init"})
         first, last = trajectory.weights[0], trajectory.weights[-1]
-        share = torch.full_like(losses.detach(), 1 / len(losses))
+        share = torch.full_like(losses, 1 / len(losses))
         direction = tensors.scale(tensors.add(first, last, -1.0), share)
         grads = through_init(problem, meta, Adjoint(direction, {}, tensors.zeros_like(meta)))
-        return MetaGradient(losses.detach(), grads, last, trajectory.evaluations, 0)
+        return MetaGradient(losses, grads, last, trajectory.evaluations, 0)
