@@ -8,20 +8,19 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
 import transformers
+import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import mtl
 
-Estimator = (
-    mtl.Windowed | mtl.Rematerialised | mtl.Exact | mtl.metagrad.Truncated | mtl.metagrad.HorizonMixing | mtl.FirstOrder
-)
 Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
+Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
@@ -70,7 +69,7 @@ class Settings:
     full_fine_tuning: bool = False  # add the slowest baseline
     mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
     seed: int = 0  # of the generator, the split and the episodes
-    estimator: Estimator = field(default_factory=mtl.Windowed)  # of the meta-gradient
+    estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
     memory: Memory = field(default_factory=Memory)  # for large backbones
 
 
@@ -185,37 +184,31 @@ def meta_train(
     generator = kind(backbone.sites, backbone.width, step_size=config.step_size, **options)
     # A static start is so few numbers that it takes, and needs, a larger rate.
     lr = config.outer_lr * (3 if kind is mtl.Static else 1)
-    stages = [
-        (0, config.warm_steps, config.tasks_per_step, lr),
-        (config.inner_steps, config.steps, max(1, config.tasks_per_step // 2), lr / 4),
-    ]
-    for inner_steps, steps, tasks, rate in stages:
-        if steps == 0 or (inner_steps == 0 and config.inner_steps == 0 and rate != lr):
-            continue
-        learner = learner_of(config, backbone, generator, inner_steps)
-        settings = mtl.TrainingConfig(
-            steps=steps, tasks_per_step=tasks, tasks_per_chunk=config.tasks_per_chunk, outer_lr=rate, step_size_lr=3e-2,
-            validate_every=max(20, steps // 4), validation_tasks=config.validation_tasks,
-        )  # fmt: skip
-        folder = Path(config.out) / kind.__name__ / f"{inner_steps}-inner-steps"
-        generator = mtl.train(learner, sources.train, sources.val, settings, folder, accelerator).generator
-        if accelerator.is_main_process:
-            draw_curves(folder)
-    best = learner_of(config, backbone, generator, config.inner_steps)
+    stages = [mtl.fewshot.Stage(0, config.warm_steps, config.tasks_per_step, lr, max(20, config.warm_steps // 4))]
+    if config.inner_steps:
+        fewer, every = max(1, config.tasks_per_step // 2), max(20, config.steps // 4)
+        stages.append(mtl.fewshot.Stage(config.inner_steps, config.steps, fewer, lr / 4, every))
+    settings = mtl.TrainingConfig(
+        tasks_per_chunk=config.tasks_per_chunk, step_size_lr=3e-2, validation_tasks=config.validation_tasks
+    )
+    folder = Path(config.out) / kind.__name__
+    learner = learner_of(config, backbone, generator)
+    best = mtl.fewshot.train_stages(learner, stages, sources.train, sources.val, settings, folder, accelerator)
     if accelerator.is_main_process:
-        mtl.save_pretrained(best, Path(config.out) / kind.__name__ / "final")
+        for stage in stages:
+            if stage.steps:
+                draw_curves(folder / stage.folder)
+        mtl.save_pretrained(best, folder / "final")
     return best
 
 
-def learner_of(
-    config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.AbstractGenerator, inner_steps: int
-) -> mtl.MetaLearner:
+def learner_of(config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.AbstractGenerator) -> mtl.MetaLearner:
     return mtl.MetaLearner(
         backbone,
         generator,
         mtl.fewshot.HEADS[config.head](),
-        inner_steps=inner_steps,
-        estimator=config.estimator,
+        inner_steps=config.inner_steps,
+        estimator=config.estimator.build(),
         lite_examples=config.memory.lite_examples,
     )
 

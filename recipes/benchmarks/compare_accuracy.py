@@ -23,6 +23,7 @@ import mtl
 
 @dataclass(frozen=True)
 class Config:
+    estimators: tuple[str, ...] = ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order")
     seconds: float = 60.0  # of training per estimator
     inner_steps: int = 10  # K
     step_size: float = 0.01  # where the learned inner step sizes start
@@ -34,20 +35,15 @@ class Config:
     out: str = "runs/compare_estimators"  # accuracy.csv goes here
 
 
-ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
-    "rematerialised (exact)": mtl.Rematerialised(),
-    "windowed(5), adaptive": mtl.Windowed(),
-    "windowed(5), lazy": mtl.Windowed(mode="lazy"),
-    "first-order": mtl.FirstOrder(),
-}
-
-
 def main(config: Config) -> mtl.Comparison:
     torch.set_num_threads(config.threads)
     backbone = mtl.load_backbone("mtl/glyphs")
     methods = []
-    for name, estimator in ESTIMATORS.items():
-        learner, steps = train(estimator, backbone, config)
+    known = mtl.metagrad.representatives()
+    if unknown := sorted(set(config.estimators) - known.keys()):
+        raise ValueError(f"estimators {unknown} are unknown; expected some of {', '.join(known)}")
+    for name in config.estimators:
+        learner, steps = train(known[name], backbone, config)
         methods.append(mtl.learner_method(learner, f"{name}, {steps} outer steps"))
     tasks = mtl.GlyphTasks("val", shots=5, seed=config.seed)
     found = mtl.evaluate(
@@ -74,15 +70,13 @@ def train(
             first = steps * config.tasks
             [(_, episode)] = mtl.stack_by_shape([tasks.sample(i) for i in range(first, first + config.tasks)])
             start = time.perf_counter()
-            meta = generator(learner.view(episode.support))
-            result = learner.meta_gradient(episode, {k: v.detach() for k, v in meta.items()})
             optimizer.zero_grad()
-            torch.autograd.backward(list(meta.values()), [result.grads[k] for k in meta])
+            result = learner.meta_step(episode)
             torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
             optimizer.step()
             steps, spent = steps + 1, spent + time.perf_counter() - start
             bar.n = min(spent, config.seconds)
-            bar.set_postfix_str(f"{steps} outer steps, loss {float(result.loss):.3f}")
+            bar.set_postfix_str(f"{steps} outer steps, loss {float(result.losses.mean()):.3f}")
     return learner, steps
 
 

@@ -57,25 +57,11 @@ SIZE = 5  # of every window, and of the truncation
 TYPES = {"I": ("scale", "shift"), "D": ("temperature",), "L": ("example",), "O": ("log_lr",)}
 FD = "finite-difference"
 ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
-    "exact, unrolled": mtl.Exact(),
-    "rematerialised": mtl.Rematerialised(),
+    **mtl.metagrad.representatives(SIZE),  # the exact gradient, unrolled, is the first: the others are compared with it
     "rematerialised, 100 MiB kept": mtl.Rematerialised(budget=100),
     "rematerialised, forward-over-reverse": mtl.Rematerialised("forward-over-reverse"),
     "rematerialised, finite difference": mtl.Rematerialised(FD),
-    "windowed(5), adaptive": mtl.Windowed(SIZE),
     "windowed(5), adaptive, finite difference": mtl.Windowed(SIZE, pull=FD),
-    "windowed(5), exact forward": mtl.Windowed(SIZE, "exact-forward"),
-    "windowed(5), lazy": mtl.Windowed(SIZE, "lazy"),
-    "truncated(5)": mtl.metagrad.Truncated(SIZE),
-    "binomial(1)": mtl.metagrad.Binomial(1),
-    "horizon mixing": mtl.metagrad.HorizonMixing(),
-    "truncation mixing": mtl.metagrad.TruncationMixing(),
-    "neumann(5)": mtl.metagrad.Neumann(5),
-    "iMAML(5)": mtl.metagrad.ImplicitMAML(iterations=5),
-    "one-step": mtl.metagrad.OneStep(),
-    "SAMA": mtl.metagrad.SAMA(),
-    "first-order": mtl.FirstOrder(),
-    "Reptile": mtl.metagrad.Reptile(),
 }
 CONTROL = "MAML, K / 5 steps, each 5 times as large"
 

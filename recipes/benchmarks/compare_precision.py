@@ -32,7 +32,7 @@ ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
     **{k: e for k, e in compare_estimators.ESTIMATORS.items() if "difference" not in k},
     "rematerialised, finite difference": mtl.Rematerialised(FD),
     "windowed(5), adaptive, finite difference": mtl.Windowed(5, pull=FD),
-    "SAMA": mtl.metagrad.SAMA(FD),
+    "sama": mtl.metagrad.SAMA(FD),
 }
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -31,12 +31,9 @@ class Config:
 
 
 SIZE = 5  # of the windows
-ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
-    "adaptive": mtl.Windowed(SIZE),
-    "exact forward": mtl.Windowed(SIZE, "exact-forward"),
-    "lazy": mtl.Windowed(SIZE, "lazy"),
-    "first-order": mtl.FirstOrder(),
-}
+ADAPTIVE = f"windowed({SIZE}), adaptive"
+DRAWN = (ADAPTIVE, f"windowed({SIZE}), exact-forward", f"windowed({SIZE}), lazy", "first-order")
+ESTIMATORS = {name: mtl.metagrad.representatives(SIZE)[name] for name in DRAWN}
 SHOWN = {"I": "initial scale and shift (I)", "L": "weights of the inner loss (L)"}
 
 

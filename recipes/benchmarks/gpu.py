@@ -177,7 +177,7 @@ def large(config: Config, device: torch.device) -> Iterator[Row]:
             row |= {"failed": found}
         else:
             row |= {"seconds": found[1].seconds, "peak GiB": weights + found[1].peak_mib / 1024}
-            row |= {k: found[0][k] for k in ("gradients", "pulls", "loss")}
+            row |= {k: found[0][k] for k in ("pulls", "loss")}
         yield row | {"predicted GiB": place.peak(LEAN, keeping, config.large_steps)[0] / GIB}
 
 

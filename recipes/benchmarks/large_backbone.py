@@ -12,17 +12,18 @@ than an hour on one without. `python -m mtl.planning` tells memory beforehand; d
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from measuring import device_of, resident_mib, wait
+from measuring import device_of, resident_mib, timed
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.metagrad import EstimatorOptions, FiniteDifference, make_estimator
+from mtl.metagrad.options import option_names
 from mtl.tools.memory import LiveBytes
 
 GIB = 2**30
@@ -41,9 +42,8 @@ class Config:
     shots: int = 5  # support examples per class
     queries: int = 5  # query examples per class
     inner_steps: int = 10  # K
-    estimator: Literal["windowed", "exact", "unrolled"] = "windowed"  # unrolled holds every step's graph
-    window: int = 5  # inner steps that share a linearisation
-    radius: float = 0.1  # of the finite differences
+    estimator: Annotated[EstimatorOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=EstimatorOptions)
+    radius: float = 0.1  # of the finite differences, which are used unless --pull names something else
     threads: int = 1  # processor threads
     out: str = "runs/large_backbone"  # result.json goes here
 
@@ -84,12 +84,8 @@ def workload(config: Config, device: torch.device) -> tuple[mtl.MetaLearner, mtl
         examples_per_chunk=config.examples_per_chunk,
     )
     torch.manual_seed(0)
-    pull = mtl.metagrad.FiniteDifference(config.radius)
-    estimator = {"windowed": mtl.Windowed(config.window, pull=pull), "exact": mtl.Rematerialised(pull)}.get(
-        config.estimator, mtl.Exact()
-    )
     generator = mtl.SupportConditioned(backbone.sites, backbone.width, step_size=0.01, gate=0.1)
-    learner = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=estimator)
+    learner = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=estimator_of(config))
     return learner.to(device), episode(config, backbone).to(device)
 
 
@@ -101,33 +97,26 @@ def episode(config: Config, backbone: mtl.Backbone) -> mtl.Episode:
     return mtl.Episode(examples(config.shots), examples(config.queries), config.ways)
 
 
+def estimator_of(config: Config) -> mtl.metagrad.AbstractEstimator:
+    """As asked for; with finite differences of the given radius where it has a choice."""
+    options = config.estimator
+    if options.pull is None and "pull" in option_names(options.estimator):
+        given = {k: v for k, v in asdict(options).items() if v is not None and k != "estimator"}
+        return make_estimator(options.estimator, **given | {"pull": FiniteDifference(config.radius)})
+    return options.build()
+
+
 def meta_step(learner: mtl.MetaLearner, task: mtl.Episode) -> dict[str, Any]:
-    """What an outer step of training does with one task, up to the gradient of the generator's weights."""
+    """An outer step of training with one task, up to the gradient of the generator's weights."""
     learner.generator.zero_grad()
-    wait()
-    start = time.perf_counter()
-    seen = learner.backbone.prepare(task.support.inputs)
-    meta = learner.generator(learner.view(task.support, seen))
-    wait()
-    prepared = time.perf_counter() - start
-    problem = learner.problem(task, seen)
-    with tqdm(desc="passes of the support set", unit="pass") as progress:
-
-        def inner_loss(*args: Any) -> torch.Tensor:
-            progress.update()
-            return problem.inner_loss(*args)
-
-        watched = replace(problem, inner_loss=inner_loss)
-        result = learner.estimator(watched, {k: v.detach() for k, v in meta.items()})
-    torch.autograd.backward(list(meta.values()), [result.grads[k] for k in meta])
-    wait()
-    seconds = time.perf_counter() - start
+    with tqdm(desc="passes through the network", unit="pass") as progress:
+        handle = learner.backbone.register_forward_hook(lambda *_: progress.update() and None)
+        seconds, result = timed(lambda: learner.meta_step(task))
+        handle.remove()
     norms = [p.grad.norm() for p in learner.generator.parameters() if p.grad is not None]
     return {
         "seconds": seconds,
-        "seconds_prepare_and_view": prepared,
-        "loss": float(result.loss),
-        "gradients": result.gradients,
+        "loss": float(result.losses.mean()),
         "pulls": result.pulls,
         "gradient_norm": float(torch.stack(norms).norm()),
     }

@@ -33,7 +33,7 @@ def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path, monkeypat
     import compare_estimators
 
     flat = ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order")
-    few = {k: compare_estimators.ESTIMATORS[k] for k in ("exact, unrolled", *flat)}
+    few = {k: compare_estimators.ESTIMATORS[k] for k in ("exact", *flat)}
     monkeypatch.setattr(compare_estimators, "ESTIMATORS", few)
     config = compare_estimators.Config(
         networks=("vit", "bert"), depth=2, last_k=1, inner_steps=(2, 6), ways=2, shots=1, queries=1, out=str(tmp_path)
@@ -43,7 +43,7 @@ def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path, monkeypat
     for network in ("vit", "bert"):
         for name in flat:
             assert by[network, 6, name]["MiB"] < 1.1 * by[network, 2, name]["MiB"]
-        unrolled = [by[network, k, "exact, unrolled"]["MiB"] for k in (2, 6)]
+        unrolled = [by[network, k, "exact"]["MiB"] for k in (2, 6)]
         assert unrolled[1] > 1.5 * unrolled[0], "the measure can see growth"
         exact = by[network, 6, "rematerialised"]
         assert all(exact[f"cosine {t}"] == pytest.approx(1, abs=1e-4) for t in "IDLO")
@@ -100,7 +100,7 @@ def test_every_shortcut_is_measured(tmp_path, capsys):
 def test_precision_is_compared(tmp_path):
     import compare_precision
 
-    kept = {k: compare_precision.ESTIMATORS[k] for k in ("exact, unrolled", "windowed(5), adaptive", "SAMA")}
+    kept = {k: compare_precision.ESTIMATORS[k] for k in ("exact", "windowed(5), adaptive", "sama")}
     config = compare_precision.Config(networks=("vit",), depth=1, inner_steps=2, out=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare_precision, "ESTIMATORS", kept)
@@ -114,8 +114,8 @@ def test_a_meta_step_of_a_large_backbone_is_measured(tmp_path, capsys):
     import large_backbone
 
     config = large_backbone.Config(
-        backbone="vit_tiny_patch16_224", shots=1, queries=1, ways=2, inner_steps=2, window=2, precision="fp32",
-        examples_per_chunk=1, out=str(tmp_path),
+        backbone="vit_tiny_patch16_224", shots=1, queries=1, ways=2, inner_steps=2, precision="fp32",
+        examples_per_chunk=1, estimator=mtl.metagrad.EstimatorOptions(window=2), out=str(tmp_path),
     )  # fmt: skip
     found = large_backbone.main(config)
     assert json.loads((tmp_path / "result.json").read_text())["pulls"] == 1
@@ -128,8 +128,9 @@ def test_the_cliff_is_drawn(tmp_path):
 
     config = draw_cliff.Config(depth=1, inner_steps=5, curvatures=(0.02, 0.8), out=str(tmp_path))
     found = draw_cliff.main(config)
-    assert all(c.cosine["scale"] > 0.99 for c in (found["exact forward"][0], *found["adaptive"]))
-    assert found["exact forward"][1].cosine["example"] < 0.9, "past the cliff"
+    exact_forward = "windowed(5), exact-forward"
+    assert all(c.cosine["scale"] > 0.99 for c in (found[exact_forward][0], *found[draw_cliff.ADAPTIVE]))
+    assert found[exact_forward][1].cosine["example"] < 0.9, "past the cliff"
     assert (tmp_path / "cliff.png").stat().st_size > 10_000
 
 
