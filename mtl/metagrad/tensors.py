@@ -105,7 +105,7 @@ def grad(
 
 
 def power_of_two(values: Iterable[Tensor]) -> Tensor:
-    """What brings the largest absolute value to between a half and one; a number on the device, read by nobody."""
+    """The power of two that brings the largest absolute value to between a half and one. It stays on the device."""
     largest = torch.stack([v.detach().abs().amax() for v in values if v.numel()]).amax().float()
     return torch.exp2(-torch.frexp(largest.clamp_min(1e-30)).exponent.float())
 

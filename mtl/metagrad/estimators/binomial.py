@@ -25,7 +25,7 @@ class Binomial(AbstractEstimator):
     in the place of :math:`-\alpha`. The pulls of one step share an anchor, so all but the first are cheap.
 
     Cost: K gradients and :math:`\sum_{l=0}^{\min(L, K-1)} (K - l)` pulls (none for ``order=0``): *more* than the exact
-    sweep needs. What it buys is that the steps do not wait for one another.
+    sweep needs. In return, the steps do not wait for one another.
     Equals: :class:`mtl.Exact` when ``order >= K``, :class:`mtl.FirstOrder` for ``order=0``. Far from exact once
     ``K * lr * h_max`` exceeds the order: the series has not begun to converge.
 

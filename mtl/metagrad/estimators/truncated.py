@@ -16,8 +16,8 @@ class Truncated(AbstractEstimator):
     """Sweep the last inner steps, then hand the cotangent to the initial weights as it is (arXiv 1810.10667).
 
     Cost: K gradients and ``min(last_steps, K)`` pulls, memory of one step.
-    Equals: :class:`mtl.Exact` when ``last_steps >= K``. What the earlier steps owe to a meta-parameter inside the inner
-    loss is lost: little in stiff directions, whose cotangent has died out by then, most in slow ones.
+    Equals: :class:`mtl.Exact` when ``last_steps >= K``. A meta-parameter inside the inner loss loses the share of the
+    earlier steps: little in stiff directions, whose cotangent has died out by then, most in slow ones.
 
     Args:
         last_steps: how many of the last steps are differentiated, at least one (none is :class:`mtl.FirstOrder`).
