@@ -10,6 +10,7 @@ import timm
 import torch
 from networks import NETWORKS, SMALL, VIT, batch, build, load, modulation_of, rows
 from PIL import Image
+from tiny import backbone
 from torch import Tensor, nn
 
 from mtl.networks.backbones import load_backbone
@@ -285,3 +286,10 @@ def test_loading_leaves_the_random_state_alone():
     torch.manual_seed(0)
     load_backbone("vit_tiny_patch16_224", pretrained=False, **VIT)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_option_set_as_an_attribute_is_refused():
+    b = backbone()
+    with pytest.raises(AttributeError, match=r"write backbone\.configure\(checkpoint_blocks=True\)"):
+        b.checkpoint_blocks = True  # type: ignore[assignment]
+    assert b.configure(checkpoint_blocks=True).options.checkpoint_blocks

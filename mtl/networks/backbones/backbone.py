@@ -79,6 +79,11 @@ class Backbone(nn.Module):
         self.options = replace(self.options, **(fresh | changes))
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ForwardOptions.__dataclass_fields__:  # or it would be set, and change nothing
+            raise AttributeError(f"{name} is one of the backbone's options: write backbone.configure({name}={value!r})")
+        super().__setattr__(name, value)
+
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode: batch statistics and dropout are frozen too, whatever a parent module asks for."""
         del mode
