@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from mtl.episode import Episode
-from mtl.fewshot.generators import SupportView
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import MetaGradient
@@ -23,15 +22,14 @@ from mtl.tools.memory import AbstractWatcher, LiveBytes, stored_bytes
 
 
 def meta_step(learner: MetaLearner, episode: Episode) -> MetaGradient:
-    """The outer step of training on one chunk of tasks, up to the generator's own backward pass."""
-    emitted = emit(learner, episode)
-    return learner.meta_gradient(episode, tensors.detach(emitted))  # the generator's graph stays alive meanwhile
+    """``learner.meta_step`` without what reads values, and up to the generator's own backward pass."""
+    meta = emit(learner, episode)
+    return learner.estimator(learner.problem(episode), tensors.detach(meta))  # the generator's graph stays alive
 
 
 def emit(learner: MetaLearner, episode: Episode) -> Tensors:
-    """The generator's output for the support set. ``learner.view`` would count classes by the labels' values."""
-    features, activations = learner.backbone.observe(episode.support.inputs)
-    return learner.generator(SupportView(features, activations, episode.support.labels, episode.ways))
+    """The generator's output for the support set."""
+    return learner.generator(learner.view(episode.support, ways=episode.ways))
 
 
 @dataclass(frozen=True)
