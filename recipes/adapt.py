@@ -35,12 +35,12 @@ Named = tuple[str, Any]
 class Config:
     generator: str  # folder of a trained generator (.../final or .../best)
     images: str | None = None  # one sub-folder per class, a few images each; or csv, parquet, hub id
-    out: str = "adapted"  # the checkpoint goes here; must not exist
+    out: str = "adapted"  # folder for the checkpoint; must not exist yet
     predict: str | None = None  # unlabelled images or texts
     texts: str | None = None  # csv, jsonl, parquet, hub id, or one sub-folder of .txt files per class
-    text_column: str | None = None  # of tables of texts, when it goes by no usual name
-    label_column: str | None = None  # of tables of texts, when it goes by no usual name
-    steps: int | None = None  # inner steps; those of training by default
+    text_column: str | None = None  # column of texts, where a table has no usual name for it
+    label_column: str | None = None  # column of labels, where the table has no usual name for it
+    steps: int | None = None  # inner steps; as many as in training by default
     batch_size: int = 64  # images or texts per forward pass when predicting
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # where to run
 

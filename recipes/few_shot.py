@@ -36,9 +36,9 @@ class Memory:
     checkpoint_blocks: bool = False  # recompute the activations of modulated blocks on the way back
     examples_per_chunk: int | None = None  # examples of a task in one forward pass, each chunk recomputed
     lite_examples: int | None = None  # support examples of a task that carry gradients (LITE)
-    dtype: str | None = None  # of the stored weights: bfloat16 halves them
-    device_map: str | None = None  # auto: weights on several devices, in main memory and on disk
-    quantization: Literal["8bit", "4bit"] | None = None  # of a transformers network, through bitsandbytes
+    dtype: str | None = None  # dtype of the stored weights; bfloat16 halves their memory
+    device_map: str | None = None  # auto spreads the weights over devices, main memory and disk
+    quantization: Literal["8bit", "4bit"] | None = None  # load a transformers network in fewer bits (bitsandbytes)
     shard: bool = False  # divide the weights over all processes (FSDP2)
 
 
@@ -46,29 +46,29 @@ class Memory:
 class Settings:
     """What can be said of any few-shot run; each recipe adds its data and has defaults of its own."""
 
-    out: str = "runs/few_shot"  # everything of this run goes here
+    out: str = "runs/few_shot"  # output folder; run again with the same one to continue
     data: str | None = None  # your own data; the embedded tasks when not given
     backbone: str = ""  # name of the frozen network
     sites: Literal["norm", "ssf"] = "norm"  # norm: after every normalisation; ssf: after every linear layer too
-    last_k: int | None = None  # modulate the last k blocks only
+    last_k: int | None = None  # modulate only the last k blocks
     ways: int = 5  # classes per task
     shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
-    queries: int = 10  # query examples per class at test
+    queries: int = 10  # query examples per class at test; half as many in training
     head: Head = "cosine"  # how features become logits
     inner_steps: int = 5  # gradient steps per task
     step_size: float = 0.01  # where the learned inner step sizes start
-    gate: float = 0.1  # how far from the identity the generator starts
-    warm_steps: int = 300  # outer steps without inner loop (cheap), before
-    steps: int = 40  # outer steps through the inner loop
+    gate: float = 0.1  # size of the generator's first changes to the network; 0 starts as no change
+    warm_steps: int = 300  # outer steps of the first stage, without an inner loop (cheap)
+    steps: int = 40  # outer steps of the second stage, through the inner loop
     tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
     tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
-    outer_lr: float = 3e-3  # of the generator; a quarter of it through the inner loop
+    outer_lr: float = 3e-3  # learning rate of the generator; a quarter of it in the second stage
     validation_tasks: int = 48  # episodes that choose the best generator
     tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
-    test_episodes: int = 80  # per number of shots; 600 is the field's habit
-    full_fine_tuning: bool = False  # add the slowest baseline
+    test_episodes: int = 80  # test episodes per number of shots; papers use 600
+    full_fine_tuning: bool = False  # compare with full fine-tuning too, the slowest baseline
     mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
-    seed: int = 0  # of the generator, the split and the episodes
+    seed: int = 0  # seed of the generator, the split and the episodes
     estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
     memory: Memory = field(default_factory=Memory)  # for large backbones
 

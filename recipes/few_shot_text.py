@@ -25,10 +25,10 @@ import mtl
 
 @dataclass(frozen=True)
 class Config(few_shot.Settings):
-    out: str = "runs/few_shot_text"  # everything of this run goes here
+    out: str = "runs/few_shot_text"  # output folder; run again with the same one to continue
     data: str | None = None  # csv, jsonl, parquet, folder of .txt or hub id; the embedded docstrings when not given
-    text_column: str | None = None  # of a table, when it goes by no usual name
-    label_column: str | None = None  # of a table, when it goes by no usual name
+    text_column: str | None = None  # column of texts, where the table has no usual name for it
+    label_column: str | None = None  # column of labels, where the table has no usual name for it
     backbone: str = ""  # mtl/minilm, hf/<id> or a folder; a small encoder, pretrained now, when not given
     encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given

@@ -23,10 +23,10 @@ import mtl
 
 @dataclass(frozen=True)
 class Config(few_shot.Settings):
-    out: str = "runs/few_shot_vision"  # everything of this run goes here
+    out: str = "runs/few_shot_vision"  # output folder; run again with the same one to continue
     data: str | None = None  # class folders, csv, parquet or hub id; the embedded glyphs when not given
     backbone: str = "mtl/glyphs"  # mtl/glyphs, any timm name, or hf/<id>
-    checkpoint: str | None = None  # local weights for a timm backbone
+    checkpoint: str | None = None  # file of weights for a timm backbone
 
 
 def main(config: Config) -> list[mtl.Comparison]:

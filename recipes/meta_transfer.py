@@ -46,31 +46,30 @@ LOOSE |= {"checkpoint"}  # the weights count, not where they lie
 
 @dataclass(frozen=True)
 class Config:
-    out: str = "runs/meta_transfer"  # everything of this experiment goes here
+    out: str = "runs/meta_transfer"  # output folder; run again with the same one to continue
     data: str | None = None  # class folders, csv, parquet or hub id; the embedded letters when not given
-    source: str = (
-        "mtl/glyphs"  # frozen: any timm name, hf/<id>, or mtl/glyphs, trained on first if without a checkpoint
-    )
-    checkpoint: str | None = None  # local weights for a source of timm
-    target: str = SMALL  # small (see small_convnet.py) or any timm name; its weights are new
-    target_args: str = "{}"  # what the target is to be built with, as JSON
-    stages: int = 3  # the last ones of the source and of the target that are paired
+    # frozen source: a timm name, hf/<id>, or mtl/glyphs, which is trained further unless --checkpoint is given
+    source: str = "mtl/glyphs"
+    checkpoint: str | None = None  # file of weights for a timm source
+    target: str = SMALL  # network to train from random weights: small (four convolutions) or any timm name
+    target_args: str = "{}"  # arguments of the target network, as JSON
+    stages: int = 3  # pair the last so many stages of source and target
     only: tuple[str, ...] = ()  # methods by name; all when empty
-    inner_steps: tuple[int, ...] = (10, 2, 5, 20)  # K; every method with the first, the main ones with the others
-    main: tuple[str, ...] = (
-        "rematerialised",
-        "windowed, adaptive",
-        "windowed, lazy",
-        "fewer, larger steps",
-    )  # see above
-    seeds: tuple[int, ...] = (0, 1, 2)  # of weights and minibatches
-    betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to choose from
-    inner_lrs: tuple[float, ...] = (0.01,)  # step sizes of virtual steps to choose from
-    meta_lrs: tuple[float, ...] = (0.001, 0.003)  # Adam's, for the meta-networks, to choose from
-    sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class
-    training: Training = field(default_factory=Training)  # the same for every method
+    inner_steps: tuple[int, ...] = (
+        10,
+        2,
+        5,
+        20,
+    )  # virtual steps, K; only --main uses all of them
+    main: tuple[str, ...] = MAIN  # methods that run with every number of virtual steps
+    seeds: tuple[int, ...] = (0, 1, 2)  # seeds of weights and minibatches
+    betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to tune over
+    inner_lrs: tuple[float, ...] = (0.01,)  # step sizes of virtual steps to tune over
+    meta_lrs: tuple[float, ...] = (0.001, 0.003)  # step sizes of Adam on the meta-networks to tune over
+    sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class of each part
+    training: Training = field(default_factory=Training)  # training of the target, the same for every method
     mixed_precision: str | None = None  # no or bf16; by default what accelerate launch was told
-    threads: int = 1  # processor threads
+    threads: int = 1  # CPU threads
 
 
 def main(config: Config) -> list[dict[str, Any]]:

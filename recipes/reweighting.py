@@ -11,8 +11,10 @@ trained at once, along the task axis. Nothing of mtl but :mod:`mtl.metagrad` is 
 Measured, over eight seeds (95 % intervals of paired differences): unweighted training is right on 85.6 % of the test
 images. Weights learned through all 100 steps add 4.6 ± 1.3 points, windowed and exact alike (windows evaluate about a
 third of the Hessian-vector products); knowing the wrong labels would add 6.9 ± 1.4. One step (T1-T2) adds 1.8 ± 2.5:
-2.8 ± 2.0 less than windows, although its weights tell right labels from wrong ones better (AUC 0.961, windows 0.935).
-First order is exactly zero, since the logits act inside the inner loss only; it warns and learns nothing.
+2.8 ± 2.0 less than windows, although its weights tell right labels from wrong ones better (AUC 0.961, windows 0.935);
+three times as many outer steps take it to 2.6 ± 2.5. Training on the clean examples alone adds 0.1 ± 1.9. First order
+is exactly zero, since the logits act inside the inner loss only; it warns and learns nothing. The settings of the outer
+loop were picked on the same seeds, among four.
 """
 
 from __future__ import annotations
@@ -43,17 +45,17 @@ ESTIMATORS: dict[str, metagrad.AbstractEstimator] = {
 
 @dataclass(frozen=True)
 class Config:
-    seeds: int = 8  # of splits, wrong labels and initial weights
+    seeds: int = 8  # number of seeds, each with its own split, wrong labels and initial weights
     training: int = 1000  # examples whose labels are noisy
-    clean: int = 100  # examples of the outer loss
+    clean: int = 100  # examples with true labels, for the outer loss
     noise: float = 0.5  # fraction of training labels that are wrong
-    hidden: int = 32  # units of the network
-    steps: int = 100  # K, inner steps: the whole training of the network
+    hidden: int = 32  # hidden units of the network
+    steps: int = 100  # inner steps: the whole training of the network
     inner_lr: float = 0.25  # step size of the inner loop
-    outer_steps: int = 30  # steps of Adam on the logits
-    outer_lr: float = 0.2  # of Adam
-    threads: int = 1  # processor threads
-    out: str = "runs/reweighting"  # reweighting.csv and reweighting.png
+    outer_steps: int = 30  # steps of Adam on the weights of the examples
+    outer_lr: float = 0.2  # step size of Adam
+    threads: int = 1  # CPU threads
+    out: str = "runs/reweighting"  # folder for reweighting.csv and reweighting.png
 
 
 @dataclass(frozen=True)

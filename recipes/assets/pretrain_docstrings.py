@@ -32,17 +32,17 @@ MADE = "pretraining.json"  # in the folder: the settings that made it
 
 @dataclass(frozen=True)
 class Config:
-    out: str = "runs/docstring_encoder"  # a folder of transformers; used as it is when made with these settings
-    layers: int = 2  # of the encoder
-    width: int = 128  # of its features
-    vocabulary: int = 6000  # word pieces
-    length: int = 32  # tokens of a text that are read
+    out: str = "runs/docstring_encoder"  # output folder; reused when it was made with the same settings
+    layers: int = 2  # layers of the encoder
+    width: int = 128  # width of its features
+    vocabulary: int = 6000  # number of word pieces
+    length: int = 32  # tokens that are read of each text
     steps: int = 600  # optimiser steps
     batch: int = 64  # pairs of texts per step
-    temperature: float = 0.1  # of the cosine similarities
-    dropped: float = 0.1  # share of the words that are left out, anew each time
-    lr: float = 2e-3  # peak of the one-cycle schedule
-    seed: int = 0  # of the split, the weights and the pairs
+    temperature: float = 0.1  # temperature of the cosine similarities
+    dropped: float = 0.1  # share of words left out at random
+    lr: float = 2e-3  # peak learning rate of the one-cycle schedule
+    seed: int = 0  # seed of the split, the weights and the pairs
 
 
 def main(config: Config) -> Path:

@@ -33,13 +33,13 @@ class Config:
     model: str = "resnet10t"  # any timm name; the widths below are ResNet arguments
     channels: tuple[int, ...] = (24, 48, 96, 160)  # widths of the four stages; the last is the feature width
     stem_width: int = 12  # width of the stem
-    act_layer: str = "silu"  # smooth, so that finite differences of gradients mean something
+    act_layer: str = "silu"  # activation; a smooth one suits finite differences
     steps: int = 4000  # optimiser steps
     batch: int = 96  # images per step, always new ones
-    lr: float = 3e-3  # peak of the one-cycle schedule
-    weight_decay: float = 0.02  # AdamW
+    lr: float = 3e-3  # peak learning rate of the one-cycle schedule
+    weight_decay: float = 0.02  # weight decay of AdamW
     test_images: int = 4000  # fresh images for the final accuracies
-    seed: int = 0  # weights and images
+    seed: int = 0  # seed of weights and images
     threads: int = 1  # CPU threads
 
 

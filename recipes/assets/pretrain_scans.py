@@ -29,7 +29,7 @@ SCRIPTS = (("latin",), ("greek", "cyrillic", "extended_latin"))
 class Config:
     out: str = "runs/pretrain_scans"  # folder for source.safetensors
     steps: int = 600  # optimiser steps, each on a new page of every group of scripts
-    lr: float = 3e-3  # peak of the one-cycle schedule
+    lr: float = 3e-3  # peak learning rate of the one-cycle schedule
     threads: int = 1  # CPU threads
 
 

@@ -45,12 +45,12 @@ IMAGES = {"vit": "test_vit", "convnext": "test_convnext", "resnet": "resnet10t",
 
 @dataclass(frozen=True)
 class Config:
-    networks: tuple[str, ...] = (*IMAGES, *TEXT)  # of vit, convnext, resnet, efficientnet, bert, gpt2, llama
-    inner_steps: int = 4  # K
-    precision: Precision = "fp32"  # of the frozen forward
-    every: bool = False  # every estimator and pull, not only one of each kind
-    resident: bool = False  # also the resident set of a process of its own
-    out: str = "runs/calibrate_planning"  # calibration.csv and calibration.md
+    networks: tuple[str, ...] = (*IMAGES, *TEXT)  # some of vit, convnext, resnet, efficientnet, bert, gpt2, llama
+    inner_steps: int = 4  # inner steps, K
+    precision: Precision = "fp32"  # precision of the frozen network
+    every: bool = False  # run every estimator and pull, not only one of each kind
+    resident: bool = False  # also measure the resident memory of a fresh process
+    out: str = "runs/calibrate_planning"  # folder for calibration.csv and calibration.md
 
 
 @dataclass(frozen=True)

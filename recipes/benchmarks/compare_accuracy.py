@@ -23,16 +23,17 @@ import mtl
 
 @dataclass(frozen=True)
 class Config:
+    # names of the table of estimators
     estimators: tuple[str, ...] = ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order")
-    seconds: float = 60.0  # of training per estimator
-    inner_steps: int = 10  # K
+    seconds: float = 60.0  # seconds of training per estimator
+    inner_steps: int = 10  # inner steps, K
     step_size: float = 0.01  # where the learned inner step sizes start
-    tasks: int = 4  # per outer step
-    outer_lr: float = 1e-3  # of the generator
-    validation_tasks: int = 120  # the same for all
-    threads: int = 1  # processor threads
-    seed: int = 0  # of the generator and the episodes
-    out: str = "runs/compare_estimators"  # accuracy.csv goes here
+    tasks: int = 4  # tasks per outer step
+    outer_lr: float = 1e-3  # learning rate of the generator
+    validation_tasks: int = 120  # validation tasks, the same for all estimators
+    threads: int = 1  # CPU threads
+    seed: int = 0  # seed of the generator and the episodes
+    out: str = "runs/compare_estimators"  # folder for accuracy.csv
 
 
 def main(config: Config) -> mtl.Comparison:

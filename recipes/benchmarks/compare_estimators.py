@@ -38,19 +38,19 @@ import mtl
 @dataclass(frozen=True)
 class Config:
     networks: tuple[Literal["vit", "bert"], ...] = ("vit", "bert")  # vit_tiny_patch16_224 at 64 px; a small random BERT
-    depth: int = 4  # blocks
-    last_k: int | None = None  # modulate the last k blocks only; what lies below is computed once
-    inner_steps: tuple[int, ...] = (5, 10, 20)  # K
-    curvature: float = 0.1  # inner step size times the largest curvature at the start: sets the step size
+    depth: int = 4  # number of blocks
+    last_k: int | None = None  # modulate only the last k blocks; blocks below are computed once
+    inner_steps: tuple[int, ...] = (5, 10, 20)  # inner steps, K
+    curvature: float = 0.1  # sets the inner step size: step size times the largest curvature at the start
     ways: int = 5  # classes
     shots: int = 5  # support examples per class
     queries: int = 15  # query examples per class
-    repeats: int = 1  # the fastest counts
-    threads: int = 1  # processor threads
-    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
-    peers: bool = False  # the same inner loop through other libraries, each in its own process
-    accuracy_seconds: float = 0.0  # also train a generator for so long with each of a few estimators
-    out: str = "runs/compare_estimators"  # tables as csv, pictures as png
+    repeats: int = 1  # timed runs; the fastest counts
+    threads: int = 1  # CPU threads
+    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    peers: bool = False  # measure other libraries too, each in its own process
+    accuracy_seconds: float = 0.0  # train a generator for so many seconds with each of a few estimators; 0: do not
+    out: str = "runs/compare_estimators"  # folder for tables (csv) and pictures (png)
 
 
 SIZE = 5  # of every window, and of the truncation

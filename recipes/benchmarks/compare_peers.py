@@ -30,14 +30,14 @@ import mtl
 @dataclass(frozen=True)
 class Config:
     backbone: str = "vit_tiny_patch16_224"  # a vision transformer of timm, with random weights
-    depth: int = 4  # blocks
-    inner_steps: tuple[int, ...] = (5, 10, 20)  # K
-    step_size: float = 0.002  # of the inner loop
-    image_size: int = 64  # pixels
-    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
-    repeats: int = 2  # the fastest counts
-    out: str = "runs/compare_estimators"  # peers.csv goes here
-    only: str | None = None  # one library, in this process; the others are started by the recipe itself
+    depth: int = 4  # number of blocks
+    inner_steps: tuple[int, ...] = (5, 10, 20)  # inner steps, K
+    step_size: float = 0.002  # step size of the inner loop
+    image_size: int = 64  # width and height of images, in pixels
+    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    repeats: int = 2  # timed runs; the fastest counts
+    out: str = "runs/compare_estimators"  # folder for peers.csv
+    only: str | None = None  # measure one library in this process; used by the benchmark itself
 
 
 WAYS, SHOTS, QUERIES = 5, 5, 15

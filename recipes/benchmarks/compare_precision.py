@@ -40,13 +40,13 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True)
 class Config:
     networks: tuple[Literal["vit", "bert"], ...] = ("vit", "bert")  # vit_tiny_patch16_224 at 64 px; a small random BERT
-    depth: int = 2  # blocks
-    inner_steps: int = 5  # K
+    depth: int = 2  # number of blocks
+    inner_steps: int = 5  # inner steps, K
     shots: int = 1  # support examples per class
     queries: int = 2  # query examples per class
-    threads: int = 1  # processor threads
-    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
-    out: str = "runs/compare_precision"  # table as csv
+    threads: int = 1  # CPU threads
+    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    out: str = "runs/compare_precision"  # folder for precision.csv
 
 
 def main(config: Config) -> list[dict[str, Any]]:

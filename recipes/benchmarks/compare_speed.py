@@ -34,14 +34,14 @@ from mtl.tools.memory import LiveBytes
 
 @dataclass(frozen=True)
 class Config:
-    depth: int = 12  # blocks
-    inner_steps: int = 5  # K
-    tasks: int = 8  # of the chunk
-    repeats: int = 3  # the fastest counts
-    threads: int = 1  # processor threads
-    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
-    compile: bool = False  # torch.compile of the inner gradient as well
-    out: str = "runs/compare_speed"  # for the networks' configurations
+    depth: int = 12  # number of blocks
+    inner_steps: int = 5  # inner steps, K
+    tasks: int = 8  # tasks of the chunk
+    repeats: int = 3  # timed runs; the fastest counts
+    threads: int = 1  # CPU threads
+    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    compile: bool = False  # measure torch.compile of the inner gradient too
+    out: str = "runs/compare_speed"  # folder for the networks' configurations
 
 
 def main(config: Config) -> dict[str, float]:

@@ -36,16 +36,16 @@ class Config:
     backbone: str = "mtl/minilm"  # mtl/minilm, hf/<id> or a folder
     generator: str | None = None  # folder of a trained generator for this backbone
     data: str | None = None  # csv, jsonl, parquet, folder of .txt or hub id
-    text_column: str | None = None  # of a table, when it goes by no usual name
-    label_column: str | None = None  # of a table, when it goes by no usual name
-    last_k: int | None = None  # modulate the last k blocks only; as the generator was trained
-    max_length: int = 32  # tokens that are read of a text
+    text_column: str | None = None  # column of texts, where the table has no usual name for it
+    label_column: str | None = None  # column of labels, where the table has no usual name for it
+    last_k: int | None = None  # modulate only the last k blocks; must match the generator
+    max_length: int = 32  # tokens that are read of each text
     shots: tuple[int, ...] = (8, 16)  # examples per class
-    queries: int = 10  # other examples per class, to judge by
-    draws: int = 10  # of examples
-    setfit: bool = False  # add SetFit
-    peft: bool = False  # add LoRA and IA3
-    out: str = "runs/compare_text"  # text.csv goes here
+    queries: int = 10  # test examples per class
+    draws: int = 10  # random draws of examples
+    setfit: bool = False  # compare with SetFit too
+    peft: bool = False  # compare with LoRA and IA3 too
+    out: str = "runs/compare_text"  # folder for text.csv
 
 
 def main(config: Config) -> list[Result]:

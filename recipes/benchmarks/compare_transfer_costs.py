@@ -37,21 +37,21 @@ from helpers.transfer_runs import SMALL, Run, Training, Workplace, scheme_of, st
 
 @dataclass(frozen=True)
 class Config:
-    target: str = SMALL  # small (see small_convnet.py) or any timm name
-    target_args: str = "{}"  # what the target is to be built with, as JSON
-    checkpoint: str | None = None  # local weights for the source, the shipped glyph backbone
-    stages: int = 3  # the last ones of the source and of the target that are paired
+    target: str = SMALL  # network to train: small (four convolutions) or any timm name
+    target_args: str = "{}"  # arguments of the target network, as JSON
+    checkpoint: str | None = None  # file of weights for the source, which is the shipped glyph backbone
+    stages: int = 3  # pair the last so many stages of source and target
     only: tuple[str, ...] = ()  # estimators by name; all when empty
-    inner_steps: tuple[int, ...] = (2, 5, 10, 20)  # K
-    window: int = 5  # of the windows, at most K
-    inner_lr: float = 0.01  # of virtual steps
-    momentum: float = 0.9  # of virtual steps
+    inner_steps: tuple[int, ...] = (2, 5, 10, 20)  # inner steps, K
+    window: int = 5  # inner steps that share a linearisation, at most K
+    inner_lr: float = 0.01  # step size of virtual steps
+    momentum: float = 0.9  # momentum of virtual steps
     batch: int = 16  # images of a minibatch
-    same_batch: bool = False  # all steps on one minibatch
-    warm_steps: int = 100  # ordinary steps before
-    repeats: int = 3  # the fastest counts
-    threads: int = 1  # processor threads
-    out: str = "runs/transfer_costs"  # costs.csv goes here
+    same_batch: bool = False  # take all steps on one minibatch
+    warm_steps: int = 100  # ordinary training steps before measuring
+    repeats: int = 3  # timed runs; the fastest counts
+    threads: int = 1  # CPU threads
+    out: str = "runs/transfer_costs"  # folder for costs.csv
 
 
 @dataclass(frozen=True)

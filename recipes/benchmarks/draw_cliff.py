@@ -23,11 +23,11 @@ import mtl
 
 @dataclass(frozen=True)
 class Config:
-    depth: int = 2  # blocks
-    inner_steps: int = 10  # K
-    curvatures: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)  # inner step size times largest one
-    threads: int = 1  # processor threads
-    out: str = "runs/compare_estimators"  # cliff.png goes here
+    depth: int = 2  # number of blocks
+    inner_steps: int = 10  # inner steps, K
+    curvatures: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)  # step size times curvature
+    threads: int = 1  # CPU threads
+    out: str = "runs/compare_estimators"  # folder for cliff.png
 
 
 SIZE = 5  # of the windows

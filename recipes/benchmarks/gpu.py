@@ -54,7 +54,7 @@ class Config:
     large_steps: int = 20  # inner steps of the large outer step
     large_shots: int = 5  # support and query examples per class of the large outer step
     repeats: int = 1  # after one warm-up; the fastest counts
-    device: str = ""  # such as "cpu" or "cuda"; empty for the accelerator if there is one
+    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
     threads: int = 0  # processor threads; all cores when 0
     out: str = "runs/gpu"  # results.json and a csv for each part
 

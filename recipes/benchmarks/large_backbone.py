@@ -31,21 +31,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Config:
-    backbone: str = "vit_large_patch16_224"  # a timm name of images
-    pretrained: bool = False  # random weights are fine for cost
+    backbone: str = "vit_large_patch16_224"  # name of a timm network
+    pretrained: bool = False  # load trained weights; random ones cost the same
     precision: Literal["stored-bf16", "bf16", "fp16", "fp32"] = "stored-bf16"  # bf16 and fp16 are autocast
     sites: Literal["norm", "ssf"] = "norm"  # which layers are modulated
-    last_k: int | None = 1  # modulate the last k blocks
-    checkpoint_blocks: bool = False  # recompute activations of modulated blocks
+    last_k: int | None = 1  # modulate only the last k blocks; all when None
+    checkpoint_blocks: bool = False  # recompute activations of modulated blocks in the backward pass
     examples_per_chunk: int | None = 5  # examples in one forward pass
     ways: int = 5  # classes
     shots: int = 5  # support examples per class
     queries: int = 5  # query examples per class
-    inner_steps: int = 10  # K
+    inner_steps: int = 10  # inner steps, K
     estimator: Annotated[EstimatorOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=EstimatorOptions)
-    radius: float = 0.1  # of the finite differences, which are used unless --pull names something else
-    threads: int = 1  # processor threads
-    out: str = "runs/large_backbone"  # result.json goes here
+    radius: float = 0.1  # radius of finite differences, which are used unless --pull names something else
+    threads: int = 1  # CPU threads
+    out: str = "runs/large_backbone"  # folder for result.json
 
 
 def main(config: Config) -> dict[str, Any]:

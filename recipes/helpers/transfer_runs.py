@@ -92,17 +92,17 @@ class Run:
 class Training:
     """How any target is trained."""
 
-    steps: int = 300  # ordinary steps
-    batch: int = 16  # images of a minibatch
-    lr: float = 0.1  # peak of the target's step size, cosine to zero
-    momentum: float = 0.9  # of the target
-    weight_decay: float = 1e-4  # of the target
-    clip: float = 5.0  # norm of an ordinary step's gradient at most, for a matching loss may grow sixfold
-    inner_momentum: float = 0.9  # of virtual steps
-    every: int = 12  # ordinary steps per outer step
-    window: int = 5  # inner steps that share a linearisation; at most K, which it has to divide
-    same_batch: bool = False  # the original: the outer loss and all virtual steps on the ordinary step's minibatch
-    states_on_host: bool = False  # of virtual steps, where the target is large
+    steps: int = 300  # training steps
+    batch: int = 16  # images per minibatch
+    lr: float = 0.1  # peak step size; cosine schedule to zero
+    momentum: float = 0.9  # momentum of SGD
+    weight_decay: float = 1e-4  # weight decay of SGD
+    clip: float = 5.0  # largest norm of a training step's gradient; a matching loss may grow sixfold
+    inner_momentum: float = 0.9  # momentum of virtual steps
+    every: int = 12  # training steps per outer step
+    window: int = 5  # virtual steps that share a linearisation; at most K, and must divide it
+    same_batch: bool = False  # as in the paper: outer loss and virtual steps use the training step's minibatch
+    states_on_host: bool = False  # keep the states of virtual steps in main memory, for large targets
 
 
 @dataclass(frozen=True)
