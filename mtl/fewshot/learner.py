@@ -171,11 +171,7 @@ class MetaLearner:
 
     @torch.no_grad()
     def adapt(
-        self,
-        support: Examples | Mapping[str, Sequence[Any]],
-        *,
-        steps: int | None = None,
-        meta: Tensors | None = None,
+        self, support: Examples | Mapping[str, Sequence[Any]], *, steps: int | None = None, meta: Tensors | None = None
     ) -> Adapted:
         """Adapt to one task, or to a batch of tasks at once.
 

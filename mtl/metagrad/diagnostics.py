@@ -75,12 +75,7 @@ def self_check(
 
 
 def curvature(
-    problem: InnerProblem,
-    meta: Tensors,
-    *,
-    iterations: int = 20,
-    pull: str | AbstractPull = "reverse",
-    seed: int = 0,
+    problem: InnerProblem, meta: Tensors, *, iterations: int = 20, pull: str | AbstractPull = "reverse", seed: int = 0
 ) -> Tensor:
     r"""Largest eigenvalue of inner step size times curvature, :math:`\alpha h_{\max}`, at the initial weights.
 
