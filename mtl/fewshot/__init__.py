@@ -1,19 +1,11 @@
 """Few-shot learning on a frozen network: generators, heads, the learner, training, comparison, saving, export."""
 
+from mtl.fewshot import generators
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, baselines
 from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
 from mtl.fewshot.exporting import export
-from mtl.fewshot.generators import (
-    GENERATORS,
-    AbstractGenerator,
-    AbstractSiteGenerator,
-    Static,
-    StepSizes,
-    SupportConditioned,
-    SupportView,
-    TaskCode,
-)
+from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.fewshot.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
 from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, peft_baselines
@@ -22,12 +14,9 @@ from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, 
 
 __all__ = [
     "BASELINES",
-    "GENERATORS",
     "HEADS",
     "PEFT_BASELINES",
-    "AbstractGenerator",
     "AbstractHead",
-    "AbstractSiteGenerator",
     "Adapted",
     "Baseline",
     "Cosine",
@@ -39,11 +28,6 @@ __all__ = [
     "NonFiniteLosses",
     "Ridge",
     "Stage",
-    "Static",
-    "StepSizes",
-    "SupportConditioned",
-    "SupportView",
-    "TaskCode",
     "TrainingConfig",
     "baselines",
     "controls",
@@ -59,3 +43,4 @@ __all__ = [
     "tune",
     "tune_baselines",
 ]
+__all__ += generators.__all__

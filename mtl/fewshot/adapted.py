@@ -51,10 +51,8 @@ class Adapted:
         if isinstance(inputs, Inputs | Tensor | Mapping):
             return self.logits(inputs).argmax(-1)
         if (tasks := self.support.labels.shape[0]) != 1:
-            raise ValueError(
-                f"raw items belong to one task, but {tasks} were adapted to; pass tensors (tasks, n, ...) instead, "
-                "see backbone.preprocess"
-            )
+            way_out = "pass tensors (tasks, n, ...) instead, see backbone.preprocess"
+            raise ValueError(f"raw items belong to one task, but {tasks} were adapted to; {way_out}")
         one_task = Inputs.of(self.model.backbone.preprocess(inputs)).with_task_axis()
         chosen = self.logits(one_task)[0].argmax(-1).tolist()
         return [self.class_names[i] for i in chosen] if self.class_names else chosen
@@ -88,10 +86,8 @@ class Adapted:
         head = self.model.head
         linear = head.as_linear(head_weights(self.weights), (features, self.support.labels), self.ways)
         if linear is None:
-            raise ValueError(
-                f"no linear classifier predicts the same as a {type(head).__name__} head; "
-                "keep predicting with the learner"
-            )
+            kind = f"a {type(head).__name__} head"
+            raise ValueError(f"no linear classifier predicts the same as {kind}; keep predicting with the learner")
         weight, bias = linear
         bias = bias + (weight @ shift[:, sites:].unsqueeze(-1)).squeeze(-1)
         return merged, (weight * scale[:, None, sites:])[task], bias[task]

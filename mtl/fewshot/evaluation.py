@@ -69,10 +69,8 @@ def evaluate(
 def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, reference: str | None) -> None:
     """Refuse now what :class:`mtl.tools.comparison.Comparison` would refuse after the computation."""
     if episodes < 1 or tasks_per_chunk < 1 or not methods:
-        raise ValueError(
-            f"evaluate(episodes={episodes}, tasks_per_chunk={tasks_per_chunk}) with {len(methods)} methods: "
-            "expected at least one of each"
-        )
+        given = f"episodes={episodes}, tasks_per_chunk={tasks_per_chunk}"
+        raise ValueError(f"evaluate({given}) with {len(methods)} methods: expected at least one of each")
     names = [m.name for m in methods]
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"evaluate: two methods are called {repeated}; results are stored by name, so rename one")
@@ -83,10 +81,8 @@ def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, refer
 def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
     # The comparison would broadcast, and a wrong shape would become a wrong accuracy.
     if predicted.shape != labels.shape:
-        raise ValueError(
-            f"{method.name!r} predicted {tuple(predicted.shape)} labels; "
-            f"expected (tasks, queries) {tuple(labels.shape)}"
-        )
+        expected = f"expected (tasks, queries) {tuple(labels.shape)}"
+        raise ValueError(f"{method.name!r} predicted {tuple(predicted.shape)} labels; {expected}")
 
 
 def _chunks(episodes: int, size: int) -> list[list[int]]:
@@ -101,12 +97,12 @@ def _families(episode: Episode) -> tuple[str, ...]:
 
 def learner_method(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
     """The learner as a method, by default with the inner steps that it was trained with."""
-    return _method(learner, f"{name}, {_steps(learner, steps)}", "ours", _emit, steps)
+    return _method(learner, name, "ours", _emit, steps)
 
 
 def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
     """A learner with a static generator: the control that conditioning has to beat."""
-    return _method(learner, f"static modulation, {_steps(learner, steps)}", "control", _emit, steps)
+    return replace(learner_method(learner, "static modulation", steps), kind="control")
 
 
 def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
@@ -125,8 +121,7 @@ def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
         "shuffled labels": _emit_for_shuffled_labels,
         "identity": lambda learner, episode: learner.generator.identity(_emit(learner, episode)),
     }
-    suffix = _steps(learner, steps)
-    return [_method(learner, f"{name}, {suffix}", "control", emit, steps) for name, emit in emitters.items()]
+    return [_method(learner, name, "control", emit, steps) for name, emit in emitters.items()]
 
 
 Emit = Callable[[MetaLearner, Episode], Tensors]
@@ -138,6 +133,8 @@ def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int 
         episode = episode.to(learner.device)
         return learner.adapt(episode.support, steps=steps, meta=emit(learner, episode)).predict(episode.query.inputs)
 
+    shown = learner.inner_steps if steps is None else steps
+    name = f"{name}, {shown} step{'' if shown == 1 else 's'}"
     return Method(name, predict, learner.model.adapted_values, kind)
 
 
@@ -166,8 +163,7 @@ def _emit_for_same_family(learner: MetaLearner, episode: Episode) -> Tensors:
 
 
 def _emit_for_shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
-    labels = _shuffle(episode.support.labels)
-    return learner.generator(replace(learner.view(episode.support), labels=labels))
+    return learner.generator(replace(learner.view(episode.support), labels=_shuffle(episode.support.labels)))
 
 
 def _shuffle(labels: Tensor, draws: int = 100) -> Tensor:
@@ -183,14 +179,7 @@ def _shuffle(labels: Tensor, draws: int = 100) -> Tensor:
 
 def _require_two(episode: Episode) -> None:
     if episode.tasks < 2:
-        raise ValueError(
-            "a chunk of one task holds no other task's support; raise tasks_per_chunk or the number of episodes"
-        )
-
-
-def _steps(learner: MetaLearner, steps: int | None) -> str:
-    steps = learner.inner_steps if steps is None else steps
-    return f"{steps} step{'' if steps == 1 else 's'}"
+        raise ValueError("a chunk of one task holds no other task's support; raise tasks_per_chunk or episodes")
 
 
 def validation_accuracy(method: Method, tasks: TaskSource, episodes: int, tasks_per_chunk: int = 8) -> float:

@@ -196,9 +196,7 @@ class Ridge(AbstractClosedFormHead):
 
     def __post_init__(self) -> None:
         if not self.l2 > 0:
-            raise ValueError(
-                f"Ridge(l2={self.l2}): expected a positive penalty, or one example per class has no unique solution"
-            )
+            raise ValueError(f"Ridge(l2={self.l2}): expected a positive penalty, or the solution is not unique")
 
     def _solve(self, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         unit = F.normalize(support[0], dim=-1)

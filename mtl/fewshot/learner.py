@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +77,7 @@ class MetaLearner:
         lite_examples: int | None = None,
     ) -> None:
         if lite_examples is not None and lite_examples < 1:
-            raise ValueError(
-                f"MetaLearner(lite_examples={lite_examples}): expected at least one example, or None for all"
-            )
+            raise ValueError(f"MetaLearner(lite_examples={lite_examples}): expected at least one, or None for all")
         self.model = TaskModel(backbone, generator, head or Cosine())
         self.backbone, self.generator, self.head = backbone, generator, self.model.head
         self.inner_steps = inner_steps
@@ -114,19 +112,14 @@ class MetaLearner:
         prepared = self.backbone.prepare(episode.support.inputs)
         meta = self.generator(self.view(episode.support, prepared, episode.ways))
         problem = self.problem(episode, prepared)
-        while True:
-            found = self.estimator(problem, tensors.detach(meta))
-            finite = problem.execution.all_finite([found.losses, *found.grads.values()])
-            if finite or (lower := problem.execution.at_lower_loss_scale()) is None:
-                break
-            problem = replace(problem, execution=lower)
+        estimate = lambda problem: self.estimator(problem, tensors.detach(meta))  # noqa: E731
+        found, problem, finite = _without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])
         if finite:
             if (scale := problem.execution.loss_scale) is not None:
                 self.backbone.configure(loss_scale=scale)  # the next step starts at the one that did not overflow
             emitted = {k: v for k, v in meta.items() if v.requires_grad}
-            torch.autograd.backward(
-                list(emitted.values()), [(found.grads[k] * weight).to(v.dtype) for k, v in emitted.items()]
-            )
+            grads = [(found.grads[k] * weight).to(v.dtype) for k, v in emitted.items()]
+            torch.autograd.backward(list(emitted.values()), grads)
         assert isinstance(problem.outer_loss, QueryLoss)
         return MetaStep(found.losses, problem.outer_loss.accuracy, finite, found.pulls, found.diagnostics)
 
@@ -195,18 +188,9 @@ class MetaLearner:
         emitted = {k: v.detach().clone() for k, v in emitted.items()}
         problem = self.problem(Episode(support, support, ways), prepared)
         problem = problem if steps is None else replace(problem, num_steps=steps)
-        self._last = Adapted(self.model, support, ways, self._solve(problem, emitted), emitted, names)
+        weights, *_ = _without_overflow(problem, lambda p: solve(p, emitted), lambda weights: weights.values())
+        self._last = Adapted(self.model, support, ways, weights, emitted, names)
         return self._last
-
-    def _solve(self, problem: InnerProblem, meta: Tensors) -> Tensors:
-        """The adapted weights; in float16, at the largest loss scale that does not overflow."""
-        weights = solve(problem, meta)
-        while not problem.execution.all_finite(weights.values()):
-            if (lower := problem.execution.at_lower_loss_scale()) is None:
-                break
-            problem = replace(problem, execution=lower)
-            weights = solve(problem, meta)
-        return weights
 
     def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`."""
@@ -224,6 +208,22 @@ class MetaLearner:
         items = [item for group in support.values() for item in group]
         labels = [i for i, group in enumerate(support.values()) for _ in group]
         return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
+
+
+T = TypeVar("T")
+
+
+def _without_overflow(
+    problem: InnerProblem, compute: Callable[[InnerProblem], T], values: Callable[[T], Iterable[Tensor]]
+) -> tuple[T, InnerProblem, bool]:
+    """The result, the problem it is of, and whether its values are finite; in float16, at the largest loss scale that
+    makes them so."""
+    while True:
+        found, execution = compute(problem), problem.execution
+        finite = execution.all_finite(values(found))
+        if finite or (lower := execution.at_lower_loss_scale()) is None:
+            return found, problem, finite
+        problem = replace(problem, execution=lower)
 
 
 def _with_step_sizes(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -33,31 +34,8 @@ def peft_baselines(backbone: Backbone, *, steps: int = 50, **settings: float) ->
     return make_methods(PEFT_BASELINES, backbone, steps, settings)
 
 
-def _lora(backbone: Backbone, lr: float, steps: int) -> Method:
-    return _method(f"LoRA, {steps} steps", backbone, _peft().LoraConfig(r=8, lora_alpha=16), lr, steps)
-
-
-def _ia3(backbone: Backbone, lr: float, steps: int) -> Method:
-    return _method(f"IA3, {steps} steps", backbone, _peft().IA3Config(), lr, steps)
-
-
-PEFT_BASELINES: dict[str, Baseline] = {
-    "lora": Baseline(_lora, "lora_lr", 3e-3, (1e-3, 3e-3, 1e-2)),
-    "ia3": Baseline(_ia3, "ia3_lr", 3e-2, (1e-2, 3e-2, 1e-1)),
-}
-"""The baselines of peft, for ``baselines(table=...)`` and ``tune_baselines(table=...)``."""
-
-
-def _peft() -> Any:
-    try:
-        import peft  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError('LoRA and IA3 need the library peft: pip install "mtl[text]"') from error
-    return peft
-
-
-def _method(name: str, backbone: Backbone, config: Any, lr: float, steps: int) -> Method:
-    model = _adapted_copy(backbone, config)
+def _method(name: Literal["LoRA", "IA3"], backbone: Backbone, lr: float, steps: int) -> Method:
+    model = _adapted_copy(backbone, name)
     start = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
     count, call = sum(p.numel() for p in start.values()), _Features(backbone, model)
 
@@ -67,25 +45,32 @@ def _method(name: str, backbone: Backbone, config: Any, lr: float, steps: int) -
 
     device = lambda: next(model.parameters()).device  # noqa: E731
     predict = one_by_one(lambda episode: fine_tune(episode.to(device()), start, features, lr, steps))
-    return Method(name, predict, lambda ways: count + ways * backbone.width)
+    return Method(f"{name}, {steps} steps", predict, lambda ways: count + ways * backbone.width)
 
 
-def _adapted_copy(backbone: Backbone, config: Any) -> nn.Module:
+PEFT_BASELINES: dict[str, Baseline] = {
+    "lora": Baseline(partial(_method, "LoRA"), "lora_lr", 3e-3, (1e-3, 3e-3, 1e-2)),
+    "ia3": Baseline(partial(_method, "IA3"), "ia3_lr", 3e-2, (1e-2, 3e-2, 1e-1)),
+}
+"""The baselines of peft, for ``baselines(table=...)`` and ``tune_baselines(table=...)``."""
+
+
+def _adapted_copy(backbone: Backbone, name: Literal["LoRA", "IA3"]) -> nn.Module:
     """A copy of the network with peft's layers in it, which alone are trainable."""
-    peft = _peft()
-    from peft.utils import constants  # pyright: ignore[reportMissingImports]
-
+    try:
+        import peft  # pyright: ignore[reportMissingImports]
+        from peft.utils import constants  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError('LoRA and IA3 need the library peft: pip install "mtl[text]"') from error
     network: Any = backbone.model
     kind = network.config.model_type if isinstance(network, transformers.PreTrainedModel) else "timm"
-    scales = type(config) is peft.IA3Config
-    known = f"TRANSFORMERS_MODELS_TO_{'IA3' if scales else 'LORA'}_TARGET_MODULES_MAPPING"
-    targets: dict[str, list[str]] = getattr(constants, known)
+    targets: dict[str, list[str]] = getattr(constants, f"TRANSFORMERS_MODELS_TO_{name.upper()}_TARGET_MODULES_MAPPING")
     if kind not in targets:
         raise ValueError(f"{backbone.name}: peft knows no layers of the family {kind!r}; leave this method out")
-    config = copy.copy(config)
+    config: Any = peft.IA3Config() if name == "IA3" else peft.LoraConfig(r=8, lora_alpha=16)
     config.target_modules = set(targets[kind])
     config.fan_in_fan_out = any(isinstance(m, Conv1D) for m in network.modules())  # GPT-2 stores transposes
-    if scales:
+    if name == "IA3":
         config.feedforward_modules = set(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind])
     return peft.inject_adapter_in_model(config, copy.deepcopy(network)).eval()
 

@@ -111,9 +111,8 @@ def _part(registry: Registry, value: object, options: dict[str, Any]) -> dict[st
     try:
         return {"kind": registry.name_of(value), "options": json.loads(json.dumps(options))}
     except TypeError as error:
-        raise ValueError(
-            f"the options of {type(value).__name__} do not fit into JSON ({error}); use numbers, strings and lists"
-        ) from error
+        why = f"do not fit into JSON ({error}); use numbers, strings and lists"
+        raise ValueError(f"the options of {type(value).__name__} {why}") from error
 
 
 def _options(value: object) -> dict[str, Any]:
@@ -134,9 +133,8 @@ def _made(registry: Registry, part: dict[str, Any], *args: Any) -> Any:
     try:
         return cls(*args, **part["options"])
     except TypeError as error:
-        raise ValueError(
-            f"{cls.__name__} cannot be built again from its saved options {part['options']}: {error}"
-        ) from error
+        why = f"cannot be built again from its saved options {part['options']}: {error}"
+        raise ValueError(f"{cls.__name__} {why}") from error
 
 
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:

@@ -99,6 +99,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def write_whole(path: str | Path, contents: bytes) -> None:
+    """Write a file as a whole or not at all.
+
+    Raises:
+        OSError: it could not be written; the message says why, and what was there still is.
+    """
+    with explain_write_errors(path, len(contents)), atomic_write(path) as draft:
+        draft.write_bytes(contents)
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder that replaces ``path`` with all its contents on success and is removed on failure.

@@ -12,8 +12,15 @@ import torch
 
 from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.exporting.parity import Parity, check_parity, runs_in_half_precision
-from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, to_plain
+from mtl.fewshot.exporting.plain import (
+    SEPARATELY,
+    Parity,
+    Plain,
+    Written,
+    check_parity,
+    runs_in_half_precision,
+    to_plain,
+)
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
 from mtl.networks.backbones import Backbone, HFImages, HFText, TimmImages
@@ -89,9 +96,7 @@ def _writer(backbone: Backbone) -> Callable[[Plain, Sequence[str], Path], Writte
         return write_timm
     if isinstance(backbone.adapter, HFImages | HFText):
         return write_transformers
-    raise ValueError(
-        f"{backbone.name} is neither of timm nor of transformers, whose checkpoints export writes; {SEPARATELY}"
-    )
+    raise ValueError(f"{backbone.name} is neither of timm nor of transformers, which export writes for; {SEPARATELY}")
 
 
 def _notes(adapted: Adapted) -> tuple[str, ...]:

@@ -1,16 +1,17 @@
-"""One adapted task as a plain network and classifier, and the result of writing it."""
+"""One adapted task as a plain network and classifier, the result of writing it, and how close that is to the learner."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mtl.episode import Inputs
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.exporting.parity import fitted_factors, reference_logits
 from mtl.networks.backbones import Backbone
 from mtl.networks.merging import Merged
 
@@ -62,15 +63,80 @@ def to_plain(adapted: Adapted, task: int) -> Plain:
 
 def _require_whole(backbone: Backbone, merged: Merged) -> None:
     if merged.unmerged:
-        more = f" and {len(merged.unmerged) - 3} more" if len(merged.unmerged) > 3 else ""
         raise ValueError(
-            f"{backbone.name} has no plain checkpoint that predicts the same: {'; '.join(merged.unmerged[:3])}{more}. "
+            f"{backbone.name} has no plain checkpoint that predicts the same: {some(merged.unmerged, '; ')}. "
             "Keep predicting with the learner, pickle the network of adapted.merge() whole, or train a generator for "
             "sites that all have a bias"
         )
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], between: str = ", ") -> str:
     """The first three names, and how many more."""
     names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return between.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close the checkpoint, loaded again, is to the learner.
+
+    Args:
+        examples: number of inputs compared.
+        agreeing: how many get the same class from both. Ties closer than ``tolerance`` may be decided differently.
+        error: largest difference of logits after one positive factor per example, relative to their spread.
+        tolerance: largest ``error`` that is accepted; larger where the learner itself runs in low precision.
+    """
+
+    examples: int
+    agreeing: int
+    error: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.agreeing} of {self.examples} predictions agree, logits to {self.error:.1e} of their spread "
+            f"(allowed {self.tolerance:.0e})"
+        )
+
+
+def check_parity(adapted: Adapted, task: int, inputs: Inputs, logits: Callable[[Inputs], Tensor]) -> Parity:
+    """Compare one task on ``inputs``.
+
+    Raises:
+        RuntimeError: when the logits differ by more than rounding.
+    """
+    reference, found = reference_logits(adapted, task, inputs), logits(inputs).float()
+    factors = fitted_factors(found, reference)
+    # Where classes differ by less than a thousandth of the logits, what remains is float32's own rounding.
+    spread = (found.amax(1) - found.amin(1)).max().clamp_min(1e-3 * found.abs().max())
+    error = float((found - factors * reference).abs().max() / spread) if bool((factors > 0).all()) else math.inf
+    agreeing = int((found.argmax(1) == reference.argmax(1)).sum())
+    parity = Parity(len(found), agreeing, error, _tolerance(adapted))
+    if not error <= parity.tolerance:
+        raise RuntimeError(
+            f"the exported checkpoint, loaded again, is not the learner: {parity}. Nothing was written; "
+            f"keep predicting with the learner and report {adapted.model.backbone.name}"
+        )
+    return parity
+
+
+def reference_logits(adapted: Adapted, task: int, inputs: Inputs) -> Tensor:
+    """The learner's logits ``(n, ways)`` of one task, on the CPU."""
+    tasks = adapted.support.labels.shape[0]
+    repeated = inputs.map(lambda v: v.unsqueeze(0).expand(tasks, *v.shape))
+    return adapted.logits(repeated)[task].cpu().float()
+
+
+def fitted_factors(found: Tensor, reference: Tensor) -> Tensor:
+    """The factor per example, ``(n, 1)``, that brings the reference logits nearest to the others."""
+    return (found * reference).sum(1, keepdim=True) / reference.square().sum(1, keepdim=True)
+
+
+def _tolerance(adapted: Adapted) -> float:
+    """Rounding is 1e-5 to 1e-3 of the logits' spread (TF32: ten times that); losing a modulation changes all of it."""
+    return 0.25 if runs_in_half_precision(adapted) else 1e-2 if adapted.model.device.type == "cpu" else 5e-2
+
+
+def runs_in_half_precision(adapted: Adapted) -> bool:
+    """Whether the backbone ran in half precision."""
+    return next(adapted.model.backbone.model.parameters()).dtype in (torch.bfloat16, torch.float16)

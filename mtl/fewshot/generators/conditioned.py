@@ -44,12 +44,9 @@ class SupportConditioned(AbstractSiteGenerator):
         distinct = sorted(set(self.widths))
         self.encoder = TaskEncoder(width, hidden)
         self.site_embedding = nn.Embedding(len(self.widths), hidden)
-        self.read = nn.ModuleDict(
-            {str(w): nn.Sequential(nn.LayerNorm(4 * w), nn.Linear(4 * w, hidden)) for w in distinct}
-        )
-        self.trunk = nn.Sequential(
-            nn.LayerNorm(3 * hidden), nn.Linear(3 * hidden, hidden), nn.GELU(), nn.LayerNorm(hidden)
-        )
+        read = {str(w): nn.Sequential(nn.LayerNorm(4 * w), nn.Linear(4 * w, hidden)) for w in distinct}
+        self.read = nn.ModuleDict(read)
+        self.trunk = _normalised_layer(3 * hidden, hidden)
         self.write = nn.ModuleDict({str(w): nn.Linear(hidden, 2 * w) for w in distinct})
         self.gate = nn.Parameter(gate * torch.randn(2 * self.modulation_width))
         self.base = nn.Parameter(torch.zeros(2 * self.modulation_width))
@@ -64,16 +61,15 @@ class SupportConditioned(AbstractSiteGenerator):
 
     def _emit(self, view: SupportView) -> Tensors:
         task = self.encoder(view.features.to(self.base), view.labels, view.ways)
-        scales, shifts = [], []
+        emitted = []
         for i, activation in enumerate([*view.activations, view.features]):
             width = str(activation.shape[-1])
             statistics = class_statistics(activation.to(self.base), view.labels, view.ways)
             site = self.site_embedding.weight[i].expand_as(task)
             hidden = self.trunk(torch.cat([task, self.read[width](statistics), site], -1))
-            scale, shift = self.write[width](hidden).chunk(2, dim=-1)
-            scales.append(scale)
-            shifts.append(shift)
-        out = self.base + self.gate * torch.cat(scales + shifts, -1)
+            emitted.append(self.write[width](hidden).chunk(2, dim=-1))
+        scales, shifts = zip(*emitted, strict=True)
+        out = self.base + self.gate * torch.cat([*scales, *shifts], -1)
         scale, shift = out.chunk(2, dim=-1)
         return {"scale": 1 + scale, "shift": shift, "log_lr": self.step_sizes_of.log_lr + self.rates(task)}
 
@@ -92,6 +88,10 @@ def class_statistics(values: Tensor, labels: Tensor, ways: int) -> Tensor:
     return torch.cat([mean, *((v + EPS).sqrt() for v in (spread, between, within))], -1)
 
 
+def _normalised_layer(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, outputs), nn.GELU(), nn.LayerNorm(outputs))
+
+
 class TaskEncoder(nn.Module):
     """A vector that tells tasks apart: labelled features ``(tasks, n, width)`` to ``(tasks, hidden)``.
 
@@ -104,12 +104,7 @@ class TaskEncoder(nn.Module):
         super().__init__()
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
         self.compare = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
-        self.out = nn.Sequential(
-            nn.LayerNorm(4 * channels + 2 * hidden),
-            nn.Linear(4 * channels + 2 * hidden, hidden),
-            nn.GELU(),
-            nn.LayerNorm(hidden),
-        )
+        self.out = _normalised_layer(4 * channels + 2 * hidden, hidden)
 
     def forward(self, features: Tensor, labels: Tensor, ways: int) -> Tensor:
         x = self.project(features)

@@ -12,12 +12,13 @@ from typing import Any
 from mtl.episode import Episode
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.training.processes import from_main
+from mtl.metagrad import tensors
 from mtl.metagrad.diagnostics import Agreement, calibrate_radius, self_check
 from mtl.metagrad.estimators import AbstractEstimator, Exact, Rematerialised
 from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import FiniteDifference
 from mtl.metagrad.tensors import Tensors
-from mtl.tools.files import atomic_write, explain_write_errors
+from mtl.tools.files import write_whole
 
 FILE = "estimator.json"
 # Accepted relative error of finite differences. bfloat16 leaves 2 to 9 % at the best radius, in all directions, which
@@ -46,17 +47,19 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
     if known is not None:
         learner.estimator = _with_radius(learner.estimator, known["radius"])
         return ""
-    meta = {k: v.detach() for k, v in learner.generator(learner.view(episode.support)).items()}
-    problem = learner.problem(episode)
+    meta, problem = tensors.detach(learner.generator(learner.view(episode.support))), learner.problem(episode)
     tolerance = LOW_PRECISION_TOLERANCE if learner.backbone.low_precision else TOLERANCE
     radius = from_main(_radius(learner.estimator, problem, meta, tolerance))
     learner.estimator = _with_radius(learner.estimator, radius)
     agreement = _agreement(learner.estimator, problem, meta)
     if main:
-        record = {"radius": radius, "estimator": repr(learner.estimator)} | _as_json(agreement)
-        with explain_write_errors(path), atomic_write(path) as draft:
-            draft.write_text(json.dumps(record, indent=2))
-        _warn(agreement)
+        record: dict[str, Any] = {"radius": radius, "estimator": repr(learner.estimator)}
+        for name in ("cosine", "norm_ratio") if agreement else ():
+            group: dict[str, float] = getattr(agreement, name)
+            record[name] = {k: None if math.isnan(v) else v for k, v in group.items()}
+        write_whole(path, json.dumps(record, indent=2).encode())
+        if agreement:
+            _warn_if_poor(agreement)
     return str(agreement or "")
 
 
@@ -82,17 +85,9 @@ def _agreement(estimator: AbstractEstimator, problem: InnerProblem, meta: Tensor
         return None
 
 
-def _as_json(agreement: Agreement | None) -> dict[str, Any]:
-    if agreement is None:
-        return {}
-    finite = lambda group: {k: None if math.isnan(v) else v for k, v in group.items()}  # noqa: E731
-    return {"cosine": finite(agreement.cosine), "norm_ratio": finite(agreement.norm_ratio)}
-
-
-def _warn(agreement: Agreement | None) -> None:
-    poor = {} if agreement is None else {k: c for k, c in agreement.cosine.items() if c < POOR}
-    if agreement is not None and poor:
-        listed = ", ".join(f"{k} {c:.2f}" for k, c in poor.items())
+def _warn_if_poor(agreement: Agreement) -> None:
+    if poor := [f"{k} {c:.2f}" for k, c in agreement.cosine.items() if c < POOR]:
+        listed = ", ".join(poor)
         warnings.warn(
             f"{agreement.estimator} points elsewhere than the exact gradient on the first episode (cosine: {listed}); "
             "lower the inner step size, or use Rematerialised",

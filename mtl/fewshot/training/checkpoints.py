@@ -1,9 +1,10 @@
-"""The checkpoints of a run: the last two are kept, each is written as a whole, and the newest intact one is read."""
+"""The files of a run: its metrics, and its last two checkpoints, of which the newest intact one is read."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import warnings
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 
-from mtl.tools.files import atomic_write, explain_write_errors, remove_drafts
+from mtl.tools.files import explain_write_errors, write_whole
 
+METRICS = "metrics.jsonl"  # one line of JSON per outer step
 KIND = "state of an mtl training run"
 _END_OF_ZIP = b"PK\x05\x06"
 _NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -43,9 +45,7 @@ class Checkpoints:
         path = self.path(state["step"])
         # Serialised in memory first, which is affordable because the generator is small: torch's own writer reports a
         # full disk as an internal error of its archive.
-        contents = _sealed(state)
-        with explain_write_errors(path, len(contents)), atomic_write(path) as draft:
-            draft.write_bytes(contents)
+        write_whole(path, _sealed(state))
         for other in self._files():
             if other not in (path, self._whole) and _step(other) < state["step"]:
                 other.unlink()
@@ -75,11 +75,6 @@ class Checkpoints:
                 f"from a copy, or give the run another folder to begin anew"
             )
         return None
-
-    def remove_drafts(self) -> None:
-        """Remove files that a kill in the middle of :meth:`save` left."""
-        if self.folder.is_dir():
-            remove_drafts(self.folder / "step-*.pt")
 
     def _files(self) -> list[Path]:
         """All checkpoints, newest first."""
@@ -126,3 +121,25 @@ def _read(path: Path) -> dict[str, Any]:
     if _END_OF_ZIP not in contents:
         raise _Damaged(f"its end is missing after {len(contents):,} bytes")
     raise ValueError(f"{path} is no {KIND}; move it elsewhere, or give this run another folder")
+
+
+def append(path: Path, metrics: dict[str, float]) -> None:
+    """Add a line of metrics."""
+    with explain_write_errors(path), path.open("a") as f:
+        f.write(json.dumps(metrics) + "\n")
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the metrics of steps that will be repeated, and a last line that a kill or a full disk cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] > step:
+            break
+        kept.append(line + "\n")
+    write_whole(path, "".join(kept).encode())

@@ -1,8 +1,12 @@
-"""Settings of meta-training."""
+"""Settings of meta-training, and the outer optimiser that they describe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mtl.fewshot.generators import AbstractGenerator
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,29 @@ class TrainingConfig:
     self_check: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "tasks_per_step",
-            "tasks_per_chunk",
-            "validate_every",
-            "validation_tasks",
-            "save_every",
-            "patience",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainingConfig({name}={getattr(self, name)}): expected at least 1")
-        for name in ("outer_lr", "step_size_lr", "weight_decay", "warmup", "workers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"TrainingConfig({name}={getattr(self, name)}): expected 0 or more")
         if not self.clip > 0:
             raise ValueError(f"TrainingConfig(clip={self.clip}): must be positive; for no clipping use math.inf")
+        may_be_zero = ("outer_lr", "step_size_lr", "weight_decay", "warmup", "workers", "clip", "self_check")
+        for name, value in asdict(self).items():
+            least = 0 if name in may_be_zero else 1
+            if not value >= least:
+                raise ValueError(f"TrainingConfig({name}={value}): expected {least} or more")
+
+
+def parameter_groups(generator: AbstractGenerator, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Step sizes have their own learning rate; vectors (gates, offsets, norms) have no weight decay."""
+    rates = [generator.step_sizes_of.log_lr]
+    others = [p for p in generator.parameters() if p is not rates[0]]
+    return [
+        {"params": [p for p in others if p.dim() > 1], "lr": config.outer_lr, "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "lr": config.outer_lr, "weight_decay": 0.0},
+        {"params": rates, "lr": config.step_size_lr, "weight_decay": 0.0},
+    ]
+
+
+def schedule(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine from 1 to 0.05."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

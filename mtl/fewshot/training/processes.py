@@ -1,4 +1,4 @@
-"""Settings that all processes of a run must agree on."""
+"""A run on several processes: what they agree on, how they share the episodes, and what they add up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader, Dataset
 
+from mtl.episode import Episode, TaskSource, stack_by_shape
+from mtl.fewshot.learner import MetaStep
 from mtl.fewshot.training.config import TrainingConfig
 from mtl.metagrad.execution import Execution
 
@@ -53,3 +56,59 @@ def chunk_size(config: TrainingConfig, execution: Execution, accelerator: Accele
                 f"backbone: expected a multiple of {accelerator.num_processes}, since all pass through it together"
             )
     return 1
+
+
+class _Episodes(Dataset):
+    def __init__(self, tasks: TaskSource) -> None:
+        self.tasks = tasks
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.tasks.sample(index)
+
+
+def episode_loader(tasks: TaskSource, config: TrainingConfig, step: int, accelerator: Accelerator) -> DataLoader:
+    """This process's batches from ``step`` on: task ``i`` of a step belongs to process ``i mod processes``."""
+    size = config.tasks_per_step
+    mine = range(accelerator.process_index, size, accelerator.num_processes)
+    return DataLoader(
+        _Episodes(tasks),
+        batch_sampler=[[s * size + i for i in mine] for s in range(step, config.steps)],
+        collate_fn=_collate,
+        num_workers=config.workers,
+        generator=torch.Generator(),  # the loader draws a seed, which must not come from the global generator
+    )
+
+
+def _collate(episodes: list[Episode]) -> list[Episode]:
+    return [episode for _, episode in stack_by_shape(episodes)]
+
+
+class Totals:
+    """Sums over episodes, kept on the device until the sums of all processes are added.
+
+    ``max_rho`` is a maximum. Each process writes its own to a place of its own, so that one sum over processes collects
+    them all.
+    """
+
+    NAMES = ("count", "skipped", "loss", "accuracy", "pulls", "past_cliff")
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.sums = torch.zeros(len(self.NAMES) + accelerator.num_processes, device=accelerator.device)
+        self._worst = self.sums[len(self.NAMES) + accelerator.process_index]
+
+    def skip(self) -> None:
+        self.sums[1] += 1
+
+    def add(self, step: MetaStep) -> None:
+        n = len(step.losses)
+        rho, past = (step.diagnostics.get(k, step.losses.new_zeros(())) for k in ("max_rho", "past_cliff"))
+        count, pulls = step.losses.new_tensor(n), step.losses.new_tensor(n * step.pulls)
+        added = torch.stack([count, 0 * count, step.losses.sum(), step.accuracy.sum(), pulls, n * past])
+        self.sums[: len(added)] += added.to(self.sums)
+        self._worst.copy_(torch.maximum(self._worst, rho.to(self._worst)))
+
+    def means(self, values: list[float]) -> dict[str, float]:
+        """Means over the counted episodes, from the sums over all processes as Python numbers."""
+        count = values[0]
+        means = {name: v / count for name, v in zip(self.NAMES[2:], values[2 : len(self.NAMES)], strict=True)}
+        return means | {"max_rho": max(values[len(self.NAMES) :])}

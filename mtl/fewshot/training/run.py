@@ -20,12 +20,9 @@ from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saving import CONFIG, inner_options, save_pretrained
 from mtl.fewshot.training.check import FILE, check_estimator
-from mtl.fewshot.training.checkpoints import Checkpoints
-from mtl.fewshot.training.config import TrainingConfig
-from mtl.fewshot.training.optimizer import parameter_groups, schedule
-from mtl.fewshot.training.processes import chunk_size, from_main, requested_precision
-from mtl.fewshot.training.records import METRICS, append, forget_after
-from mtl.fewshot.training.sums import Totals
+from mtl.fewshot.training.checkpoints import METRICS, Checkpoints, append, forget_after
+from mtl.fewshot.training.config import TrainingConfig, parameter_groups, schedule
+from mtl.fewshot.training.processes import Totals, chunk_size, from_main, requested_precision
 from mtl.tools.comparison import mean_interval
 from mtl.tools.files import check_writable, recover_folder, remove_drafts
 
@@ -41,22 +38,20 @@ class Run:
 
     def __init__(self, learner: MetaLearner, config: TrainingConfig, folder: Path, accelerator: Accelerator) -> None:
         self.learner = learner.to(accelerator.device)
-        self.config = config
-        self.folder = folder
-        self.accelerator = accelerator
+        self.config, self.folder, self.accelerator = config, folder, accelerator
         learner.backbone.configure(precision=requested_precision(accelerator, learner.backbone.options.precision))
         self.tasks_per_chunk = chunk_size(config, learner.backbone.execution, accelerator)
         self.checkpoints = Checkpoints(folder)
-        self.step = self.saved = 0
+        self.step = self.saved = self.failed_steps = 0
         self.best: dict[str, Any] = dict(NO_BEST)
-        self.failed_steps = 0
         self.warned_cliff = False
         self.settings = self._settings()
         self.parameters = [p for p in learner.generator.parameters() if p.requires_grad]
         for p in self.parameters:
             broadcast(p.data)
-        self.optimizer = torch.optim.AdamW(parameter_groups(learner, config))
+        self.optimizer = torch.optim.AdamW(parameter_groups(learner.generator, config))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: schedule(s, config))
+        self.parts = {"generator": learner.generator, "optimizer": self.optimizer, "schedule": self.schedule}
 
     # --- one outer step ----------------------------------------------------------------------------------------------
 
@@ -64,7 +59,7 @@ class Run:
         """Sum the meta-gradients of all episodes over all processes, divide, clip, and step."""
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        totals = Totals(self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
+        totals = Totals(self.accelerator)
         for group in batch:
             for first in range(0, group.tasks, self.tasks_per_chunk):
                 self._accumulate(group[first : first + self.tasks_per_chunk], totals)
@@ -81,7 +76,10 @@ class Run:
             self._warn_of_cliff(metrics)
         self.failed_steps = 0 if moved else self.failed_steps + 1
         if self.failed_steps >= self.config.patience:
-            raise NonFiniteLosses(self._failure_message())
+            raise NonFiniteLosses(
+                f"no episode of the last {self.failed_steps} steps had a finite loss and gradient; lower outer_lr "
+                f"({self.config.outer_lr}) or the inner step size, or check the inputs for NaN"
+            )
         self.schedule.step()
         self.step += 1
         return metrics | {"seconds": time.perf_counter() - start}
@@ -103,12 +101,6 @@ class Run:
                 stacklevel=3,
             )
 
-    def _failure_message(self) -> str:
-        return (
-            f"no episode of the last {self.failed_steps} steps had a finite loss and gradient; lower outer_lr "
-            f"({self.config.outer_lr}) or the inner step size, or check the inputs for NaN"
-        )
-
     def _accumulate(self, chunk: Episode, totals: Totals) -> None:
         """Add a chunk's gradient to the parameters. A chunk with anything non-finite is repeated task by task."""
         step = self.learner.meta_step(chunk, weight=chunk.tasks)  # a sum over tasks, so that chunks of any size add up
@@ -120,21 +112,23 @@ class Run:
         else:
             totals.skip()
             family = f" of the family {chunk.families[0]!r}" if chunk.families else ""
-            warnings.warn(
-                f"step {self.step + 1}: an episode{family} has a non-finite loss or gradient and is left out",
-                stacklevel=2,
-            )
+            why = "has a non-finite loss or gradient and is left out"
+            warnings.warn(f"step {self.step + 1}: an episode{family} {why}", stacklevel=2)
 
     def _reduce(self, totals: Totals) -> None:
         """Sum gradients and totals over processes, and divide the gradients by the number of episodes."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([g.flatten() for g in gradients] + [totals.sums])
-        flat = self.accelerator.reduce(flat, "sum")
-        assert isinstance(flat, Tensor)
+        flat = self._sum(torch.cat([*(g.flatten() for g in gradients), totals.sums]))
         *sums, totals.sums = flat.split([*(g.numel() for g in gradients), len(totals.sums)])
         count = totals.sums[0].clamp_min(1)
         for p, g in zip(self.parameters, sums, strict=True):
             p.grad = (g / count).view_as(p)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over processes."""
+        total = self.accelerator.reduce(values, "sum")
+        assert isinstance(total, Tensor)
+        return total
 
     # --- validation, records, checkpoints ----------------------------------------------------------------------------
 
@@ -150,9 +144,7 @@ class Run:
                 adapted = self.learner.adapt(episode.support)
                 hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
                 correct[[indices[p] for p in places]] = hits.float().mean(1)
-        total = self.accelerator.reduce(correct, "sum")
-        assert isinstance(total, Tensor)
-        mean, half = mean_interval(total.cpu().numpy())
+        mean, half = mean_interval(self._sum(correct).cpu().numpy())
         if mean > self.best["accuracy"]:
             self.best = {"accuracy": mean, "step": self.step}
             if self.accelerator.is_main_process:
@@ -171,14 +163,8 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint as a whole or not at all."""
         if self.accelerator.is_main_process:
-            state = {
-                "settings": self.settings,
-                "step": self.step,
-                "generator": self.learner.generator.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-            }
-            self.checkpoints.save(state)
+            states = {name: part.state_dict() for name, part in self.parts.items()}
+            self.checkpoints.save({"settings": self.settings, "step": self.step, **states})
         self.accelerator.wait_for_everyone()
         self.saved = self.step
 
@@ -196,9 +182,8 @@ class Run:
         if state is not None:
             self._check_settings(state["settings"])
             self.step = self.saved = state["step"]
-            self.learner.generator.load_state_dict(state["generator"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
         if main and self.step < self.config.steps:  # a finished run is left untouched
             self._tidy()
         self.best = from_main(self._saved_best() if main and self.step else dict(NO_BEST))
@@ -215,9 +200,8 @@ class Run:
         """Remove what a kill left, and the metrics of steps that will be repeated."""
         check_writable(self.checkpoints.folder)  # now, not after the first save_every steps
         recover_folder(self.folder / "best")
-        remove_drafts(self.folder / METRICS)
-        remove_drafts(self.folder / FILE)
-        self.checkpoints.remove_drafts()
+        for path in (self.folder / METRICS, self.folder / FILE, self.checkpoints.folder / "step-*.pt"):
+            remove_drafts(path)
         forget_after(self.folder / METRICS, self.step)
 
     def _saved_best(self) -> dict[str, Any]:
@@ -243,17 +227,13 @@ class Run:
         }
         for name, value in settings.items():
             if " at 0x" in str(value):  # an address in memory, which another process does not have
-                raise ValueError(
-                    f"the {name} {value} could not be recognised when the run is resumed; make its class a dataclass, "
-                    "or give it a __repr__ that tells its options"
-                )
+                way_out = "make its class a dataclass, or give it a __repr__ that tells its options"
+                raise ValueError(f"the {name} {value} could not be recognised when the run is resumed; {way_out}")
         return settings
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         now = self.settings
         changed = [f"{k}: {saved.get(k)!r} there, {now.get(k)!r} now" for k in now if saved.get(k) != now.get(k)]
         if changed:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); "
-                "give this run another folder, or remove that one"
-            )
+            way_out = "give this run another folder, or remove that one"
+            raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); {way_out}")
