@@ -1,4 +1,4 @@
-"""One adapted task as a plain network and classifier, the result of writing it, and how close that is to the learner."""
+"""One adapted task as a plain network and classifier, and how close what was written is to the learner."""
 
 from __future__ import annotations
 
