@@ -215,6 +215,13 @@ def test_tests_and_files_that_are_named_exist(page: Path):
     assert not missing
 
 
+def test_the_code_names_pages_that_exist():
+    sources = [p for folder in ("mtl", "recipes") for p in (ROOT / folder).rglob("*.py")]
+    named = {page for p in sources for page in re.findall(r"docs/[\w/-]+\.md", p.read_text(encoding="utf-8"))}
+    assert len(named) > 3
+    assert not [page for page in named if not (ROOT / page).is_file()]
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
 
