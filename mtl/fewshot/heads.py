@@ -86,8 +86,9 @@ class AbstractAdaptedHead(AbstractHead):
 class AbstractClosedFormHead(AbstractHead):
     """A head without fast weights: a linear classifier on unit-length features, solved from the support set."""
 
-    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
-        return {}
+    @abc.abstractmethod
+    def weight(self, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
+        """The classifier's weight ``(tasks, ways, width)``."""
 
     def logits(self, features: Tensor, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         return F.normalize(features, dim=-1) @ self.weight(support, ways).mT
@@ -96,9 +97,8 @@ class AbstractClosedFormHead(AbstractHead):
         weight = self.weight(support, ways)
         return weight, torch.zeros_like(weight[..., 0])
 
-    @abc.abstractmethod
-    def weight(self, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        """The classifier's weight ``(tasks, ways, width)``."""
+    def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
+        return {}
 
 
 @HEADS.register("cosine")

@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 from mtl.data.embedded.glyph_drawing import MEAN, STD, any_typeface, load_bank, typeset
 from mtl.data.embedded.glyphs import SPLITS, Split
 from mtl.data.embedded.scans import SIDE, Document
-from mtl.data.own.class_sampler import EpisodeIndices, at_least
+from mtl.data.own.class_tasks import EpisodeIndices
+from mtl.data.own.ranges import at_least
 from mtl.episode import Episode
 
 CROPPED = 28  # side of an image: Omniglot's habit; a letter is at most 22 long and 1.5 off the centre
@@ -37,14 +38,7 @@ class CharacterTasks:
     """
 
     def __init__(
-        self,
-        split: Split,
-        *,
-        ways: int = 5,
-        shots: int = 1,
-        queries: int = 5,
-        rotations: bool = True,
-        seed: int = 0,
+        self, split: Split, *, ways: int = 5, shots: int = 1, queries: int = 5, rotations: bool = True, seed: int = 0
     ) -> None:
         self.split: Split = split
         self.ways, self.seed = at_least(2, "ways", ways), at_least(0, "seed", seed)

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mtl.data.own.class_sampler import ClassSampler, EpisodeIndices
+import numpy as np
+import torch
+
 from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.input_cache import InputCache, Preprocess
-from mtl.data.own.ranges import IntOrRange
-from mtl.episode import Episode
+from mtl.data.own.ranges import IntOrRange, as_range, at_least
+from mtl.episode import Episode, Examples, Inputs, RawInputs
+
+
+@dataclass(frozen=True)
+class EpisodeIndices:
+    """Positions of an episode's examples, ordered by class: ``ways * shots`` and ``ways * queries``."""
+
+    ways: int
+    support: list[int]
+    query: list[int]
+
+    def episode(self, support: Inputs | RawInputs, query: Inputs | RawInputs, family: str) -> Episode:
+        """The episode of these examples' inputs, alone on its task axis; labels count from 0 in the order of the draw.
+
+        Args:
+            support, query: ``(n, ...)``, or tokens by name.
+            family: the kind of task.
+        """
+        sides = [(support, self.support), (query, self.query)]
+        sets = [Examples(Inputs.of(inputs).with_task_axis(), self._labels(len(places))) for inputs, places in sides]
+        return Episode(*sets, ways=self.ways, families=(family,))
+
+    def _labels(self, examples: int) -> torch.Tensor:
+        return torch.arange(self.ways).repeat_interleave(examples // self.ways)[None]
 
 
 class ClassTasks:
@@ -46,19 +72,26 @@ class ClassTasks:
         family: str | None = None,
         cache_bytes: int = 2 << 30,
     ) -> None:
-        self.collection = collection
+        self.collection, self.classes = collection, tuple(sorted(classes))
+        self.ways, self.shots = as_range("ways", ways, least=2), as_range("shots", shots, least=1)
+        self.queries, self.seed = at_least(1, "queries", queries), at_least(0, "seed", seed)
+        self._check_classes()
+        self._check_class_sizes()
         self.inputs = preprocess if isinstance(preprocess, InputCache) else InputCache(preprocess, cache_bytes)
         self.family = family or collection.noun
-        self._sampler = ClassSampler(collection, classes, ways=ways, shots=shots, queries=queries, seed=seed)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes that episodes are drawn from, sorted."""
-        return self._sampler.classes
 
     def draw(self, index: int) -> EpisodeIndices:
         """Positions in the collection of the examples of episode ``index``."""
-        return self._sampler.draw(index)
+        rng = np.random.default_rng((self.seed, at_least(0, "index", index)))
+        ways, shots = (int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
+        support: list[int] = []
+        query: list[int] = []
+        for c in rng.choice(len(self.classes), ways, replace=False):
+            members = self.collection.items[self.classes[c]]
+            picks = [members[i] for i in rng.choice(len(members), shots + self.queries, replace=False)]
+            support += picks[:shots]
+            query += picks[shots:]
+        return EpisodeIndices(ways, support, query)
 
     def read(self, index: int) -> tuple[list[str], list[Any], list[Any]]:
         """Episode ``index`` for people: the names of its classes, its support examples and its queries, by class."""
@@ -77,3 +110,34 @@ class ClassTasks:
         draw = self.draw(index)
         support, query = (self.inputs(self.collection, side) for side in (draw.support, draw.query))
         return draw.episode(support, query, self.family)
+
+    def _check_classes(self) -> None:
+        known = self.collection.items
+        if unknown := [c for c in self.classes if c not in known]:
+            raise ValueError(f"classes {unknown} are not in {self.collection.source}; it has {list(known)}")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes={list(self.classes)} repeats a class; name each once")
+        have, need = len(self.classes), self.ways[1]
+        if have < need:
+            hint = f"use --ways {have}, or add classes" if have >= 2 else "add classes: an episode needs two"
+            raise ValueError(f"ways={need} takes {need} classes in every episode and only {have} are given; {hint}")
+
+    def _check_class_sizes(self) -> None:
+        shots = self.shots[1]
+        need = shots + self.queries
+        noun, sizes = self.collection.noun, {c: len(self.collection.items[c]) for c in self.classes}
+        if short := {c: n for c, n in sizes.items() if n < need}:
+            listed = ", ".join(f"{c!r} has {n}" for c, n in short.items())
+            raise ValueError(
+                f"shots={shots} and queries={self.queries} take {need} {noun} of each class, and "
+                f"{len(short)} of {len(sizes)} classes have fewer: {listed}; "
+                f"{_fitting(min(short.values()), shots, self.queries)} leave these classes out, or add {noun}"
+            )
+
+
+def _fitting(examples: int, shots: int, queries: int) -> str:
+    """Words for the largest ``shots`` and ``queries``, near those asked for, that fit into so many examples."""
+    if examples < 2:
+        return "a class of one example leaves nothing to judge it on:"
+    shots = min(shots, max(1, examples // 2))
+    return f"use --shots {shots} --queries {min(queries, examples - shots)},"

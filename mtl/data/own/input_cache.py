@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mtl.data.own.class_sampler import at_least
 from mtl.data.own.collection import AbstractCollection
+from mtl.data.own.ranges import at_least
 from mtl.episode import Inputs, RawInputs
 
 MASK = "attention_mask"

@@ -21,3 +21,10 @@ def as_range(name: str, value: IntOrRange, least: int) -> tuple[int, int]:
             f"{name}={value!r}: expected an integer of at least {least}, or (low, high) with {least} <= low <= high"
         )
     return low, high
+
+
+def at_least(least: int, name: str, value: int) -> int:
+    """Return the value if it is an integer of at least ``least``, else raise a ValueError."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+    return value

@@ -13,7 +13,25 @@ from mtl.metagrad.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class HorizonMixing(AbstractEstimator):
+class AbstractMixing(AbstractEstimator):
+    """A sweep over every step, with weights that decay towards the start.
+
+    Raises:
+        ValueError: when ``decay`` is outside ``[0, 1]``.
+    """
+
+    decay: float
+    pull: PullChoice = "reverse"
+
+    def __post_init__(self) -> None:
+        as_pull(self.pull)
+        if not 0 <= self.decay <= 1:
+            given = f"{type(self).__name__}(decay={self.decay})"
+            raise ValueError(f"{given}: expected a number from 0 (the last step only) to 1 (all alike)")
+
+
+@dataclass(frozen=True)
+class HorizonMixing(AbstractMixing):
     r"""Judge the weights after every inner step, not only the last.
 
     .. math:: g = \frac{d}{d\phi} \sum_{i=1}^{K} c_i F(\theta_i), \qquad c_i \propto \text{decay}^{K-i}, \quad
@@ -29,17 +47,9 @@ class HorizonMixing(AbstractEstimator):
     Args:
         decay: in ``[0, 1]``; how fast the earlier horizons lose weight.
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
-
-    Raises:
-        ValueError: when ``decay`` is outside its range.
     """
 
     decay: float = 0.5
-    pull: PullChoice = "reverse"
-
-    def __post_init__(self) -> None:
-        as_pull(self.pull)
-        _check("HorizonMixing", self.decay)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep = Sweep(problem, meta, self.pull)
@@ -55,7 +65,7 @@ class HorizonMixing(AbstractEstimator):
 
 
 @dataclass(frozen=True)
-class TruncationMixing(AbstractEstimator):
+class TruncationMixing(AbstractMixing):
     r"""Credit late inner steps more than early ones.
 
     .. math:: \text{acc} \mathrel{-}= \text{decay}^{K-1-k} \alpha M_k \lambda, \qquad
@@ -70,17 +80,9 @@ class TruncationMixing(AbstractEstimator):
     Args:
         decay: in ``[0, 1]``.
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
-
-    Raises:
-        ValueError: when ``decay`` is outside its range.
     """
 
     decay: float = 0.9
-    pull: PullChoice = "reverse"
-
-    def __post_init__(self) -> None:
-        as_pull(self.pull)
-        _check("TruncationMixing", self.decay)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep = Sweep(problem, meta, self.pull)
@@ -91,8 +93,3 @@ class TruncationMixing(AbstractEstimator):
             credit = self.decay ** (problem.num_steps - 1 - step)
             sweep.adjoint = replace(sweep.adjoint, meta=tensors.add(before, gained, credit))
         return sweep.finish()
-
-
-def _check(name: str, decay: float) -> None:
-    if not 0 <= decay <= 1:
-        raise ValueError(f"{name}(decay={decay}): expected a number from 0 (the last step only) to 1 (all alike)")

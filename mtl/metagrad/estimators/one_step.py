@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, replace
 
 from mtl.metagrad import tensors
@@ -13,7 +14,32 @@ from mtl.metagrad.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class OneStep(AbstractEstimator):
+class AbstractLastStep(AbstractEstimator):
+    """Looks at the last inner step alone; the initial weights get nothing.
+
+    Warns:
+        StructuralZeroWarning: naming meta-parameters that it cannot train.
+    """
+
+    pull: PullChoice
+
+    def __post_init__(self) -> None:
+        as_pull(self.pull)
+
+    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        sweep = Sweep(problem, meta, self.pull)
+        if problem.num_steps:
+            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"outer", "last", "update"})
+            self._back(sweep, problem.num_steps)
+        return sweep.finish(init=False)
+
+    @abc.abstractmethod
+    def _back(self, sweep: Sweep, last: int) -> None:
+        """Walk back over the step that leads to ``theta_last``."""
+
+
+@dataclass(frozen=True)
+class OneStep(AbstractLastStep):
     r"""Differentiate the last inner step and forget the others (T1-T2, arXiv 1511.06727).
 
     .. math:: g = \frac{\partial F}{\partial \phi} - \alpha M_{K-1} \frac{\partial F}{\partial \theta}
@@ -24,26 +50,16 @@ class OneStep(AbstractEstimator):
 
     Args:
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
-
-    Warns:
-        StructuralZeroWarning: naming meta-parameters that it cannot train.
     """
 
     pull: PullChoice = "reverse"
 
-    def __post_init__(self) -> None:
-        as_pull(self.pull)
-
-    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        sweep = Sweep(problem, meta, self.pull)
-        if problem.num_steps:
-            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"outer", "last", "update"})
-            sweep.back(problem.num_steps - 1, problem.num_steps)
-        return sweep.finish(init=False)
+    def _back(self, sweep: Sweep, last: int) -> None:
+        sweep.back(last - 1, last)
 
 
 @dataclass(frozen=True)
-class SAMA(AbstractEstimator):
+class SAMA(AbstractLastStep):
     r"""One implicit step with the optimiser's own Jacobian (arXiv 2310.05674).
 
     .. math:: g = \frac{\partial F}{\partial \phi} + M_K \Big(\frac{\partial U}{\partial g}\Big)^{\!\top}
@@ -58,21 +74,11 @@ class SAMA(AbstractEstimator):
 
     Args:
         pull: ``"finite-difference"``, ``"reverse"`` or ``"forward-over-reverse"``, or an instance of a pull.
-
-    Warns:
-        StructuralZeroWarning: naming meta-parameters that it cannot train.
     """
 
     pull: PullChoice = "finite-difference"
 
-    def __post_init__(self) -> None:
-        as_pull(self.pull)
-
-    def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        sweep = Sweep(problem, meta, self.pull)
-        if last := problem.num_steps:
-            warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"outer", "last", "update"})
-            direct, cotangent = sweep.through(last - 1, last, sweep.adjoint)
-            _, m = sweep.pull.at(problem, sweep.trajectory.weights[-1], meta, last - 1)(cotangent)
-            sweep.adjoint, sweep.pulls = replace(direct, meta=tensors.add(direct.meta, m)), 1
-        return sweep.finish(init=False)
+    def _back(self, sweep: Sweep, last: int) -> None:
+        direct, cotangent = sweep.through(last - 1, last, sweep.adjoint)
+        _, m = sweep.pull.at(sweep.problem, sweep.trajectory.weights[-1], sweep.meta, last - 1)(cotangent)
+        sweep.adjoint, sweep.pulls = replace(direct, meta=tensors.add(direct.meta, m)), 1
