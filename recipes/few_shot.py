@@ -73,6 +73,19 @@ class Settings:
     memory: Memory = field(default_factory=Memory)  # for large backbones
 
 
+def make_class_tasks(
+    collection: mtl.data.AbstractCollection, config: Settings, preprocess: Callable[[Any], Any] | mtl.data.InputCache
+) -> Make:
+    """Tasks from data of your own, by the split that ``split.json`` beside the results holds."""
+    path, names = Path(config.out) / "split.json", collection.class_names
+    split = mtl.data.load_or_make_split(path, names, given=collection.parts, seed=config.seed)
+    split.check_ways(config.ways)
+    ways, seed = config.ways, config.seed
+    return lambda part, shots, queries: mtl.ClassTasks(
+        collection, split.parts[part], preprocess=preprocess, ways=ways, shots=shots, queries=queries, seed=seed
+    )
+
+
 @dataclass(frozen=True)
 class Sources:
     """Training and validation tasks of all numbers of shots in turn; validation and test tasks of each number."""

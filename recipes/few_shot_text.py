@@ -84,19 +84,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
-    split = mtl.data.load_or_make_split(
-        Path(config.out) / "split.json", texts.class_names, given=texts.parts, seed=config.seed
-    )
-    split.check_ways(config.ways)
-    return lambda part, shots, queries: mtl.ClassTasks(
-        texts,
-        split.parts[part],
-        preprocess=tokens,
-        ways=config.ways,
-        shots=shots,
-        queries=queries,
-        seed=config.seed,
-    )
+    return few_shot.make_class_tasks(texts, config, tokens)
 
 
 def write_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:

@@ -46,20 +46,8 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             queries=queries,
             seed=config.seed,
         )
-    images = mtl.open_images(config.data)
-    split = mtl.data.load_or_make_split(
-        Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
-    )
-    split.check_ways(config.ways)
-    return lambda part, shots, queries: mtl.ClassTasks(
-        images,
-        split.parts[part],
-        preprocess=lambda items: torch.as_tensor(backbone.preprocess(items)),
-        ways=config.ways,
-        shots=shots,
-        queries=queries,
-        seed=config.seed,
-    )
+    preprocess = lambda items: torch.as_tensor(backbone.preprocess(items))  # noqa: E731
+    return few_shot.make_class_tasks(mtl.open_images(config.data), config, preprocess)
 
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:

@@ -31,6 +31,10 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     return members.mT @ features / members.sum(1).clamp_min(1).unsqueeze(-1)
 
 
+def _without_bias(weight: Tensor) -> tuple[Tensor, Tensor]:
+    return weight, torch.zeros_like(weight[..., 0])
+
+
 class AbstractHead(abc.ABC):
     """Turns features into logits, with one classifier per task.
 
@@ -94,8 +98,7 @@ class AbstractClosedFormHead(AbstractHead):
         return F.normalize(features, dim=-1) @ self.weight(support, ways).mT
 
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
-        weight = self.weight(support, ways)
-        return weight, torch.zeros_like(weight[..., 0])
+        return _without_bias(self.weight(support, ways))
 
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
         return {}
@@ -120,8 +123,7 @@ class Cosine(AbstractAdaptedHead):
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(weights["weight"], dim=-1).mT
 
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
-        weight = self.scale * F.normalize(weights["weight"], dim=-1)
-        return weight, torch.zeros_like(weight[..., 0])
+        return _without_bias(self.scale * F.normalize(weights["weight"], dim=-1))
 
 
 @HEADS.register("linear")

@@ -201,10 +201,8 @@ class MetaLearner:
     def _labelled(self, support: Mapping[str, Sequence[Any]]) -> Examples:
         empty = [name for name, items in support.items() if not len(items)]
         if len(support) < 2 or empty:
-            raise ValueError(
-                f"a support set needs at least two classes with an example each; got {len(support)} classes"
-                + (f", {empty} without any" if empty else "")
-            )
+            got = f"{len(support)} classes" + (f", {empty} without any" if empty else "")
+            raise ValueError(f"a support set needs at least two classes with an example each; got {got}")
         items = [item for group in support.values() for item in group]
         labels = [i for i, group in enumerate(support.values()) for _ in group]
         return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
@@ -249,8 +247,6 @@ def _ways(labels: Tensor) -> int:
     absent = (~F.one_hot(labels, ways).any(1)).nonzero().tolist()
     if absent:
         task, label = absent[0]
-        raise ValueError(
-            f"task {task} has no example of class {label}, though labels go up to {ways - 1}; number the classes of "
-            "every task 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
-        )
+        way_out = "number classes 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
+        raise ValueError(f"task {task} has no example of class {label}, but labels go up to {ways - 1}; {way_out}")
     return ways

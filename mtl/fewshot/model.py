@@ -49,10 +49,8 @@ class TaskModel:
             )
         for name, shape in self._head_shapes(2).items():
             if shape[:1] != (1,):
-                raise ValueError(
-                    f"{type(self.head).__name__}.init gives {name!r} the shape {tuple(shape)} for one task: "
-                    "expected a leading task axis, (1, ...)"
-                )
+                given = f"{type(self.head).__name__}.init gives {name!r} the shape {tuple(shape)}"
+                raise ValueError(f"{given} for one task: expected a leading task axis, (1, ...)")
 
     @property
     def device(self) -> torch.device:

@@ -22,7 +22,16 @@ class AbstractEstimator(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
-        """Adapt, judge, and return the gradient of the mean outer loss with respect to ``meta``."""
+        """Adapt, judge, and return the gradient of the mean outer loss with respect to ``meta``.
+
+        Warns:
+            StructuralZeroWarning: naming meta-parameters that the estimator cannot train.
+        """
+
+    def _require(self, fine: bool, option: str, expected: str) -> None:
+        """Refuse the value of an option, unless it is fine."""
+        if not fine:
+            raise ValueError(f"{type(self).__name__}({option}={getattr(self, option)!r}): expected {expected}")
 
 
 ROUTES = {

@@ -42,8 +42,7 @@ class Binomial(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if self.order < 0:
-            raise ValueError(f"Binomial(order={self.order}): expected 0 (first-order) or more; K is exact")
+        self._require(self.order >= 0, "order", "0 (first-order) or more; K is exact")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep = Sweep(problem, meta, self.pull)

@@ -47,9 +47,6 @@ class EvoGrad(AbstractEstimator):
 
     Raises:
         ValueError: when a number is outside its range.
-
-    Warns:
-        StructuralZeroWarning: naming meta-parameters that it cannot train.
     """
 
     copies: int = 2
@@ -58,10 +55,9 @@ class EvoGrad(AbstractEstimator):
     noise_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.copies < 2:
-            raise ValueError(f"EvoGrad(copies={self.copies}): expected 2 or more; one has nothing to compare with")
-        if not (self.sigma > 0 and self.temperature > 0):
-            raise ValueError(f"EvoGrad(sigma={self.sigma}, temperature={self.temperature}): expected positive numbers")
+        self._require(self.copies >= 2, "copies", "2 or more; one has nothing to compare with")
+        self._require(self.sigma > 0, "sigma", "a positive number")
+        self._require(self.temperature > 0, "temperature", "a positive number")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep = Sweep(problem, meta)

@@ -48,9 +48,8 @@ class Neumann(AbstractEstimator):
     pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
+        self._require(self.terms >= 1, "terms", "at least one term; one is the one-step gradient")
         as_pull(self.pull)
-        if self.terms < 1:
-            raise ValueError(f"Neumann(terms={self.terms}): expected at least one term; one is the one-step gradient")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep = Sweep(problem, meta, self.pull)
@@ -102,9 +101,6 @@ class ImplicitMAML(AbstractEstimator):
 
     Raises:
         ValueError: when a number is outside its range.
-
-    Warns:
-        StructuralZeroWarning: naming meta-parameters that it cannot train.
     """
 
     strength: float = 1.0
@@ -115,12 +111,10 @@ class ImplicitMAML(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if not self.strength > 0:
-            raise ValueError(f"ImplicitMAML(strength={self.strength}): expected a positive number")
-        if self.iterations < 1:
-            raise ValueError(f"ImplicitMAML(iterations={self.iterations}): expected at least one")
-        if self.tolerance < 0 or self.damping < 0:
-            raise ValueError(f"ImplicitMAML(tolerance={self.tolerance}, damping={self.damping}): expected numbers >= 0")
+        self._require(self.strength > 0, "strength", "a positive number")
+        self._require(self.iterations >= 1, "iterations", "at least one")
+        self._require(self.tolerance >= 0, "tolerance", "a number >= 0")
+        self._require(self.damping >= 0, "damping", "a number >= 0")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         with torch.enable_grad():

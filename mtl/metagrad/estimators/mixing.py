@@ -25,9 +25,7 @@ class AbstractMixing(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if not 0 <= self.decay <= 1:
-            given = f"{type(self).__name__}(decay={self.decay})"
-            raise ValueError(f"{given}: expected a number from 0 (the last step only) to 1 (all alike)")
+        self._require(0 <= self.decay <= 1, "decay", "a number from 0 (the last step only) to 1 (all alike)")
 
 
 @dataclass(frozen=True)

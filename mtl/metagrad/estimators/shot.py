@@ -47,10 +47,9 @@ class SHOT(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if self.penalty < 0:
-            raise ValueError(f"SHOT(penalty={self.penalty}): expected a number >= 0; 0 is the exact gradient")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"SHOT(window={self.window}): expected at least one inner step, or None for all of them")
+        self._require(self.penalty >= 0, "penalty", "a number >= 0; 0 is the exact gradient")
+        fine = self.window is None or self.window >= 1
+        self._require(fine, "window", "at least one inner step, or None for all of them")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep, window = Sweep(problem, meta, self.pull), self.window or max(1, problem.num_steps)

@@ -32,13 +32,11 @@ class Truncated(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if self.last_steps < 1:
-            raise ValueError(
-                f"Truncated(last_steps={self.last_steps}): expected at least one step; for none use FirstOrder()"
-            )
+        self._require(self.last_steps >= 1, "last_steps", "at least one step; for none use FirstOrder()")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
+        first = max(0, problem.num_steps - self.last_steps)
         sweep = Sweep(problem, meta, self.pull)
-        for step in reversed(range(max(0, problem.num_steps - self.last_steps), problem.num_steps)):
+        for step in reversed(range(first, problem.num_steps)):
             sweep.back(step, step + 1)
         return sweep.finish()

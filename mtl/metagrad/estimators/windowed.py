@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -69,22 +69,16 @@ class Windowed(AbstractEstimator):
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
-        if self.window < 1:
-            raise ValueError(
-                f"Windowed(window={self.window}): expected at least one inner step; window=1 is the exact gradient"
-            )
-        if self.mode not in ("adaptive", "exact-forward", "lazy"):
-            raise ValueError(f"Windowed(mode={self.mode!r}): expected 'adaptive', 'exact-forward' or 'lazy'")
-        if self.anchor not in ("start", "middle", "end"):
-            raise ValueError(f"Windowed(anchor={self.anchor!r}): expected 'start', 'middle' or 'end'")
-        if not 1 <= self.substeps <= self.window:
-            raise ValueError(f"Windowed(substeps={self.substeps}): expected 1 .. window ({self.window})")
+        modes, anchors = get_args(Mode), get_args(Anchor)
+        self._require(self.window >= 1, "window", "at least one inner step; window=1 is the exact gradient")
+        self._require(self.mode in modes, "mode", "'adaptive', 'exact-forward' or 'lazy'")
+        self._require(self.anchor in anchors, "anchor", "'start', 'middle' or 'end'")
+        self._require(1 <= self.substeps <= self.window, "substeps", f"1 .. window ({self.window})")
         if self.substeps > 1 and self.mode != "exact-forward":
             raise ValueError(
                 f"Windowed(substeps={self.substeps}, mode={self.mode!r}): only mode='exact-forward' takes substeps"
             )
-        if not 0 < self.tau < 1:
-            raise ValueError(f"Windowed(tau={self.tau}): expected a number between 0 and 1; smaller is closer to exact")
+        self._require(0 < self.tau < 1, "tau", "a number between 0 and 1; smaller is closer to exact")
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         trajectory = unroll(problem, meta, reuse=self.window if self.mode == "lazy" else 1)
