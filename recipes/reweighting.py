@@ -8,13 +8,12 @@ small network on them, each example weighted by the sigmoid of a logit of its ow
 network on a few clean examples, and its gradient moves the logits (the problem of arXiv 1803.09050). All seeds are
 trained at once, along the task axis. Nothing of mtl but :mod:`mtl.metagrad` is needed.
 
-Measured, over eight seeds (95 % intervals of paired differences): unweighted training is right on 85.6 % of the test
-images. Weights learned through all 100 steps add 4.6 ± 1.3 points, windowed and exact alike (windows evaluate about a
-third of the Hessian-vector products); knowing the wrong labels would add 6.9 ± 1.4. One step (T1-T2) adds 1.8 ± 2.5:
-2.8 ± 2.0 less than windows, although its weights tell right labels from wrong ones better (AUC 0.961, windows 0.935);
-three times as many outer steps take it to 2.6 ± 2.5. Training on the clean examples alone adds 0.1 ± 1.9. First order
-is exactly zero, since the logits act inside the inner loss only; it warns and learns nothing. The settings of the outer
-loop were picked on the same seeds, among four.
+Measured, over eight seeds (95 % intervals of paired differences): unweighted training is right on 85.2 ± 2.1 % of the
+test images. Weights learned through all 100 steps add 5.4 ± 1.8 points, windowed and exact alike; knowing the wrong
+labels would add 7.3 ± 1.7. One step (T1-T2) adds 4.1 ± 2.2, which is 1.3 ± 1.0 less than windows, although its weights
+tell right labels from wrong ones better (AUC 0.959, windows 0.934). Training on the clean examples alone adds 2.0 ± 2.0.
+First order is exactly zero, since the logits act inside the inner loss only; it warns and learns nothing. Settings were
+chosen among six on other seeds.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ ESTIMATORS: dict[str, metagrad.AbstractEstimator] = {
 @dataclass(frozen=True)
 class Config:
     seeds: int = 8  # number of seeds, each with its own split, wrong labels and initial weights
+    first_seed: int = 100  # the settings below were chosen on seeds 0 to 7
     training: int = 1000  # examples whose labels are noisy
     clean: int = 100  # examples with true labels, for the outer loss
     noise: float = 0.5  # fraction of training labels that are wrong
@@ -100,7 +100,7 @@ def noisy_digits(config: Config) -> Data:
     pixels, digits = load_digits(return_X_y=True)
     inputs, labels = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digits)
     parts, wrong = [], []
-    for seed in range(config.seeds):
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(labels), generator=generator)
         wrong.append(torch.rand(config.training, generator=generator) < config.noise)
@@ -117,7 +117,7 @@ def noisy_digits(config: Config) -> Data:
 
 def initial_weights(config: Config) -> dict[str, Tensor]:
     """Of a network with one hidden layer, ``(seeds, inputs, outputs)``."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(config.first_seed)
     draw = lambda n, m: torch.randn(config.seeds, n, m, generator=generator) / n**0.5  # noqa: E731
     zeros = lambda n: torch.zeros(config.seeds, 1, n)  # noqa: E731
     return {
