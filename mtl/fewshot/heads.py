@@ -153,7 +153,9 @@ class Linear(AbstractAdaptedHead):
 @HEADS.register("ncm")
 @dataclass(frozen=True)
 class NearestClassMean(AbstractClosedFormHead):
-    """Cosine to the mean support feature of each class, with no fast weights of its own (arXiv 1703.05175).
+    """Cosine to the mean support feature of each class (arXiv 1703.05175).
+
+    It has no fast weights. In the inner loss, a class of one example keeps that example.
 
     Args:
         scale: logits lie in ``-scale .. scale``.

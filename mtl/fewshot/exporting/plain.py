@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mtl.episode import Inputs
 from mtl.fewshot.adapted import Adapted
 from mtl.networks.backbones import Backbone
-from mtl.networks.merging import Merged
 
 SEPARATELY = "adapted.merge() gives network and classifier separately"
 
@@ -51,7 +50,12 @@ def to_plain(adapted: Adapted, task: int) -> Plain:
     """Merge one task, and scale its classifier so that its logits have the size of the learner's."""
     merged, weight, bias = adapted.merge(task)
     backbone = adapted.model.backbone
-    _require_whole(backbone, merged)
+    if merged.unmerged:
+        raise ValueError(
+            f"{backbone.name} has no plain checkpoint that predicts the same: {some(merged.unmerged, '; ')}. "
+            "Keep predicting with the learner, pickle the network of adapted.merge() whole, or train a generator for "
+            "sites that all have a bias"
+        )
     weight, bias = weight.cpu().float(), bias.cpu().float()
     inputs = adapted.support.inputs.map(lambda v: v[task])
     found = backbone.features(inputs, merged.model).float() @ weight.T + bias
@@ -59,15 +63,6 @@ def to_plain(adapted: Adapted, task: int) -> Plain:
     # no prediction and brings the checkpoint's probabilities near the learner's.
     factor = fitted_factors(found, reference_logits(adapted, task, inputs)).mean()
     return Plain(backbone, merged.model, weight / factor, bias / factor)
-
-
-def _require_whole(backbone: Backbone, merged: Merged) -> None:
-    if merged.unmerged:
-        raise ValueError(
-            f"{backbone.name} has no plain checkpoint that predicts the same: {some(merged.unmerged, '; ')}. "
-            "Keep predicting with the learner, pickle the network of adapted.merge() whole, or train a generator for "
-            "sites that all have a bias"
-        )
 
 
 def some(names: Iterable[str], between: str = ", ") -> str:

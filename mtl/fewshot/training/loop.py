@@ -72,9 +72,9 @@ def _take_steps(run: Run, batches: DataLoader, validation: TaskSource) -> None:
         for batch in batches:
             metrics = run.train_step(batch)
             progress.update()
-            progress.set_postfix(
-                {k: f"{v:.3f}" for k, v in metrics.items() if k in ("loss", "accuracy")} | run.best_so_far()
-            )
+            best = {"best": run.best["accuracy"]} if run.best["step"] else {}
+            shown = {k: v for k, v in metrics.items() if k in ("loss", "accuracy")} | best
+            progress.set_postfix({k: f"{v:.3f}" for k, v in shown.items()})
             if run.step % config.validate_every == 0 or run.step == config.steps:
                 metrics |= run.validate(validation)
             run.log(metrics)
@@ -139,8 +139,7 @@ def train_stages(
         raise ValueError(f"two stages share a folder ({[s.folder for s in stages]}); give each its own inner_steps")
     accelerator, generator = accelerator or Accelerator(), learner.generator
     for stage in stages:
-        changes = {k: v for k, v in asdict(stage).items() if k != "inner_steps"}
-        settings = replace(config, **changes)
+        settings = replace(config, **{k: v for k, v in asdict(stage).items() if k != "inner_steps"})
         trained = _with(learner, generator, stage.inner_steps)
         generator = train(trained, tasks, validation, settings, Path(folder) / stage.folder, accelerator).generator
     return _with(learner, generator, learner.inner_steps)

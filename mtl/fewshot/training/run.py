@@ -152,9 +152,6 @@ class Run:
         interval = {} if math.isnan(half) else {"validation_accuracy_half_width": half}  # NaN is not JSON
         return {"validation_accuracy": mean} | interval
 
-    def best_so_far(self) -> dict[str, str]:
-        return {"best": f"{self.best['accuracy']:.3f}"} if self.best["step"] else {}
-
     def log(self, metrics: dict[str, float]) -> None:
         self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.step)
         if self.accelerator.is_main_process:

@@ -31,8 +31,8 @@ class Truncated(AbstractEstimator):
     pull: PullChoice = "reverse"
 
     def __post_init__(self) -> None:
-        as_pull(self.pull)
         self._require(self.last_steps >= 1, "last_steps", "at least one step; for none use FirstOrder()")
+        as_pull(self.pull)
 
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         first = max(0, problem.num_steps - self.last_steps)
