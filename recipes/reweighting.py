@@ -11,9 +11,9 @@ trained at once, along the task axis. Nothing of mtl but :mod:`mtl.metagrad` is 
 Measured, over eight seeds (95 % intervals of paired differences): unweighted training is right on 85.2 ± 2.1 % of the
 test images. Weights learned through all 100 steps add 5.4 ± 1.8 points, windowed and exact alike; knowing the wrong
 labels would add 7.3 ± 1.7. One step (T1-T2) adds 4.1 ± 2.2, which is 1.3 ± 1.0 less than windows, although its weights
-tell right labels from wrong ones better (AUC 0.959, windows 0.934). Training on the clean examples alone adds 2.0 ± 2.0.
-First order is exactly zero, since the logits act inside the inner loss only; it warns and learns nothing. Settings were
-chosen among six on other seeds.
+tell right labels from wrong ones better (AUC 0.959, windows 0.934). Training on the clean examples alone adds
+2.0 ± 2.0. First order is exactly zero, since the logits act inside the inner loss only; it warns and learns nothing.
+Settings were chosen among six on other seeds.
 """
 
 from __future__ import annotations
