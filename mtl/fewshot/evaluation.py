@@ -139,7 +139,7 @@ def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int 
 
 
 def _emit(learner: MetaLearner, episode: Episode) -> Tensors:
-    return learner.generator(learner.view(episode.support))
+    return learner.generator(learner.view(episode.support, ways=episode.ways))
 
 
 def _emit_for(learner: MetaLearner, episode: Episode, chosen: Tensor) -> Tensors:
@@ -163,7 +163,8 @@ def _emit_for_same_family(learner: MetaLearner, episode: Episode) -> Tensors:
 
 
 def _emit_for_shuffled_labels(learner: MetaLearner, episode: Episode) -> Tensors:
-    return learner.generator(replace(learner.view(episode.support), labels=_shuffle(episode.support.labels)))
+    view = learner.view(episode.support, ways=episode.ways)
+    return learner.generator(replace(view, labels=_shuffle(episode.support.labels)))
 
 
 def _shuffle(labels: Tensor, draws: int = 100) -> Tensor:

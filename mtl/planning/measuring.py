@@ -24,7 +24,7 @@ from mtl.tools.memory import AbstractWatcher, LiveBytes, stored_bytes
 def meta_step(learner: MetaLearner, episode: Episode) -> MetaGradient:
     """``learner.meta_step`` without what reads values, and up to the generator's own backward pass."""
     meta = emit(learner, episode)
-    return learner.estimator(learner.problem(episode), tensors.detach(meta))  # the generator's graph stays alive
+    return learner.meta_gradient(episode, tensors.detach(meta))  # the generator's graph stays alive
 
 
 def emit(learner: MetaLearner, episode: Episode) -> Tensors:

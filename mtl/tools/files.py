@@ -132,9 +132,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_csv(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write a CSV file atomically: one line per record, with the keys of the first one as the header."""
+    """Write a CSV file atomically: one line per record; what a record lacks of the columns of the others is empty."""
+    columns = list(dict.fromkeys(column for record in records for column in record))
     with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]))
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(records)
 

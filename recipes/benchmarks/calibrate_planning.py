@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import tyro
-from measuring import resident_mib, write_csv
+from measuring import resident_mib
 
 import mtl
 from mtl.planning import Plan, PlanOptions, plan
@@ -31,7 +31,7 @@ from mtl.planning.networks import CPU
 from mtl.planning.options import Precision
 from mtl.planning.work import with_pull
 from mtl.planning.workbench import Workbench
-from mtl.tools.files import atomic_write
+from mtl.tools.files import atomic_write, write_csv
 
 TEXT: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}

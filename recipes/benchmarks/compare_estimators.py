@@ -30,9 +30,10 @@ import torch.nn.functional as F
 import tyro
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from measuring import device_of, measure, write_csv
+from measuring import device_of, measure
 
 import mtl
+from mtl.tools.files import write_csv
 
 
 @dataclass(frozen=True)

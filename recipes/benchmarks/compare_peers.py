@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 import tyro
-from measuring import device_of, measure, write_csv
+from measuring import device_of, measure
 from torch import Tensor, nn
 
 import mtl
+from mtl.tools.files import write_csv
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import compare_estimators
 import torch
 import tyro
-from measuring import flat, write_csv
+from measuring import flat
 
 import mtl
+from mtl.tools.files import write_csv
 
 FD = mtl.metagrad.FiniteDifference(0.1)  # the radius that suits bfloat16
 ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from measuring import write_csv
 from tqdm.auto import tqdm
 
 import mtl
 from mtl.data.embedded.docstring_tasks import docstring_collection
+from mtl.tools.files import write_csv
 
 Result = dict[str, str | int | float]
 Judge = Callable[[mtl.ClassTasks, int], float]

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 import tyro
-from measuring import MIB, flat, measure, write_csv
+from measuring import MIB, flat, measure
 from torch import Tensor
 
 import mtl
 from mtl.metagrad.tensors import Tensors
+from mtl.tools.files import write_csv
 from mtl.tools.memory import LiveBytes
 from mtl.transfer import Source
 

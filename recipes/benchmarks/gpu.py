@@ -31,12 +31,13 @@ import compare_precision
 import large_backbone
 import torch
 import tyro
-from measuring import Cost, device_of, measure, write_csv
+from measuring import Cost, device_of, measure
 
 import mtl
 from mtl.planning import PlanOptions
 from mtl.planning.choices import Activations
 from mtl.planning.workbench import Workbench
+from mtl.tools.files import write_csv
 
 Part = Literal["peers", "precision", "large"]
 Row = dict[str, Any]

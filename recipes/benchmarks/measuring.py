@@ -1,20 +1,17 @@
-"""Seconds and memory of a call, measured alike in all benchmarks, and tables of what was measured."""
+"""Seconds and memory of a call, measured alike in all benchmarks."""
 
 from __future__ import annotations
 
-import csv
 import gc
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from mtl.tools.files import atomic_write
 from mtl.tools.memory import LiveBytes
 
 Result = TypeVar("Result")
@@ -104,12 +101,3 @@ def wait() -> None:
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """All values of a meta-gradient in one vector, keys in their order."""
     return torch.cat([v.flatten() for v in tensors.values()])
-
-
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A table with the columns of all rows; a cell that a row lacks stays empty."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as draft, draft.open("w", newline="") as f:
-        (writer := csv.DictWriter(f, columns)).writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import mtl
 from mtl.tools.figures import figure_file
-from mtl.tools.files import atomic_write
+from mtl.tools.files import atomic_write, write_csv
 
 CONDITIONS = ("equal steps", "equal time")
 Result = dict[str, Any]
@@ -70,9 +69,7 @@ def load(out: Path, name: str, config: dict[str, Any] | None = None) -> Result |
 def write(results: dict[str, Result], reference: str, out: Path) -> list[dict[str, Any]]:
     """The table, as csv and markdown."""
     rows = [row(name, result, results[reference]) for name, result in results.items()]
-    with atomic_write(out / "maml.csv") as draft, draft.open("w", newline="") as f:
-        (writer := csv.DictWriter(f, list(max(rows, key=len)))).writeheader()
-        writer.writerows(rows)
+    write_csv(rows, out / "maml.csv")
     judged = "accuracy | exact minus it"
     heads = f"method | MiB | pulls | s / step | cosine | {judged} | s | {judged} | steps"
     lines = [heads, " | ".join(["---", *["--:"] * heads.count("|")]), *(" | ".join(cells(r)) for r in rows)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 import mtl
 from mtl.tools.figures import ACCENT, GREY, INK, figure_file
-from mtl.tools.files import atomic_write
+from mtl.tools.files import atomic_write, write_csv
 from mtl.transfer import pairs_figure
 
 REFERENCE = "rematerialised"  # the exact gradient
@@ -25,10 +24,7 @@ def write(rows: Rows, out: Path, stages: Sequence[str], main: int) -> None:
         stages: of the source, by name.
         main: the K of the picture of all methods.
     """
-    with atomic_write(out / "runs.csv") as draft, draft.open("w", newline="") as f:
-        names = list(dict.fromkeys(k for r in rows for k in r if k not in ("right", "where")))
-        (writer := csv.DictWriter(f, names, extrasaction="ignore")).writeheader()
-        writer.writerows(rows)
+    write_csv([{k: v for k, v in r.items() if k not in ("right", "where")} for r in rows], out / "runs.csv")
     summary = table(rows)
     with atomic_write(out / "table.md") as draft:
         draft.write_text(summary + "\n")
