@@ -10,6 +10,7 @@ from mtl.fewshot.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassM
 from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, peft_baselines
 from mtl.fewshot.saving import from_pretrained, save_pretrained
+from mtl.fewshot.statistics import FeatureStatistics
 from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, train_stages
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Adapted",
     "Baseline",
     "Cosine",
+    "FeatureStatistics",
     "Linear",
     "MetaLearner",
     "MetaStep",
