@@ -53,7 +53,8 @@ class PackagedTextFamily(AbstractFamily):
 
     MiniLM and MPNet are the sentence encoders all-MiniLM-L6-v2 (arXiv 2002.10957) and all-mpnet-base-v2
     (arXiv 2004.09297). SmolLM2 is the decoder SmolLM2-135M-Instruct (arXiv 2502.02737), whose weights are stored in
-    four bits and read as float32. MPNet comes as a divided archive, which is unpacked once into :func:`~mtl.networks.backbones.unpacking.cache_folder`.
+    four bits and read as float32. MPNet comes as a divided archive, which is unpacked once into
+    :func:`~mtl.networks.backbones.unpacking.cache_folder`.
     """
 
     loads_in_place: ClassVar[bool] = True
