@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mtl.data.own.collection import AbstractCollection
+from mtl.data.own.grouped_draws import apart, separable
 from mtl.data.own.input_cache import InputCache, Preprocess
 from mtl.data.own.ranges import IntOrRange, as_range, at_least
 from mtl.episode import Episode, Examples, Inputs, RawInputs
@@ -77,6 +78,7 @@ class ClassTasks:
         self.queries, self.seed = at_least(1, "queries", queries), at_least(0, "seed", seed)
         self._check_classes()
         self._check_class_sizes()
+        self._check_groups()
         self.inputs = preprocess if isinstance(preprocess, InputCache) else InputCache(preprocess, cache_bytes)
         self.family = family or collection.noun
 
@@ -84,6 +86,8 @@ class ClassTasks:
         """Positions in the collection of the examples of episode ``index``."""
         rng = np.random.default_rng((self.seed, at_least(0, "index", index)))
         ways, shots = (int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
+        if self.collection.groups:
+            return self._draw_by_group(rng, ways, shots)
         support: list[int] = []
         query: list[int] = []
         for c in rng.choice(len(self.classes), ways, replace=False):
@@ -92,6 +96,18 @@ class ClassTasks:
             support += picks[:shots]
             query += picks[shots:]
         return EpisodeIndices(ways, support, query)
+
+    def _draw_by_group(self, rng: np.random.Generator, ways: int, shots: int, attempts: int = 100) -> EpisodeIndices:
+        """Support and query of all classes come from different groups."""
+        for _ in range(attempts):
+            chosen = [self.classes[c] for c in rng.choice(len(self.classes), ways, replace=False)]
+            members = [self.collection.items[name] for name in chosen]
+            if sides := apart(rng, members, self.collection.groups, shots, self.queries):
+                return EpisodeIndices(ways, *sides)
+        raise ValueError(
+            f"{self.family}: no draw of {ways} classes has {shots} support and {self.queries} query examples of each "
+            "in different groups; use fewer --ways, --shots or --queries, or smaller groups"
+        )
 
     def read(self, index: int) -> tuple[list[str], list[Any], list[Any]]:
         """Episode ``index`` for people: the names of its classes, its support examples and its queries, by class."""
@@ -132,6 +148,14 @@ class ClassTasks:
                 f"shots={shots} and queries={self.queries} take {need} {noun} of each class, and "
                 f"{len(short)} of {len(sizes)} classes have fewer: {listed}; "
                 f"{_fitting(min(short.values()), shots, self.queries)} leave these classes out, or add {noun}"
+            )
+
+    def _check_groups(self) -> None:
+        shots, collection = self.shots[1], self.collection
+        if bad := [c for c in self.classes if not separable(collection, c, shots, self.queries)]:
+            raise ValueError(
+                f"{len(bad)} of {len(self.classes)} classes have too few groups to draw {shots} support and "
+                f"{self.queries} query {collection.noun} from different ones: {bad}; leave these classes out"
             )
 
 

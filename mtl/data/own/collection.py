@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from mtl.episode import Inputs
 
@@ -20,6 +20,9 @@ class AbstractCollection(abc.ABC):
         parts: class names of train, val and test where the source came divided *by class*; otherwise empty. For
             ``given=`` of :func:`~mtl.data.own.splits.split_classes`.
         skipped: names of the examples that were left out, each with the reason.
+        groups: what an example belongs to, by position, such as the patient or the track; empty without groups.
+            :class:`~mtl.ClassTasks` never draws support and query from one group.
+        origin: the collection that this one is a selection of; they share cached examples.
     """
 
     noun: ClassVar[str] = "examples"
@@ -31,6 +34,8 @@ class AbstractCollection(abc.ABC):
     items: Mapping[str, tuple[int, ...]]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
     skipped: tuple[str, ...] = field(default=(), kw_only=True)
+    groups: Mapping[int, str] = field(default_factory=dict, kw_only=True)
+    origin: AbstractCollection | None = field(default=None, kw_only=True)
 
     @abc.abstractmethod
     def read(self, positions: Sequence[int]) -> list[Any]:
@@ -38,7 +43,20 @@ class AbstractCollection(abc.ABC):
 
     def key(self, position: int) -> Hashable:
         """Key of an example in a cache that several task sources share."""
-        return self, position
+        return self._read_by, position
+
+    def select(self, items: Mapping[str, tuple[int, ...]]) -> Self:
+        """The same examples under other classes, or some of them; they are read and cached only once.
+
+        Args:
+            items: positions of the examples of each class.
+        """
+        named = {name: items[name] for name in sorted(items)}
+        return replace(self, items=named, parts={}, origin=self._read_by)
+
+    @property
+    def _read_by(self) -> AbstractCollection:
+        return self if self.origin is None else self.origin
 
     def accepts(self, inputs: Inputs) -> bool:
         """Whether preprocessed examples look like :attr:`expected`."""

@@ -15,14 +15,14 @@ from mtl.data.own.sources.listing import Listing
 def check_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unreadable: str) -> ImageCollection:
     """The readable images by class; the caller of the caller is warned of the others."""
     reader = listing.examples
-    bad = {} if verify == "off" else _find_unreadable(reader, decode=verify == "decode")
+    bad = {} if verify == "off" else find_unreadable(reader, decode=verify == "decode")
     reasons = tuple(f"{reader.name(i)} ({reason})" for i, reason in bad.items())
     listing.warn_of(reasons, "image", on_unreadable)
     items = listing.by_class(bad, "image", "repair or remove them")
     return ImageCollection(listing.source, items, reader, mode, parts=listing.divided(), skipped=reasons)
 
 
-def _find_unreadable(reader: Reader, decode: bool) -> dict[int, str]:
+def find_unreadable(reader: Reader, decode: bool) -> dict[int, str]:
     """Reasons by position. Threads, because Pillow releases the lock while it reads and decodes."""
     count = len(reader)
     found: dict[int, str] = {}

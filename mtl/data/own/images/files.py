@@ -49,7 +49,7 @@ def from_csv(files: Mapping[str | None, Path], options: Options) -> Listing[Read
         image = column_of(columns, options.column, IMAGE_COLUMNS, "image", str(file))
         label = column_of(columns, options.label_column, LABEL_COLUMNS, "label", str(file))
         names, labels = [row[image] or "" for row in table], [row[label] for row in table]
-        base = options.image_folder or _image_folder(file, names)
+        base = options.image_folder or image_folder(file, names)
         for name, label in zip(names, class_labels(labels, str(file)), strict=True):
             known, _ = rows.setdefault(str(base / name), (label, part))
             if known != label:
@@ -59,7 +59,7 @@ def from_csv(files: Mapping[str | None, Path], options: Options) -> Listing[Read
     return Listing(source, Files(tuple(rows)), labels, parts)
 
 
-def _image_folder(file: Path, names: Sequence[str]) -> Path:
+def image_folder(file: Path, names: Sequence[str]) -> Path:
     """The folder that holds the first file named in a csv: that of the csv, or one in it."""
     candidates = [file.parent, *folders_in(file.parent)]
     for folder in candidates:

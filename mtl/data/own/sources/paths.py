@@ -10,6 +10,7 @@ from mtl.data.own.splits import part_named
 
 Kind = Literal["classes", "csv", "jsonl", "parquet", "disk"]
 CSV = (".csv", ".tsv")
+JSONL = (".jsonl", ".jsonl.gz")
 
 
 def kind_of(root: Path, noun: str, jsonl: bool = False) -> Kind:
@@ -19,11 +20,11 @@ def kind_of(root: Path, noun: str, jsonl: bool = False) -> Kind:
         noun: the word for an example, for messages.
         jsonl: such files are tables too.
     """
-    tables = {".parquet": "parquet"} | dict.fromkeys(CSV, "csv") | ({".jsonl": "jsonl"} if jsonl else {})
+    tables = {".parquet": "parquet"} | dict.fromkeys(CSV, "csv") | (dict.fromkeys(JSONL, "jsonl") if jsonl else {})
     if root.is_file():
-        if root.suffix.lower() in tables:
-            return tables[root.suffix.lower()]  # type: ignore[return-value]
-        known = f"{', '.join((*CSV, *(['.jsonl'] if jsonl else [])))} or .parquet"
+        if suffix := suffix_of(root, tables):
+            return tables[suffix]  # type: ignore[return-value]
+        known = f"{', '.join((*CSV, *(JSONL if jsonl else ())))} or .parquet"
         raise ValueError(f"{root} is a {root.suffix or 'nameless'} file; expected a folder, {known} (unpack archives)")
     if not any(root.iterdir()):
         raise ValueError(f"{root} is empty; expected one sub-folder of {noun}s per class")
@@ -32,7 +33,7 @@ def kind_of(root: Path, noun: str, jsonl: bool = False) -> Kind:
     subfolders = folders_in(root)
     if len(subfolders) < 2 and tables_in(root, CSV):
         return "csv"
-    if jsonl and len(subfolders) < 2 and tables_in(root, (".jsonl",)):
+    if jsonl and len(subfolders) < 2 and tables_in(root, JSONL):
         return "jsonl"
     if any(next(root.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")):
         return "parquet"
@@ -49,7 +50,12 @@ def folders_in(root: Path) -> list[Path]:
 
 def tables_in(root: Path, suffixes: Collection[str]) -> list[Path]:
     """Files with these suffixes in a folder."""
-    return sorted(p for p in root.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    return sorted(p for p in root.iterdir() if suffix_of(p, suffixes) and not p.name.startswith("."))
+
+
+def suffix_of(path: Path, suffixes: Collection[str]) -> str | None:
+    """The one of these suffixes that a file name ends in."""
+    return next((s for s in suffixes if path.name.lower().endswith(s)), None)
 
 
 def table_files(root: Path, suffixes: Collection[str]) -> dict[str | None, Path]:
@@ -57,7 +63,7 @@ def table_files(root: Path, suffixes: Collection[str]) -> dict[str | None, Path]
     files = [root] if root.is_file() else tables_in(root, suffixes)
     if len(files) == 1:
         return {None: files[0]}
-    parts = {part_named(f.stem): f for f in files}
+    parts = {part_named(f.name.split(".")[0]): f for f in files}
     if None in parts or len(parts) < len(files):
         raise ValueError(f"{root} has several tables, {[f.name for f in files]}; pass the path of the one to use")
     return {**parts}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mtl.data.own.sources.arrow_tables import labels_and_parts, open_tables
 from mtl.data.own.sources.csv_tables import csv_rows
 from mtl.data.own.sources.listing import LABEL_COLUMNS, Listing, Options, check_choices, column_of, refuse
-from mtl.data.own.sources.paths import CSV, class_files, files_in, kind_of, table_files
+from mtl.data.own.sources.paths import CSV, JSONL, class_files, files_in, kind_of, suffix_of, table_files
 from mtl.data.own.splits import class_labels
 from mtl.data.own.texts.collection import TextCollection
 
@@ -34,8 +36,8 @@ def open_texts(
 
     ``path`` is one of:
 
-    - a csv, tsv or jsonl file (one JSON object per line) with a column of texts and one of labels, or a folder with
-      such a file (or with train, val and test files);
+    - a csv, tsv, jsonl or jsonl.gz file (one JSON object per line) with a column of texts and one of labels, or a
+      folder with such a file (or with train, val and test files);
     - a parquet file or a folder of them, a ``save_to_disk`` folder, a hub id such as ``"owner/name"``, or an object of
       ``datasets``;
     - a folder with one sub-folder of ``.txt`` files per class, or with train/val/test folders (two of them at least) of
@@ -84,12 +86,11 @@ def read_texts(path: str | Path, text_column: str | None = None) -> list[str]:
 
 
 def _read_unlabelled(root: Path, column: str | None) -> list[Any]:
-    suffix = root.suffix.lower()
-    if root.is_file() and suffix in (*CSV, ".jsonl"):
-        names, rows = _objects(root) if suffix == ".jsonl" else csv_rows(root)
+    if root.is_file() and suffix_of(root, (*CSV, *JSONL)):
+        names, rows = table_rows(root)
         found = column_of(names, column, TEXT_COLUMNS, "text", str(root))
         return [row.get(found) for row in rows]
-    if root.is_file() and suffix == ".txt":
+    if root.is_file() and root.suffix.lower() == ".txt":
         return root.read_text(encoding="utf-8-sig").splitlines()
     return [_file_text(path) for path in files_in(root, SUFFIXES)] if root.is_dir() else []
 
@@ -107,7 +108,7 @@ def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -
         return _from_folders(root)
     if kind in ("csv", "jsonl"):
         refuse({"split": options.split, "config": options.config}, f"{root} is read as {kind}")
-        return _from_files(table_files(root, CSV if kind == "csv" else (".jsonl",)), options)
+        return _from_files(table_files(root, CSV if kind == "csv" else JSONL), options)
     return _from_tables(open_tables(source, kind, options), options, str(source))  # type: ignore[arg-type]
 
 
@@ -127,7 +128,7 @@ def _from_files(files: Mapping[str | None, Path], options: Options) -> Listing[l
     labels: list[str] = []
     parts: list[str | None] = []
     for part, file in files.items():
-        names, rows = _objects(file) if file.suffix.lower() == ".jsonl" else csv_rows(file)
+        names, rows = table_rows(file)
         text = column_of(names, options.column, TEXT_COLUMNS, "text", str(file))
         label = column_of(names, options.label_column, LABEL_COLUMNS, "label", str(file))
         texts += [row.get(text) for row in rows]
@@ -136,10 +137,15 @@ def _from_files(files: Mapping[str | None, Path], options: Options) -> Listing[l
     return Listing(", ".join(map(str, files.values())), texts, labels, parts)
 
 
+def table_rows(file: Path) -> tuple[list[str], list[Any]]:
+    """Names of the columns, and the rows by name, of a csv, tsv, jsonl or jsonl.gz file."""
+    return _objects(file) if suffix_of(file, JSONL) else csv_rows(file)
+
+
 def _objects(file: Path) -> tuple[list[str], list[Any]]:
     """Names, and the objects of a jsonl file."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(_content(file).split("\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
@@ -148,6 +154,15 @@ def _objects(file: Path) -> tuple[list[str], list[Any]]:
             raise ValueError(f"{file}, line {number} is a {type(row).__name__}; expected an object per line")
         rows += [row] if row is not None else []
     return list(dict.fromkeys(name for row in rows for name in row)), rows
+
+
+def _content(file: Path) -> str:
+    if file.suffix.lower() != ".gz":
+        return file.read_text(encoding="utf-8-sig")
+    try:
+        return gzip.decompress(file.read_bytes()).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} cannot be decompressed ({error}); compress it anew") from error
 
 
 def _from_tables(tables: Mapping[str, Dataset], options: Options, where: str) -> Listing[list[Any]]:
