@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+READOUT = "readout"
+"""Name of finished features ``(n, D)`` among inputs by name; see ``with_prefix`` of a backbone."""
 RawInputs = Tensor | Mapping[str, Tensor]
 """Images as one tensor, or tensors by name, such as ``input_ids`` and ``attention_mask``."""
 

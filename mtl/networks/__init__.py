@@ -12,6 +12,7 @@ from mtl.networks.backbones import (
 )
 from mtl.networks.merging import Merged, merge
 from mtl.networks.modulation import Modulation, Site, find_sites
+from mtl.networks.readout import Level, Positions
 
 __all__ = [
     "FAMILIES",
@@ -19,8 +20,10 @@ __all__ = [
     "AbstractFamily",
     "Backbone",
     "ForwardOptions",
+    "Level",
     "Merged",
     "Modulation",
+    "Positions",
     "Prepared",
     "Site",
     "find_sites",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.episode import RawInputs
+from mtl.networks.readout import Positions
 
 
 class AbstractAdapter(abc.ABC):
@@ -31,6 +32,11 @@ class AbstractAdapter(abc.ABC):
     @abc.abstractmethod
     def preprocess(self, items: Sequence[Any]) -> RawInputs:
         """Tensors ``(n, ...)`` of ``n`` raw items, the way the network was trained to see them."""
+
+    def positions(self, model: nn.Module) -> Positions:
+        """What the token positions of the network mean; for a network of maps, the default."""
+        del model
+        return Positions()
 
 
 def noise(*shape: int) -> Tensor:

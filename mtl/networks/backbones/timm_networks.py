@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import AbstractFamily
+from mtl.networks.readout import Positions
 
 EMBEDDED = "mtl/glyphs"
 _ASSETS = Path(__file__).parents[2] / "data" / "embedded" / "assets"
@@ -43,6 +44,10 @@ class TimmImages(AbstractAdapter):
 
     def example(self, n: int) -> Tensor:
         return noise(n, *self.config["input_size"])
+
+    def positions(self, model: nn.Module) -> Positions:
+        prefix = int(getattr(model, "num_prefix_tokens", 0))
+        return Positions(prefix, has_class_token=getattr(model, "cls_token", None) is not None)
 
     def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
         mode = {1: "L", 3: "RGB"}.get(self.config["input_size"][0])

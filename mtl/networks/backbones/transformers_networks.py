@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
+from mtl.networks.readout import Positions
 
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
 
@@ -143,6 +144,13 @@ class HFImages(AbstractAdapter):
     def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         return _pool(model(inputs).last_hidden_state, None, self.pooling)
 
+    def positions(self, model: Any) -> Positions:
+        """Class token, distillation token and registers, as the embeddings have them as parameters."""
+        names = [n.rpartition(".")[2] for n, _ in model.named_parameters()]
+        tokens = [n for n in names if n in ("cls_token", "distillation_token")]
+        registers = int(getattr(model.config, "num_register_tokens", 0) or 0)
+        return Positions(len(tokens) + registers, has_class_token="cls_token" in tokens)
+
     def example(self, n: int) -> Tensor:
         return noise(n, *self.shape)
 
@@ -202,6 +210,11 @@ class HFText(AbstractAdapter):
         hidden = model(**inputs, **self.extra).last_hidden_state
         return _pool(hidden, inputs.get("attention_mask"), self.pooling)
 
+    def positions(self, model: Any) -> Positions:
+        causal = self._is_causal(model)
+        # The tokenizers of the T5 family put nothing before a text.
+        return Positions(has_class_token=not causal and "t5" not in model.config.model_type, causal=causal)
+
     def example(self, n: int) -> dict[str, Tensor]:
         length = min(8, self.max_length or 8)
         ids = torch.randint(self.vocabulary, (n, length), generator=torch.Generator().manual_seed(0))
@@ -216,7 +229,7 @@ class HFText(AbstractAdapter):
         return dict(tokens)
 
     @torch.no_grad()
-    def _is_causal(self, model: nn.Module) -> bool:
+    def _is_causal(self, model: Any) -> bool:
         """Whether the first token is blind to the last: asking the network is surer than reading its config."""
         model.eval()
         one, other = (self.example(1) for _ in range(2))

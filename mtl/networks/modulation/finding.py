@@ -24,7 +24,7 @@ def find_sites(
 
     ``norm`` takes every normalisation layer. ``ssf`` adds every ``nn.Linear``, transformers ``Conv1D``, ``nn.Conv2d``,
     except the classifier, poolers, and convolutions without bias: a norm follows those, and its modulation at fixed
-    statistics does all that theirs could.
+    statistics does all that theirs could. ``none`` takes no layer.
 
     A layer that is not called is no site (its weights are read directly, or it is dead), nor is one whose output does
     not hold the examples one after the other along its first axis (position tables, sequence-first attention, routed
@@ -39,6 +39,10 @@ def find_sites(
     Raises:
         ValueError: no site, fewer blocks than ``last_k``, or a single example.
     """
+    if kind == "none":
+        if last_k is not None:
+            raise ValueError(f"last_k={last_k} with sites='none': there is nothing to take the last of; leave it out")
+        return ()
     model = uncompiled(model)
     layers = _candidates(model, kind)
     calls = _outputs_by_layer(model, layers, Inputs.of(example_inputs))
@@ -59,7 +63,7 @@ def _run(model: nn.Module, inputs: Inputs):
 
 def _candidates(model: nn.Module, kind: SiteKind) -> dict[str, nn.Module]:
     if kind not in ("norm", "ssf"):
-        raise ValueError(f"sites={kind!r}: expected 'norm' or 'ssf'")
+        raise ValueError(f"sites={kind!r}: expected 'norm', 'ssf' or 'none'")
     head = _classifier(model)
     wanted = {n: m for n, m in model.named_modules() if m is not head and "pooler" not in n.split(".")}
     return {n: m for n, m in wanted.items() if is_norm(m) or (kind == "ssf" and is_linear_map(m))}

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-SiteKind = Literal["norm", "ssf"]
+SiteKind = Literal["norm", "ssf", "none"]
 
 
 @dataclass(frozen=True)
