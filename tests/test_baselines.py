@@ -18,10 +18,13 @@ NAMES = [
     "nearest class mean, centred",
     "logistic regression",
     "ridge regression",
+    "LDA with shrinkage",
     f"head only, {STEPS} steps",
     f"scale/shift, {STEPS} steps",
+    f"scale/shift then head, {STEPS} steps",
     f"full fine-tuning, {STEPS} steps",
 ]
+RATES = ("head_lr", "modulation_lr", "two_stage_lr", "full_lr")
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +81,11 @@ def test_better_than_chance(methods, episode, name):
     assert accuracy(methods[name], episode) > 0.45, "three balanced classes"
 
 
-@pytest.mark.parametrize("name", NAMES[4:])
+@pytest.mark.parametrize("name", NAMES[5:])
 def test_every_fine_tuning_moves_something(network, episode, name):
     # A step size of nothing is the class means that the head starts from; a large one is not.
     still, moved = (
-        {m.name: m for m in mtl.baselines(network, steps=STEPS, head_lr=lr, modulation_lr=lr, full_lr=lr)}[name]
-        for lr in (1e-9, 1.0)
+        {m.name: m for m in mtl.baselines(network, steps=STEPS, **dict.fromkeys(RATES, lr))}[name] for lr in (1e-9, 1.0)
     )
     start = mtl.baselines(network)[0]
     assert torch.equal(still(episode), start(episode))
@@ -116,7 +118,7 @@ def test_centring_takes_the_mean_feature_away(network, episode):
 def test_adapted_values(methods, network):
     w, sites = network.width, network.modulation_width
     weights = sum(p.numel() for p in network.model.parameters())
-    expected = [0, 0, 5 * (w + 1), 0, 5 * w, 5 * w + 2 * sites, 5 * w + weights]
+    expected = [0, 0, 5 * (w + 1), 0, 0, 5 * w, 5 * w + 2 * sites, 5 * w + 2 * sites, 5 * w + weights]
     assert [methods[n].adapted_values(5) for n in NAMES] == expected
 
 
@@ -134,5 +136,5 @@ def test_episodes_follow_the_backbone_to_its_device(episode):
 
 
 def test_a_setting_that_no_baseline_has_is_refused(network):
-    with pytest.raises(ValueError, match=r"no setting \['lr'\]; expected some of \['c', 'full_lr', 'head_lr'"):
+    with pytest.raises(ValueError, match=r"no setting \['lr'\]; expected some of \['c', 'c_all', 'full_lr', 'head_lr'"):
         mtl.baselines(network, lr=0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,9 +55,10 @@ def test_controls_mislead_the_conditioned_generator_and_not_the_static_one():
         )
     metas = []
     conditioned.adapt = lambda support, steps=None, meta=None: metas.append(meta) or _Guess()  # type: ignore[method-assign]
-    for method in (mtl.learner_method(conditioned), *mtl.fewshot.controls(conditioned)):
+    own = conditioned.generator(conditioned.view(e.support))
+    for method in mtl.fewshot.controls(conditioned):
         method(e)
-    own, *misled = metas
+    misled = metas
     assert not any(torch.allclose(own["scale"], m["scale"]) for m in misled)
     assert (misled[-1]["scale"] == 1).all()
 
@@ -65,7 +68,7 @@ class _Guess:
         return torch.zeros(inputs.shape[:2], dtype=torch.long)
 
 
-@pytest.mark.parametrize("i", range(6))
+@pytest.mark.parametrize("i", range(8))
 def test_baselines_treat_every_task_alone(i):
     b, e = backbone(), episode(3)
     method = mtl.baselines(b, steps=3)[i]
@@ -222,24 +225,62 @@ def test_mistakes_are_refused_before_the_computing(arguments, message):
         mtl.evaluate(**options)
 
 
-def test_baselines_are_tuned_on_the_tasks_given(monkeypatch):
+def test_baselines_are_tuned_on_the_tasks_given():
+    Row = mtl.fewshot.Baseline
+    right = mtl.fewshot.Method("c", lambda e: torch.arange(3).repeat_interleave(3)[None].expand(e.tasks, -1))
+    good = lambda setup, v: replace(right if v == 2 else constant(0), name="a")  # noqa: E731
+    table = {
+        "a": Row(good, "x", 1.0, (1.0, 2.0, 3.0)),
+        "b": Row(lambda setup, v: replace(constant(0), name="b"), "y", 9.0, (5.0, 6.0), ((5.0, "z"),)),
+        "c": Row(lambda setup, v: right),
+    }
+    methods, chosen = mtl.fewshot.tune_baselines(backbone(), Blobs(), table=table, episodes=3)
+    assert chosen == {"x": 2.0, "y": 5.0}, "the best of each, else the first"
+    assert [(m.name, m.tuned) for m in methods] == [("a", "x=2"), ("b", "y=5"), ("c", "")]
+    comparison = mtl.evaluate(methods, Blobs(), episodes=3, progress=False)
+    assert [r.accuracy.mean() for r in comparison.rows] == pytest.approx([1, 1 / 3, 1])
+    assert "tuned" in comparison.table()
+    assert "x=2" in comparison.table()
+    assert "s/task" in comparison.table()
+    assert "tuned" not in mtl.evaluate(methods[2:], Blobs(), episodes=3, progress=False).table()
+
+
+def test_tuning_passes_over_an_episode_once():
     b = backbone()
-    asked = []
-
-    def judge(method, tasks, episodes, tasks_per_chunk):
-        asked.append((method.name, tasks, episodes))
-        return {"logistic regression": len(asked) == 2}.get(method.name, -len(asked))
-
-    monkeypatch.setattr("mtl.fewshot.evaluation.validation_accuracy", judge)
-    tasks = Blobs()
-    without = {k: row for k, row in mtl.fewshot.BASELINES.items() if k != "full"}
-    methods, chosen = mtl.fewshot.tune_baselines(b, tasks, table=without, episodes=3, steps=2)
-    assert chosen == {"c": 10.0, "l2": 0.01, "head_lr": 0.003, "modulation_lr": 0.005}, (
-        "the best of each, else the first"
+    calls = count_passes(b)
+    mtl.fewshot.tune_baselines(
+        b, Blobs(), table=mtl.fewshot.choose_baselines("ncm", "logistic", "ridge", "lda"), episodes=2
     )
-    assert {(t, n) for _, t, n in asked} == {(tasks, 3)}
-    assert [m.name for m in methods][-1] == "scale/shift, 2 steps"
-    assert mtl.fewshot.tune_baselines(b, tasks, episodes=3, steps=2)[0][-1].name == "full fine-tuning, 2 steps"
+    assert len(calls) == 2, "support and query, for all rows and all their settings"
+
+
+def test_the_seconds_of_a_row_include_the_passes_it_shares(monkeypatch):
+    b, wait = backbone(), 0.05
+    forward = b.forward
+    monkeypatch.setattr(b, "forward", lambda *args: (time.sleep(wait), forward(*args))[1])
+    rows = mtl.fewshot.choose_baselines("ncm", "ridge", "lda")
+    comparison = mtl.evaluate(mtl.baselines(b, table=rows), Blobs(), episodes=2, tasks_per_chunk=2, progress=False)
+    assert all(2 * wait <= 2 * row.seconds_per_task < 4 * wait for row in comparison.rows)
+
+
+def test_a_learner_sees_the_support_set_once():
+    found, e = learner(mtl.SupportConditioned), episode(2)
+    calls = []
+    found.generator.register_forward_hook(lambda *_: calls.append(1))
+    mtl.learner_method(found, steps=0)(e)
+    assert len(calls) == 1
+    passes = count_passes(found.backbone)
+    mtl.learner_method(found, steps=0)(e)
+    adapted = len(passes)
+    found.adapt(e.support, steps=0).predict(e.query.inputs)
+    assert len(passes) == 2 * adapted, "no pass more than adapting and predicting"
+
+
+def count_passes(b: mtl.Backbone) -> list[int]:
+    calls: list[int] = []
+    features = b.adapter.features
+    b.adapter.features = lambda *args: (calls.append(1), features(*args))[1]  # type: ignore[method-assign]
+    return calls
 
 
 def test_tune_needs_candidates():

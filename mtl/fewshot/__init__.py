@@ -2,13 +2,13 @@
 
 from mtl.fewshot import generators
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.baselines import BASELINES, Baseline, Method, baselines
+from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, baselines
 from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
 from mtl.fewshot.exporting import export
 from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.fewshot.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
 from mtl.fewshot.learner import MetaLearner, MetaStep
-from mtl.fewshot.peft_baselines import PEFT_BASELINES, peft_baselines
+from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_baselines
 from mtl.fewshot.saving import from_pretrained, save_pretrained
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, train_stages
@@ -29,9 +29,11 @@ __all__ = [
     "NearestClassMean",
     "NonFiniteLosses",
     "Ridge",
+    "Setup",
     "Stage",
     "TrainingConfig",
     "baselines",
+    "choose_baselines",
     "controls",
     "evaluate",
     "export",

@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtl.episode import Episode, TaskSource, stack_by_shape
-from mtl.fewshot.baselines import BASELINES, Baseline, Method, make_methods
+from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, Value, make_methods, usable
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.statistics import FeatureStatistics
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
 from mtl.tools.comparison import Comparison, Kind, MethodResult, mean_interval
@@ -54,13 +55,13 @@ def evaluate(
                 families[i] = family
             ways = max(ways, episode.ways)
             for method in methods:
-                start = time.perf_counter()
+                start = time.perf_counter() + method.shared_seconds()
                 predicted = method(episode).cpu()
-                seconds[method.name] += time.perf_counter() - start
+                seconds[method.name] += time.perf_counter() + method.shared_seconds() - start
                 _check_shape(method, predicted, episode.query.labels)
                 accuracy[method.name][at] = (predicted == episode.query.labels).float().mean(1).numpy()
     rows = [
-        MethodResult(m.name, m.kind, accuracy[m.name], seconds[m.name] / episodes, m.adapted_values(ways))
+        MethodResult(m.name, m.kind, accuracy[m.name], seconds[m.name] / episodes, m.adapted_values(ways), m.tuned)
         for m in methods
     ]
     return Comparison(setting, tuple(families), tuple(rows), reference or methods[0].name)
@@ -97,7 +98,7 @@ def _families(episode: Episode) -> tuple[str, ...]:
 
 def learner_method(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
     """The learner as a method, by default with the inner steps that it was trained with."""
-    return _method(learner, name, "ours", _emit, steps)
+    return _method(learner, name, "ours", None, steps)
 
 
 def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
@@ -127,11 +128,14 @@ def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
 Emit = Callable[[MetaLearner, Episode], Tensors]
 
 
-def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit, steps: int | None) -> Method:
+def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit | None, steps: int | None) -> Method:
+    """Adapt and predict; without ``emit``, from what the generator emits for the support set."""
+
     @torch.no_grad()
     def predict(episode: Episode) -> Tensor:
         episode = episode.to(learner.device)
-        return learner.adapt(episode.support, steps=steps, meta=emit(learner, episode)).predict(episode.query.inputs)
+        meta = None if emit is None else emit(learner, episode)
+        return learner.adapt(episode.support, steps=steps, meta=meta).predict(episode.query.inputs)
 
     shown = learner.inner_steps if steps is None else steps
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"
@@ -183,24 +187,32 @@ def _require_two(episode: Episode) -> None:
         raise ValueError("a chunk of one task holds no other task's support; raise tasks_per_chunk or episodes")
 
 
-def validation_accuracy(method: Method, tasks: TaskSource, episodes: int, tasks_per_chunk: int = 8) -> float:
-    """Mean accuracy on the first episodes, to choose a setting by."""
-    comparison = evaluate([method], tasks, episodes=episodes, tasks_per_chunk=tasks_per_chunk, progress=False)
-    return mean_interval(comparison.rows[0].accuracy)[0]
-
-
 def tune(
-    candidates: Mapping[float, Method], tasks: TaskSource, episodes: int = 40, tasks_per_chunk: int = 8
-) -> tuple[float, dict[float, float]]:
+    candidates: Mapping[Value, Method], tasks: TaskSource, episodes: int = 40, tasks_per_chunk: int = 8
+) -> tuple[Value, dict[Value, float]]:
     """The setting with the best accuracy on *validation* episodes, and the accuracy of each.
+
+    All candidates see an episode before the next is drawn, so that they share what it costs to make.
 
     Raises:
         ValueError: without candidates.
     """
     if not candidates:
         raise ValueError("tune: no candidates; give {setting: method}, a few settings a factor of three apart")
-    scores = {value: validation_accuracy(m, tasks, episodes, tasks_per_chunk) for value, m in candidates.items()}
+    [scores] = _scores({"": candidates}, tasks, episodes, tasks_per_chunk, progress=False).values()
     return max(scores, key=scores.__getitem__), scores
+
+
+def _scores(
+    candidates: Mapping[str, Mapping[Value, Method]], tasks: TaskSource, episodes: int, size: int, progress: bool
+) -> dict[str, dict[Value, float]]:
+    """Mean accuracy on the first episodes of every candidate of every row."""
+    named = {(key, v): replace(m, name=f"{key} {v}") for key, row in candidates.items() for v, m in row.items()}
+    found = evaluate(
+        list(named.values()), tasks, episodes=episodes, tasks_per_chunk=size, setting="tuning", progress=progress
+    )
+    mean = {row.method: mean_interval(row.accuracy)[0] for row in found.rows}
+    return {key: {v: mean[named[key, v].name] for v in row} for key, row in candidates.items()}
 
 
 def tune_baselines(
@@ -210,19 +222,26 @@ def tune_baselines(
     table: Mapping[str, Baseline] = BASELINES,
     episodes: int = 40,
     steps: int = 50,
-) -> tuple[list[Method], dict[str, float]]:
+    statistics: FeatureStatistics | None = None,
+    tasks_per_chunk: int = 8,
+) -> tuple[list[Method], dict[str, Value]]:
     """The baselines, each at its best setting on *validation* tasks. Untuned baselines make unfair comparisons.
 
     Args:
         tasks: validation tasks of the ways and shots that will be tested.
-        table: which baselines, such as ``BASELINES | PEFT_BASELINES``, or some of these rows.
+        table: which baselines, see :func:`mtl.fewshot.choose_baselines`.
         episodes: per candidate setting.
         steps: gradient steps of the fine-tuned ones.
+        statistics: of features of *training* tasks; with them, the rows on the last level also try standardised
+            features, and those on all levels are better at one shot.
+        tasks_per_chunk: most tasks in one forward pass.
 
     Returns:
-        The methods, and the chosen settings by name.
+        The methods, and the chosen settings by name; each method's ``tuned`` shows its own in the table.
     """
-    best: dict[str, float] = {}
-    for row in tqdm([row for row in table.values() if row.grid], desc="tuning baselines", unit="baseline"):
-        best[row.setting], _ = tune({v: row.make(backbone, v, steps) for v in row.grid}, tasks, episodes)
-    return make_methods(table, backbone, steps, best), best
+    setup = Setup(backbone, steps, statistics)
+    rows = [row for row in usable(table, setup).values() if row.grid]
+    candidates = {row.setting: {v: row.method(setup, v) for v in row.candidates(setup)} for row in rows}
+    scores = _scores(candidates, tasks, episodes, tasks_per_chunk, progress=True) if candidates else {}
+    best = {setting: max(row, key=row.__getitem__) for setting, row in scores.items()}
+    return make_methods(table, setup, best), best

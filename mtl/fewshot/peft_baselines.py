@@ -11,8 +11,18 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mtl.episode import Inputs
-from mtl.fewshot.baselines import Baseline, Method, fine_tune, make_methods, one_by_one
+from mtl.episode import Episode, Inputs
+from mtl.fewshot.baselines import (
+    BASELINES,
+    Baseline,
+    Method,
+    Setup,
+    choose_rows,
+    fine_tune,
+    make_methods,
+    one_by_one,
+    require_network_inputs,
+)
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
 
@@ -31,21 +41,25 @@ def peft_baselines(backbone: Backbone, *, steps: int = 50, **settings: float) ->
         ImportError: without peft.
         ValueError: for a family that peft has no default layers for.
     """
-    return make_methods(PEFT_BASELINES, backbone, steps, settings)
+    return make_methods(PEFT_BASELINES, Setup(backbone, steps), settings)
 
 
-def _method(name: Literal["LoRA", "IA3"], backbone: Backbone, lr: float, steps: int) -> Method:
+def _method(name: Literal["LoRA", "IA3"], setup: Setup, lr: float) -> Method:
+    backbone, last = setup.backbone, setup.last
     model = _adapted_copy(backbone, name)
     start = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
     count, call = sum(p.numel() for p in start.values()), _Features(backbone, model)
 
     def features(weights: Tensors, inputs: Inputs) -> Tensor:
         own = {f"model.{k}": weights[k] for k in start}
-        return torch.func.functional_call(call, own, (inputs.flatten(),)).unsqueeze(0)
+        return torch.func.functional_call(call, own, (inputs.flatten(),))[..., last].unsqueeze(0)
 
-    device = lambda: next(model.parameters()).device  # noqa: E731
-    predict = one_by_one(lambda episode: fine_tune(episode.to(device()), start, features, lr, steps))
-    return Method(f"{name}, {steps} steps", predict, lambda ways: count + ways * backbone.width)
+    def predict(episode: Episode) -> Tensor:
+        require_network_inputs(name, episode)
+        return fine_tune(episode.to(next(model.parameters()).device), start, features, lr, setup.steps)
+
+    values = lambda ways: count + ways * setup.levels[-1]  # noqa: E731
+    return setup.method(f"{name}, {setup.steps} steps", one_by_one(predict), values)
 
 
 PEFT_BASELINES: dict[str, Baseline] = {
@@ -53,6 +67,18 @@ PEFT_BASELINES: dict[str, Baseline] = {
     "ia3": Baseline(partial(_method, "IA3"), "ia3_lr", 3e-2, (1e-2, 3e-2, 1e-1)),
 }
 """The baselines of peft, for ``baselines(table=...)`` and ``tune_baselines(table=...)``."""
+
+
+def choose_baselines(*keys: str) -> dict[str, Baseline]:
+    """Rows of :data:`mtl.fewshot.BASELINES` and :data:`PEFT_BASELINES` by key, in the order given.
+
+    Raises:
+        ValueError: for a key that there is not, with those that look like it.
+
+    >>> list(choose_baselines("ridge", "lora"))
+    ['ridge', 'lora']
+    """
+    return choose_rows(keys, BASELINES | PEFT_BASELINES)
 
 
 def _adapted_copy(backbone: Backbone, name: Literal["LoRA", "IA3"]) -> nn.Module:

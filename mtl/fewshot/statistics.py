@@ -58,7 +58,7 @@ class FeatureStatistics:
             ValueError: there is no example, or a feature is not finite.
         """
         shown = tqdm(batches, desc="feature statistics", unit="batch", total=total, delay=2)
-        return _statistics((_features(backbone, Inputs.of(inputs)) for inputs in shown), blocks(backbone))
+        return _statistics((_features(backbone, Inputs.of(inputs)) for inputs in shown), level_widths(backbone))
 
     @staticmethod
     def of_tasks(backbone: Backbone, tasks: TaskSource, episodes: int) -> FeatureStatistics:
@@ -105,8 +105,8 @@ class FeatureStatistics:
         return FeatureStatistics(**tensors)
 
 
-def blocks(backbone: Backbone) -> tuple[int, ...]:
-    """Widths of the parts of the features that share a scale."""
+def level_widths(backbone: Backbone) -> tuple[int, ...]:
+    """Widths of the levels of the features, in order; the last is the network's own pooled features."""
     return (backbone.width,)
 
 

@@ -55,6 +55,7 @@ class MethodResult:
         accuracy: ``(episodes,)`` in ``0 .. 1``; stored as a read-only float64 copy.
         seconds_per_task: time to adapt to one task and predict its queries.
         adapted_values: number of adapted weights per task.
+        tuned: the setting that it ran at, such as ``"c=10"``; empty where there is none.
 
     Raises:
         ValueError: naming the method, for NaN, percentages, other shapes, unknown kinds, negative or infinite costs.
@@ -65,6 +66,7 @@ class MethodResult:
     accuracy: np.ndarray
     seconds_per_task: float
     adapted_values: int
+    tuned: str = ""
 
     def __post_init__(self) -> None:
         accuracy = np.array(self.accuracy, dtype=np.float64)
@@ -159,9 +161,10 @@ class Comparison:
         """An aligned table in percent: accuracy, also per family if there are several, paired difference, costs."""
         parts = self.parts()
         heads = ["method", "accuracy ± 95 %", *list(parts)[1:], "difference  ", "s/task", "adapted values"]
+        heads += ["tuned"] if any(r.tuned for r in self.rows) else []
         note = f"{self.setting}, {len(self.families)} episodes; accuracies in % ± a 95 % interval.\nDifference: "
         note += f"{self.reference} minus method, paired; * its interval excludes 0, uncorrected for many comparisons."
-        return f"{_aligned([heads, *(_cells(parts, r) for r in self.rows)], markdown)}\n\n{note}\n"
+        return f"{_aligned([heads, *(_cells(parts, r)[: len(heads)] for r in self.rows)], markdown)}\n\n{note}\n"
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per method and family, ``"all"`` included, with accuracies in ``0 .. 1``."""
@@ -204,7 +207,7 @@ def _cells(parts: Mapping[str, Comparison], row: MethodResult) -> list[str]:
     difference = f"{100 * v.difference:+.2f} ± {100 * v.half_width:.2f} {' ' if v.outcome == 'ties' else '*'}"
     if row.method == parts[ALL].reference:
         difference = "reference  "
-    return [row.method, *accuracies, difference, f"{row.seconds_per_task:.3g}", f"{row.adapted_values:,}"]
+    return [row.method, *accuracies, difference, f"{row.seconds_per_task:.3g}", f"{row.adapted_values:,}", row.tuned]
 
 
 def _aligned(cells: Sequence[Sequence[str]], markdown: bool) -> str:
@@ -225,4 +228,5 @@ def _record(family: str, part: Comparison, row: MethodResult) -> dict[str, Any]:
     record = {"setting": part.setting, "method": row.method, "kind": row.kind, "family": family}
     record |= {"episodes": row.accuracy.size, "accuracy": mean, "accuracy_half_width": half}
     record |= {"reference": part.reference} | vars(part.verdict(row.method, family))
+    record |= {"tuned": row.tuned}
     return record | {"seconds_per_task": row.seconds_per_task, "adapted_values": row.adapted_values}
