@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import mtl
+from mtl.fewshot.statistics import level_widths
 
 Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
@@ -25,8 +26,8 @@ Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
-MoreBaselines = Callable[[mtl.TaskSource], tuple[list[mtl.fewshot.Method], dict[str, Any]]]
-"""Validation tasks to more methods for the table, and the settings that were chosen for them."""
+STATISTICS_EPISODES = 100
+BASELINES = tuple(key for key in mtl.fewshot.BASELINES if key != "full")  # full fine-tuning is by far the slowest
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Settings:
     validation_tasks: int = 48  # episodes that choose the best generator
     tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
     test_episodes: int = 80  # test episodes per number of shots; papers use 600
-    full_fine_tuning: bool = False  # compare with full fine-tuning too, the slowest baseline
+    baselines: tuple[str, ...] = BASELINES  # rows of the table; full, lora and ia3 are there too
     mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
     seed: int = 0  # seed of the generator, the split and the episodes
     estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
@@ -120,16 +121,13 @@ def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options
 
 
 def run(
-    config: Settings,
-    backbone: mtl.Backbone,
-    sources: Sources,
-    accelerator: Accelerator,
-    draw: Draw,
-    more_baselines: MoreBaselines | None = None,
+    config: Settings, backbone: mtl.Backbone, sources: Sources, accelerator: Accelerator, draw: Draw
 ) -> list[mtl.Comparison]:
     """Train the generator and its static control, compare all methods on the test tasks, write tables and pictures."""
     if accelerator.is_main_process:
         write_facts(config)
+    # A baseline that this network cannot have is refused before the training, not after it.
+    mtl.baselines(backbone, table=mtl.fewshot.choose_baselines(*config.baselines))
     generator = meta_train(mtl.SupportConditioned, config, backbone, sources, accelerator)
     static = meta_train(mtl.Static, config, backbone, sources, accelerator)
     if not accelerator.is_main_process:
@@ -137,7 +135,7 @@ def run(
             return []
         # Processes that share a network pass through it together to the end; what this one writes nobody needs.
         config = replace(config, out=tempfile.mkdtemp())
-    found = compare(config, generator, static, sources, more_baselines)
+    found = compare(config, generator, static, sources)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
     draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
     accelerator.end_training()
@@ -145,11 +143,7 @@ def run(
 
 
 def compare(
-    config: Settings,
-    generator: mtl.MetaLearner,
-    static: mtl.MetaLearner,
-    sources: Sources,
-    more_baselines: MoreBaselines | None = None,
+    config: Settings, generator: mtl.MetaLearner, static: mtl.MetaLearner, sources: Sources
 ) -> list[mtl.Comparison]:
     """One table per number of shots; baselines have the settings that are best on validation tasks."""
     out = Path(config.out)
@@ -160,15 +154,13 @@ def compare(
         mtl.fewshot.static_control(static),
         *mtl.fewshot.controls(generator),
     ]
-    table = {k: row for k, row in mtl.fewshot.BASELINES.items() if k != "full" or config.full_fine_tuning}
+    table, backbone = mtl.fewshot.choose_baselines(*config.baselines), generator.backbone
+    statistics = statistics_of(backbone, sources.train)
     comparisons, chosen = [], {}
     for shots, (held_out, test) in sources.by_shots.items():
         methods, chosen[shots] = mtl.fewshot.tune_baselines(
-            generator.backbone, held_out, table=table, episodes=config.tuning_episodes
+            backbone, held_out, table=table, episodes=config.tuning_episodes, statistics=statistics
         )
-        if more_baselines is not None:
-            more, settings = more_baselines(held_out)
-            methods, chosen[shots] = [*methods, *more], chosen[shots] | settings
         found = mtl.evaluate(
             [*ours, *methods],
             test,
@@ -182,6 +174,12 @@ def compare(
         comparisons.append(found)
     (out / "baselines.json").write_text(json.dumps(chosen, indent=2))
     return comparisons
+
+
+def statistics_of(backbone: mtl.Backbone, train: mtl.TaskSource) -> mtl.fewshot.FeatureStatistics | None:
+    """Mean and deviation of the features of training tasks, where levels of unlike scale stand side by side."""
+    several = len(level_widths(backbone)) > 1
+    return mtl.fewshot.FeatureStatistics.of_tasks(backbone, train, STATISTICS_EPISODES) if several else None
 
 
 def meta_train(

@@ -3,6 +3,7 @@
     python recipes/few_shot_text.py                                    # embedded docstrings and encoder, offline
     python recipes/few_shot_text.py --backbone mtl/minilm --last-k 1 --shots 5
     python recipes/few_shot_text.py --data reviews.csv --text-column review --label-column topic --backbone mtl/minilm
+    python recipes/few_shot_text.py --baselines logistic ridge lora ia3      # LoRA and IA3: pip install -e ".[text]"
 
 The tasks of the first two: which module of Python's standard library is a docstring from, its names masked? Without
 --backbone a small encoder is pretrained first, on the training modules' text: expect about 63 % at 5-way 5-shot, and
@@ -42,7 +43,6 @@ class Config(few_shot.Settings):
     tasks_per_step: int = 8  # tasks per outer step; half as many through the inner loop
     outer_lr: float = 1e-3  # of the generator; a quarter of it through the inner loop
     test_episodes: int = 48  # per number of shots; 600 is the field's habit
-    peft: bool = False  # add LoRA and IA3 to the table; slow, needs `pip install -e ".[text]"`
     families: tuple[str, ...] = ("module", "file", "owner")  # kinds of docstring tasks to train on; tested on modules
 
 
@@ -52,17 +52,7 @@ def main(config: Config) -> list[mtl.Comparison]:
         name = config.backbone or str(small_encoder(config).resolve())
     backbone = few_shot.backbone_of(config, accelerator, name, pooling=config.pooling, max_length=config.max_length)
     sources = few_shot.Sources.of(maker(config, backbone), config)
-    more = peft_methods(backbone, config.tuning_episodes) if config.peft else None
-    return few_shot.run(config, backbone, sources, accelerator, write_episodes, more)
-
-
-def peft_methods(backbone: mtl.Backbone, episodes: int) -> few_shot.MoreBaselines:
-    """LoRA and IA3, each at the step size that is best on validation tasks."""
-
-    def more(held_out: mtl.TaskSource) -> tuple[list[mtl.fewshot.Method], dict[str, float]]:
-        return mtl.fewshot.tune_baselines(backbone, held_out, table=mtl.fewshot.PEFT_BASELINES, episodes=episodes)
-
-    return more
+    return few_shot.run(config, backbone, sources, accelerator, write_episodes)
 
 
 def small_encoder(config: Config) -> Path:

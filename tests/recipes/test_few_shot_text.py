@@ -34,12 +34,22 @@ def test_few_shot_text(tmp_path, encoder, own):
 
 def test_few_shot_text_with_another_head_and_peft(tmp_path, encoder):
     pytest.importorskip("peft")
-    config = few_shot_text.Config(out=str(tmp_path), backbone=encoder, head="ridge", peft=True, **LITTLE_TEXT)
+    config = few_shot_text.Config(
+        out=str(tmp_path), backbone=encoder, head="ridge", baselines=("ncm", "lora", "ia3"), **LITTLE_TEXT
+    )
     [found] = few_shot_text.main(config)
-    assert {"LoRA, 50 steps", "IA3, 50 steps"} < {r.method for r in found.rows}
-    assert {"lora_lr", "ia3_lr"} < json.loads((tmp_path / "baselines.json").read_text())["2"].keys()
+    rows = [r.method for r in found.rows if r.kind == "baseline"]
+    assert rows == ["nearest class mean", "LoRA, 50 steps", "IA3, 50 steps"]
+    assert {"lora_lr", "ia3_lr"} == json.loads((tmp_path / "baselines.json").read_text())["2"].keys()
     learner = mtl.from_pretrained(tmp_path / "SupportConditioned" / "final")
     assert learner.head == mtl.Ridge()
+
+
+def test_a_baseline_that_there_is_not_is_refused_before_the_training(tmp_path, encoder):
+    config = few_shot_text.Config(out=str(tmp_path), backbone=encoder, baselines=("ncm", "rigde"), **LITTLE_TEXT)
+    with pytest.raises(ValueError, match=r"no baseline is called 'rigde': did you mean ridge"):
+        few_shot_text.main(config)
+    assert not (tmp_path / "SupportConditioned").exists()
 
 
 def test_the_small_encoder_is_made_once(encoder):
