@@ -111,6 +111,28 @@ def test_by_family_keeps_episodes_in_order(comparison):
     assert list(parts["cells"].parts()) == ["all"]
 
 
+def test_unseen_families_are_listed_apart(comparison, tmp_path):
+    assert comparison.blocks() == replace(comparison, unseen=("cells", "glyphs")).blocks() == {}
+    apart = replace(comparison, unseen=("glyphs", "others"))
+    blocks = apart.blocks()
+    assert {name: c.families for name, c in blocks.items()} == {
+        "seen families": ("cells",) * 4,
+        "unseen families": ("glyphs",) * 4,
+    }
+    assert blocks["unseen families"].verdict("LoRA | rank 4").difference == pytest.approx(-0.1)
+    table = apart.table()
+    assert table.index("1-shot, seen families, 4 episodes") < table.index("1-shot, unseen families, 4 episodes")
+    assert "-10.00 ± 0.00 *" in table
+    assert "+10.00 ± 0.00 *" in table
+    assert re.search(r"glyphs \(unseen\) +70.0 ± ", apart.family_table())
+    apart.to_csv(tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open() as stream:
+        written = [row["family"] for row in csv.DictReader(stream)]
+    assert list(dict.fromkeys(written)) == ["all", "seen families", "unseen families", "cells", "glyphs"]
+    apart.to_json(tmp_path / "c.json")
+    assert Comparison.from_json(tmp_path / "c.json").unseen == ("glyphs", "others")
+
+
 def test_verdicts(comparison):
     outcomes = {(v.method, v.family): v.outcome for v in verdicts(comparison)}
     families = ("all", "cells", "glyphs")

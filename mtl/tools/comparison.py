@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +16,7 @@ from mtl.tools.files import atomic_write, write_csv
 
 Kind = Literal["baseline", "ours", "control"]
 ALL = "all"  # name of the pooled episodes of all families
+SEEN, UNSEEN = "seen families", "unseen families"
 
 
 def mean_interval(x: ArrayLike) -> tuple[float, float]:
@@ -108,6 +109,7 @@ class Comparison:
         families: family of each episode's task, ``(episodes,)``.
         rows: one per method, in the order of the tables.
         reference: the method from which the others are subtracted.
+        unseen: families that nothing was trained on; tables list them apart. There may be others among them.
 
     Raises:
         ValueError: lengths differ, names repeat or the reference is unknown.
@@ -117,6 +119,7 @@ class Comparison:
     families: tuple[str, ...]
     rows: tuple[MethodResult, ...]
     reference: str
+    unseen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         methods, episodes = [r.method for r in self.rows], len(self.families)
@@ -135,12 +138,21 @@ class Comparison:
 
     def by_family(self) -> dict[str, Comparison]:
         """A comparison for each family, in order of first appearance."""
-        return {name: self._restricted(name) for name in dict.fromkeys(self.families)}
+        return {name: self._restricted({name}) for name in dict.fromkeys(self.families)}
 
-    def _restricted(self, family: str) -> Comparison:
-        mask = np.array(self.families) == family
+    def blocks(self) -> dict[str, Comparison]:
+        """The families that were trained on and those that were not, ``"seen families"`` and ``"unseen families"``.
+
+        Nothing when all are of one sort.
+        """
+        unseen = set(self.families) & set(self.unseen)
+        seen = set(self.families) - unseen
+        return {SEEN: self._restricted(seen), UNSEEN: self._restricted(unseen)} if seen and unseen else {}
+
+    def _restricted(self, families: Container[str]) -> Comparison:
+        mask = np.array([family in families for family in self.families])
         rows = tuple(replace(r, accuracy=r.accuracy[mask]) for r in self.rows)
-        return replace(self, families=(family,) * int(mask.sum()), rows=rows)
+        return replace(self, families=tuple(f for f in self.families if f in families), rows=rows)
 
     def parts(self) -> dict[str, Comparison]:
         """All episodes under ``"all"``, followed by each family if there are several.
@@ -158,8 +170,27 @@ class Comparison:
         return Verdict(method, family, difference, half_width, outcome)
 
     def table(self, markdown: bool = False) -> str:
-        """An aligned table in percent: accuracy, also per family if there are several, paired difference, costs."""
-        parts = self.parts()
+        """An aligned table in percent: accuracy, also per family if there are several, paired difference, costs.
+
+        Seen and unseen families have a table each, and one line per family follows, see :meth:`family_table`.
+        """
+        if blocks := self.blocks():
+            tables = [
+                replace(c, setting=f"{c.setting}, {name}")._table({ALL: c}, markdown) for name, c in blocks.items()
+            ]
+            return "\n".join([*tables, self.family_table(markdown)])
+        return self._table(self.parts(), markdown)
+
+    def family_table(self, markdown: bool = False) -> str:
+        """An aligned table in percent: one line per family, one column per method."""
+        head = ["family", *(r.method for r in self.rows)]
+        lines = [
+            [f"{name} (unseen)" if name in self.unseen else name, *(_percent(r.accuracy) for r in part.rows)]
+            for name, part in self.by_family().items()
+        ]
+        return f"{_aligned([head, *lines], markdown)}\n\n{self.setting}; accuracies in % ± a 95 % interval.\n"
+
+    def _table(self, parts: Mapping[str, Comparison], markdown: bool) -> str:
         heads = ["method", "accuracy ± 95 %", *list(parts)[1:], "difference  ", "s/task", "adapted values"]
         heads += ["tuned"] if any(r.tuned for r in self.rows) else []
         note = f"{self.setting}, {len(self.families)} episodes; accuracies in % ± a 95 % interval.\nDifference: "
@@ -167,8 +198,8 @@ class Comparison:
         return f"{_aligned([heads, *(_cells(parts, r)[: len(heads)] for r in self.rows)], markdown)}\n\n{note}\n"
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one line per method and family, ``"all"`` included, with accuracies in ``0 .. 1``."""
-        parts = [(ALL, self), *self.by_family().items()]
+        """Write one line per method and family, ``"all"`` and :meth:`blocks` too, with accuracies in ``0 .. 1``."""
+        parts = [(ALL, self), *self.blocks().items(), *self.by_family().items()]
         write_csv([_record(name, part, row) for name, part in parts for row in part.rows], path)
 
     def to_json(self, path: str | Path) -> None:
@@ -183,7 +214,8 @@ class Comparison:
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
             rows, families = tuple(MethodResult(**r) for r in content["rows"]), tuple(content["families"])
-            return Comparison(**content | {"rows": rows, "families": families})
+            unseen = tuple(content.get("unseen", ()))
+            return Comparison(**content | {"rows": rows, "families": families, "unseen": unseen})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a saved comparison: {error}") from error
 
@@ -200,14 +232,18 @@ def verdicts(comparison: Comparison, per_family: bool = True) -> list[Verdict]:
 
 def _cells(parts: Mapping[str, Comparison], row: MethodResult) -> list[str]:
     """One line of the table: percentages to a tenth, the far more precise paired differences to a hundredth."""
-    intervals = [mean_interval(part.row(row.method).accuracy) for part in parts.values()]
-    accuracies = [f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in intervals]
+    accuracies = [_percent(part.row(row.method).accuracy) for part in parts.values()]
     v = parts[ALL].verdict(row.method)
     # A space in place of the star aligns the column's decimal points.
     difference = f"{100 * v.difference:+.2f} ± {100 * v.half_width:.2f} {' ' if v.outcome == 'ties' else '*'}"
     if row.method == parts[ALL].reference:
         difference = "reference  "
     return [row.method, *accuracies, difference, f"{row.seconds_per_task:.3g}", f"{row.adapted_values:,}", row.tuned]
+
+
+def _percent(accuracy: ArrayLike) -> str:
+    mean, half = mean_interval(accuracy)
+    return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
 def _aligned(cells: Sequence[Sequence[str]], markdown: bool) -> str:
