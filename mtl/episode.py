@@ -75,6 +75,11 @@ class Inputs:
         return iter(self.tensors.values())
 
     @property
+    def finished(self) -> bool:
+        """Whether these are features that a backbone without sites has computed before, and nothing else."""
+        return self.tensors.keys() == {READOUT}
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of the first tensor. The others share its leading axes."""
         return next(iter(self)).shape

@@ -25,8 +25,9 @@ class InputCache:
     """Preprocesses examples, and keeps the recently used ones in memory. Task sources and threads may share one.
 
     Args:
-        preprocess: see :data:`Preprocess`. With ``lambda texts: backbone.with_prefix(backbone.preprocess(texts))``
-            each text also goes through the frozen layers below the first site only once.
+        preprocess: see :data:`Preprocess`. With ``lambda items: backbone.with_prefix(backbone.preprocess(items))``
+            each example also goes through the frozen layers below the first site only once, and with a backbone without
+            sites through all of them.
         limit: bytes, at least 0; the least recently used examples go first, and 0 keeps none.
     """
 
@@ -80,7 +81,7 @@ def _bytes(row: Inputs) -> int:
 
 def _check(made: Any, collection: AbstractCollection, count: int) -> Inputs:
     inputs = Inputs.of(made) if isinstance(made, Inputs | Tensor | Mapping) else None
-    if inputs is None or any(len(t) != count for t in inputs) or not collection.accepts(inputs):
+    if inputs is None or any(len(t) != count for t in inputs) or not _expected(inputs, collection):
         found = type(made).__name__ if inputs is None else _describe(inputs)
         raise ValueError(
             f"preprocess turned {count} {collection.noun} into {found}; expected {collection.expected}, "
@@ -91,6 +92,10 @@ def _check(made: Any, collection: AbstractCollection, count: int) -> Inputs:
             'preprocess pads at the left; set tokenizer.padding_side = "right": positions count from there'
         )
     return inputs
+
+
+def _expected(inputs: Inputs, collection: AbstractCollection) -> bool:
+    return inputs.finished or collection.accepts(inputs)
 
 
 def _describe(inputs: Inputs) -> str:

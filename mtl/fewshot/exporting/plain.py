@@ -48,8 +48,13 @@ class Written:
 
 def to_plain(adapted: Adapted, task: int) -> Plain:
     """Merge one task, and scale its classifier so that its logits have the size of the learner's."""
-    merged, weight, bias = adapted.merge(task)
     backbone = adapted.model.backbone
+    if len(backbone.levels) > 1:
+        raise ValueError(
+            f"{backbone.name} reads {len(backbone.levels)} levels, and a plain checkpoint classifies the last only: "
+            "keep predicting with the learner, or load the backbone with levels='last'"
+        )
+    merged, weight, bias = adapted.merge(task)
     if merged.unmerged:
         raise ValueError(
             f"{backbone.name} has no plain checkpoint that predicts the same: {some(merged.unmerged, '; ')}. "

@@ -254,6 +254,8 @@ class Backbone(nn.Module):
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
+        if not self.sites or self.readout:
+            return None
         features = lambda n: self.features(self.example_inputs(n))  # noqa: E731
         return find_prefix(self.name, self.modulator, features, self.device, unbroken=self.execution.lockstep)
 
