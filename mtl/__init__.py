@@ -15,6 +15,8 @@ from mtl.data import ClassTasks, DocstringTasks, GlyphTasks, open_images, open_t
 from mtl.episode import Alternating, Episode, Examples, Inputs, TaskSource, stack_by_shape
 from mtl.fewshot import (
     Adapted,
+    CentredRidge,
+    ChannelWise,
     Cosine,
     Linear,
     MetaLearner,
@@ -56,6 +58,8 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "open_texts",
     "stack_by_shape",
     # generators and heads
+    "CentredRidge",
+    "ChannelWise",
     "Cosine",
     "Linear",
     "NearestClassMean",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sklearn.linear_model
 import torch
 import torch.nn.functional as F
 
@@ -57,3 +58,28 @@ def test_ridge_is_ridge_regression():
 def test_a_penalty_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"Ridge\(l2=0\): expected a positive penalty"):
         mtl.Ridge(l2=0)
+    with pytest.raises(ValueError, match=r"CentredRidge\(l2=-1\): expected a positive penalty"):
+        mtl.CentredRidge(l2=-1)
+
+
+@pytest.mark.parametrize("labels", [UNEQUAL, ONE_SHOT], ids=["unequal", "one shot"])
+def test_centred_ridge_leaves_one_out_exactly(labels):
+    features, head = 3 + 2 * draw(labels), mtl.CentredRidge()
+    fast = head.support_logits({}, (features, labels), 3)
+    for i in range(labels.shape[1]):
+        others = [j for j in range(labels.shape[1]) if j != i]
+        slow = head.logits(features[:, [i]], {}, (features[:, others], labels[:, others]), 3)[:, 0]
+        torch.testing.assert_close(fast[:, i], slow)
+
+
+@pytest.mark.parametrize("labels", [UNEQUAL, ONE_SHOT], ids=["unequal", "one shot"])
+def test_centred_ridge_is_ridge_regression_with_an_intercept(labels):
+    """Against scikit-learn; and its linear classifier has the same logits."""
+    features, asked, head = 3 + 2 * draw(labels), draw(torch.zeros(2, 9), seed=1), mtl.CentredRidge(l2=0.3, scale=2)
+    found = head.logits(asked, {}, (features, labels), 3)
+    for t in range(2):
+        reference = sklearn.linear_model.Ridge(alpha=0.3).fit(features[t] / 5**0.5, F.one_hot(labels[t], 3) - 1 / 3)
+        expected = 2 * torch.as_tensor(reference.predict(asked[t] / 5**0.5))
+        torch.testing.assert_close(found[t], expected)
+    weight, bias = head.as_linear({}, (features, labels), 3)
+    torch.testing.assert_close(asked @ weight.mT + bias.unsqueeze(1), found)

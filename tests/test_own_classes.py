@@ -200,7 +200,7 @@ def test_a_folder_of_the_built_in_classes_keeps_its_format(tmp_path: Path):
     assert config["head"] == {"kind": "ridge", "options": {"l2": 1.0, "scale": 10.0}}
     options = {"betas": [0.9, 0.999], "eps": 1e-8}
     assert config["inner"] == {"inner_steps": 5, "optimizer": {"kind": "adam", "options": options}}
-    assert {"conditioned", "static", "code"} <= GENERATORS.keys()
+    assert {"channelwise", "dense", "static", "code"} <= GENERATORS.keys()
     assert {"cosine", "linear", "ncm", "ridge"} <= HEADS.keys()
     assert {k: len(v) for k, v in made.generator.state_dict().items() if k.endswith("log_lr")} == {
         "step_sizes_of.log_lr": 2 * len(made.generator.widths) + 1

@@ -6,7 +6,7 @@ from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, baselines
 from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
 from mtl.fewshot.exporting import export
 from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
-from mtl.fewshot.heads import HEADS, AbstractHead, Cosine, Linear, NearestClassMean, Ridge
+from mtl.fewshot.heads import HEADS, AbstractHead, CentredRidge, Cosine, Linear, NearestClassMean, Ridge
 from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_baselines
 from mtl.fewshot.saving import from_pretrained, save_pretrained
@@ -20,6 +20,7 @@ __all__ = [
     "AbstractHead",
     "Adapted",
     "Baseline",
+    "CentredRidge",
     "Cosine",
     "FeatureStatistics",
     "Linear",

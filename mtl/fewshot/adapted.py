@@ -89,5 +89,7 @@ class Adapted:
             kind = f"a {type(head).__name__} head"
             raise ValueError(f"no linear classifier predicts the same as {kind}; keep predicting with the learner")
         weight, bias = linear
+        if (factor := self.model.generator.logit_scale(self.meta)) is not None:
+            weight, bias = weight * factor.view(-1, 1, 1), bias * factor.view(-1, 1)
         bias = bias + (weight @ shift[:, sites:].unsqueeze(-1)).squeeze(-1)
         return merged, (weight * scale[:, None, sites:])[task], bias[task]

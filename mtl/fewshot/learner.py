@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mtl.episode import Episode, Examples, Inputs, RawInputs
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.generators import AbstractGenerator, SupportView
-from mtl.fewshot.heads import AbstractHead, Cosine
+from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
+from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
 from mtl.fewshot.model import QueryLoss, TaskModel, cross_entropy
 from mtl.metagrad import tensors
@@ -51,9 +51,11 @@ class MetaLearner:
 
     Args:
         backbone: frozen, see :func:`mtl.load_backbone`.
-        generator: made for this backbone's sites and width.
-        head: turns features into logits; :class:`mtl.Cosine` by default.
-        inner_steps: K >= 0; 0 is amortised adaptation, one forward pass and no gradient.
+        generator: made for this backbone, see :func:`mtl.fewshot.make_generator`; :class:`mtl.ChannelWise` by default.
+        head: turns features into logits; by default :class:`mtl.CentredRidge` on a readout (several levels, or nothing
+            modulated inside the network) and :class:`mtl.Cosine` on one level of a modulated network.
+        inner_steps: K >= 0; 0 is amortised adaptation, one forward pass and no gradient. By default 0 where nothing is
+            modulated inside the network, else 5.
         optimizer: of the inner loop, plain gradient descent by default: a dataclass whose field ``lr`` may be a
             function of ``meta``. It is replaced by the learned step sizes.
         estimator: of the meta-gradient; not used after training.
@@ -68,19 +70,21 @@ class MetaLearner:
     def __init__(
         self,
         backbone: Backbone,
-        generator: AbstractGenerator,
+        generator: AbstractGenerator | None = None,
         head: AbstractHead | None = None,
         *,
-        inner_steps: int = 5,
+        inner_steps: int | None = None,
         optimizer: AbstractInnerOptimizer | None = None,
         estimator: AbstractEstimator | None = None,
         lite_examples: int | None = None,
     ) -> None:
         if lite_examples is not None and lite_examples < 1:
             raise ValueError(f"MetaLearner(lite_examples={lite_examples}): expected at least one, or None for all")
-        self.model = TaskModel(backbone, generator, head or Cosine())
+        readout = len(backbone.levels) > 1 or not backbone.sites
+        generator = make_generator("channelwise", backbone) if generator is None else generator
+        self.model = TaskModel(backbone, generator, head or (CentredRidge() if readout else Cosine()))
         self.backbone, self.generator, self.head = backbone, generator, self.model.head
-        self.inner_steps = inner_steps
+        self.inner_steps = inner_steps if inner_steps is not None else 5 if backbone.sites else 0
         self.optimizer = _with_step_sizes(optimizer or InnerSGD(), self.model.step_sizes)
         self.estimator = estimator or Windowed()
         self.lite_examples = lite_examples

@@ -47,6 +47,12 @@ class TaskModel:
                 f"the generator was made for sites of widths {_short(self.generator.widths)}, "
                 f"but {self.backbone.name} has {_short(expected)}; make it with (backbone.sites, backbone.width)"
             )
+        levels = self.backbone.levels
+        if self.generator.reads_levels and len(levels) > 1 and self.generator.levels != levels:
+            raise ValueError(
+                f"the generator was made for {len(self.generator.levels)} levels of features, but {self.backbone.name} "
+                f"has {len(levels)} of its own; make it with mtl.fewshot.make_generator(kind, backbone)"
+            )
         for name, shape in self._head_shapes(2).items():
             if shape[:1] != (1,):
                 given = f"{type(self.head).__name__}.init gives {name!r} the shape {tuple(shape)}"
@@ -84,7 +90,7 @@ class TaskModel:
     ) -> Tensor:
         """Logits of the support examples for the inner loss, ``(tasks, n, ways)``."""
         features = self.features(support, weights, meta, lite)
-        return self.head.support_logits(head_weights(weights), (features, labels), ways)
+        return self._scaled(self.head.support_logits(head_weights(weights), (features, labels), ways), meta)
 
     def query_logits(
         self, support: Inputs | Prepared, labels: Tensor, ways: int, inputs: Inputs, weights: Tensors, meta: Tensors
@@ -92,7 +98,11 @@ class TaskModel:
         """Logits of queries ``(tasks, m, ways)``, after adaptation to the support set."""
         features = self.features(inputs, weights, meta)
         seen = self.features(support, weights, meta) if self.head.needs_support else features[:, :0]
-        return self.head.logits(features, head_weights(weights), (seen, labels), ways)
+        return self._scaled(self.head.logits(features, head_weights(weights), (seen, labels), ways), meta)
+
+    def _scaled(self, logits: Tensor, meta: Tensors) -> Tensor:
+        factor = self.generator.logit_scale(meta)
+        return logits if factor is None else logits * factor.view(-1, 1, 1)
 
     def step_sizes(self, meta: Tensors) -> Tensors:
         """A step size for every fast weight, broadcastable to it; all of the head's share one."""

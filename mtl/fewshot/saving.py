@@ -6,7 +6,9 @@ The frozen backbone is not in the folder: the config says how to load it, and a 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from mtl.fewshot.generators import GENERATORS, AbstractGenerator
+from mtl.fewshot.generators import GENERATORS, AbstractGenerator, make_generator
 from mtl.fewshot.heads import HEADS
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
@@ -23,6 +25,7 @@ from mtl.networks.backbones import Backbone, load_backbone
 from mtl.tools.files import atomic_folder, explain_write_errors
 
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
+FORMER_NAMES = {"conditioned": "dense"}  # of generators, in files that were saved under them
 
 
 def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
@@ -122,18 +125,25 @@ def _options(value: object) -> dict[str, Any]:
 
 
 def _build(config: dict[str, Any], backbone: Backbone) -> MetaLearner:
-    generator: AbstractGenerator = _made(GENERATORS, config["generator"], backbone.sites, backbone.width)
+    part: dict[str, Any] = config["generator"]
+    kind: str = part["kind"]
+    cls = GENERATORS[FORMER_NAMES.get(kind, kind)]
+    generator: AbstractGenerator = _built(cls, part["options"], partial(make_generator, cls, backbone))
     optimizer = _made(INNER_OPTIMIZERS, config["inner"]["optimizer"])
     inner_steps = config["inner"]["inner_steps"]
     return MetaLearner(backbone, generator, _made(HEADS, config["head"]), inner_steps=inner_steps, optimizer=optimizer)
 
 
-def _made(registry: Registry, part: dict[str, Any], *args: Any) -> Any:
+def _made(registry: Registry, part: dict[str, Any]) -> Any:
     cls = registry[part["kind"]]
+    return _built(cls, part["options"], cls)
+
+
+def _built(cls: type, options: dict[str, Any], make: Callable[..., Any]) -> Any:
     try:
-        return cls(*args, **part["options"])
+        return make(**options)
     except TypeError as error:
-        why = f"cannot be built again from its saved options {part['options']}: {error}"
+        why = f"cannot be built again from its saved options {options}: {error}"
         raise ValueError(f"{cls.__name__} {why}") from error
 
 

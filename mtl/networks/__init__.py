@@ -6,6 +6,7 @@ from mtl.networks.backbones import (
     AbstractFamily,
     Backbone,
     ForwardOptions,
+    Level,
     Prepared,
     load_backbone,
     shard,

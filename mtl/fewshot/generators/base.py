@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mtl.fewshot.generators.standardising import Standardisation
+from mtl.fewshot.statistics import FeatureStatistics
 from mtl.metagrad.registry import Registry
 from mtl.metagrad.tensors import Tensors
+from mtl.networks import Level
 from mtl.networks.modulation import Modulation, Site
 
 GENERATORS = Registry("generator", "mtl.fewshot.GENERATORS")
@@ -45,15 +48,45 @@ class AbstractGenerator(nn.Module, abc.ABC):
         sites: the backbone's sites.
         width: width of the pooled features.
         step_size: initial inner step size, > 0.
+        levels: of the features, where the implementation reads them; one by default.
         options: the other arguments of the implementation, which JSON must be able to hold. A saved generator is built
-            again as ``type(generator)(sites, width, **options)``.
+            again as ``make_generator(type(generator), backbone, **options)``. ``standard="support"`` standardises
+            features by each task's support set, see :class:`Standardisation`.
+
+    Raises:
+        ValueError: when the levels are not as wide as the features.
     """
 
-    def __init__(self, sites: Sequence[Site], width: int, step_size: float, **options: Any) -> None:
+    reads_levels: ClassVar[bool] = False
+    """Whether the class takes ``levels=``, the levels of the features, when it is built."""
+
+    def __init__(
+        self, sites: Sequence[Site], width: int, step_size: float, *, levels: Sequence[Level] = (), **options: Any
+    ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {"step_size": step_size, **options}
         self.widths = (*(s.width for s in sites), width)
+        self.levels = tuple(levels) or (Level("features", "own", 0, 1.0, width),)
+        if (found := sum(level.width for level in self.levels)) != width:
+            raise ValueError(f"the levels are {found} wide together, but the features {width}; use make_generator")
         self.step_sizes_of = StepSizes(self.widths, step_size)
+        self.standard = Standardisation([level.width for level in self.levels], options.get("standard", "fixed"))
+
+    def standardise(self, statistics: FeatureStatistics) -> None:
+        """Standardise features by these statistics, which are saved with the generator.
+
+        Scale and shift of the features are relative to standardised ones from now on.
+        """
+        self.standard.set(statistics)
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether the features are a readout: of several levels, or of a network in which nothing is modulated."""
+        return len(self.levels) > 1 or len(self.widths) == 1
+
+    def logit_scale(self, meta: Tensors) -> Tensor | None:
+        """Factor on the logits of each task, one number or ``(tasks,)``; None is one."""
+        return meta["log_logit_scale"].exp() if "log_logit_scale" in meta else None
 
     @property
     def modulation_width(self) -> int:
@@ -79,7 +112,10 @@ class AbstractGenerator(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
-        """Scale and shift ``(tasks, modulation_width)`` that the fast weights stand for."""
+        """Scale and shift ``(tasks, modulation_width)`` that the fast weights stand for, of raw features.
+
+        ``self.standard.fold`` turns scale and shift of standardised features into these.
+        """
 
     @abc.abstractmethod
     def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:
@@ -92,11 +128,14 @@ class AbstractGenerator(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def identity(self, meta: Tensors) -> Tensors:
-        """The same ``meta``, changed so that the modulation is scale one and shift zero."""
+        """The same ``meta``, changed so that the modulation of standardised features is scale one and shift zero."""
 
 
 class AbstractSiteGenerator(AbstractGenerator):
-    """A generator whose fast weights are the scale and the shift of every site, as emitted."""
+    """A generator whose fast weights are the scale and the shift of every site, as emitted.
+
+    Those of the features are relative to standardised features.
+    """
 
     @property
     def adapted_values(self) -> int:
@@ -106,7 +145,7 @@ class AbstractSiteGenerator(AbstractGenerator):
         return {"scale": meta["scale"], "shift": meta["shift"]}
 
     def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
-        return Modulation(weights["scale"], weights["shift"])
+        return self.standard.fold(Modulation(weights["scale"], weights["shift"]), meta)
 
     def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:
         scale, shift, head = self.step_sizes_of.split(meta["log_lr"])
@@ -114,6 +153,11 @@ class AbstractSiteGenerator(AbstractGenerator):
 
     def identity(self, meta: Tensors) -> Tensors:
         return meta | {"scale": torch.ones_like(meta["scale"]), "shift": torch.zeros_like(meta["shift"])}
+
+    def static(self, meta: Tensors) -> Tensors | None:
+        """The same ``meta`` with what is common to all tasks alone, where there is such a part; None where not."""
+        del meta
+        return None
 
 
 class StepSizes(nn.Module):

@@ -15,7 +15,7 @@ from mtl.networks.modulation import Site
 EPS = 1e-6
 
 
-@GENERATORS.register("conditioned")
+@GENERATORS.register("dense")
 class SupportConditioned(AbstractSiteGenerator):
     r"""Scale and shift as a learned function of the support set, starting near the identity.
 
@@ -60,9 +60,10 @@ class SupportConditioned(AbstractSiteGenerator):
             return self._emit(view)
 
     def _emit(self, view: SupportView) -> Tensors:
-        task = self.encoder(view.features.to(self.base), view.labels, view.ways)
+        features = self.standard.apply_to(view.features.to(self.base), {})
+        task = self.encoder(features, view.labels, view.ways)
         emitted = []
-        for i, activation in enumerate([*view.activations, view.features]):
+        for i, activation in enumerate([*view.activations, features]):
             width = str(activation.shape[-1])
             statistics = class_statistics(activation.to(self.base), view.labels, view.ways)
             site = self.site_embedding.weight[i].expand_as(task)

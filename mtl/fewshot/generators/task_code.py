@@ -50,7 +50,7 @@ class TaskCode(AbstractGenerator):
 
     def modulation(self, weights: Tensors, meta: Tensors) -> Modulation:
         scale, shift = (weights["code"] @ meta["decoder"].T + meta["base"]).chunk(2, dim=-1)
-        return Modulation(1 + scale, shift)
+        return self.standard.fold(Modulation(1 + scale, shift), meta)
 
     def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:
         _, _, shared = self.step_sizes_of.split(meta["log_lr"])

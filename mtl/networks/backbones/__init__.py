@@ -3,6 +3,7 @@
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.backbone import Backbone
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
+from mtl.networks.backbones.levels import Level
 from mtl.networks.backbones.loading import load_backbone
 from mtl.networks.backbones.options import ForwardOptions
 from mtl.networks.backbones.placement import shard
@@ -19,6 +20,7 @@ __all__ = [
     "ForwardOptions",
     "HFImages",
     "HFText",
+    "Level",
     "Prepared",
     "TimmImages",
     "load_backbone",

@@ -1,0 +1,91 @@
+"""The channel-wise generator: one small network, shared by all channels, that reads what the labels say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mtl.fewshot.generators.base import GENERATORS, AbstractSiteGenerator, SupportView
+from mtl.fewshot.generators.channel_network import Block, ChannelNetwork
+from mtl.fewshot.generators.channel_statistics import channel_statistics, level_evidence
+from mtl.fewshot.generators.common import CommonScale
+from mtl.fewshot.generators.standardising import Standard
+from mtl.metagrad.tensors import Tensors
+from mtl.networks import Level
+from mtl.networks.modulation import Site
+
+LIMIT = 6.0  # of log-scales, either way
+EPS = 1e-6
+
+
+@GENERATORS.register("channelwise")
+class ChannelWise(AbstractSiteGenerator):
+    """A rule for channels: "trust those whose classes stand apart, at this depth, in tasks of this kind".
+
+    One network is shared by all channels of all sites and of all levels of the features. For each channel it reads the
+    class statistics over the labelled support set (:func:`channel_statistics`), how well the level of the channel
+    separates the classes (:func:`level_evidence`), where the level is, and a vector of the whole task. It emits a
+    log-scale, and inside the network a shift. Thousands of weights, however wide the network.
+
+    Invariant to the order of the support examples and to the numbering of classes; equivariant to the order of channels
+    inside a level, unless there are weights per channel. Any number of ways and of (unequal) shots.
+
+    Args:
+        sites: the backbone's sites.
+        width: width of the features.
+        step_size: initial inner step size, > 0.
+        levels: of the features; one by default.
+        hidden: width of the hidden layers.
+        per_channel: also learn a log-scale for every channel and a vector for every level. The weights then belong to
+            this backbone; without, they work on any other.
+        standard: statistics that standardise the features, ``"fixed"`` ones or those of each ``"support"`` set.
+    """
+
+    reads_levels = True
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        width: int,
+        step_size: float = 0.1,
+        levels: Sequence[Level] = (),
+        hidden: int = 48,
+        per_channel: bool = True,
+        standard: Standard = "fixed",
+    ) -> None:
+        super().__init__(
+            sites, width, step_size, levels=levels, hidden=hidden, per_channel=per_channel, standard=standard
+        )
+        inner = [Block("site", (i + 1) / (len(sites) + 1), s.width) for i, s in enumerate(sites)]
+        blocks = [*inner, *(Block(v.kind, v.depth, v.width, v.cells) for v in self.levels)]
+        self.network = ChannelNetwork(blocks, hidden, by_index=per_channel)
+        self.common = CommonScale(self.modulation_width - width, width, per_channel, self.reads_out)
+        self._blocks = [b.width for b in blocks]
+
+    def forward(self, view: SupportView) -> Tensors:
+        # The generator stays in float32 where the backbone runs in low precision.
+        with torch.autocast(view.features.device.type, enabled=False):
+            return self._emit(view)
+
+    def _emit(self, view: SupportView) -> Tensors:
+        features = view.features.to(self.step_sizes_of.log_lr)
+        fixed = self.standard.of_tasks(features)
+        sites = [a.to(features) for a in view.activations]
+        sizes = [a.square().mean((1, 2), keepdim=True).sqrt().clamp_min(EPS) for a in sites]
+        relative = [a / size for a, size in zip(sites, sizes, strict=True)]
+        values = torch.cat([*relative, self.standard.apply_to(features, fixed)], -1)
+        statistics = channel_statistics(values, view.labels, view.ways)
+        emitted = self.network(statistics, level_evidence(values, view.labels, view.ways, self._blocks))
+        log_scale = emitted[..., 0].clamp(-LIMIT, LIMIT) + self.common.log_scale(features)
+        # Shifts are relative to the site too. Those of the features are left to the head.
+        of_site = [size[:, 0].expand(-1, a.shape[-1]) for size, a in zip(sizes, sites, strict=True)]
+        shift = emitted[..., 1] * torch.cat([*of_site, torch.zeros_like(features[:, 0])], 1)
+        log_lr = self.step_sizes_of.log_lr
+        return fixed | self.common.meta() | {"scale": log_scale.exp(), "shift": shift, "log_lr": log_lr}
+
+    def static(self, meta: Tensors) -> Tensors | None:
+        if self.common.base is None:
+            return None
+        scale = self.common.log_scale(meta["scale"]).exp().expand_as(meta["scale"])
+        return meta | {"scale": scale, "shift": torch.zeros_like(meta["shift"])}

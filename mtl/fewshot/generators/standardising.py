@@ -1,0 +1,112 @@
+"""Standardised features: every channel of a readout with mean 0 and standard deviation 1, whatever its level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mtl.fewshot.statistics import FeatureStatistics
+from mtl.metagrad.tensors import Tensors
+from mtl.networks.modulation import Modulation
+
+Standard = Literal["fixed", "support"]
+MEAN, INV_STD = "standard_mean", "standard_inv_std"
+PRIOR_EXAMPLES = 4.0  # that the typical variance of a level counts for, next to a handful of support examples
+
+
+class Standardisation(nn.Module):
+    """Mean and inverse standard deviation of every feature; the identity until :meth:`set` is called.
+
+    They are folded into the scale and shift of the features, so that heads, export and merging see one affine map.
+
+    Args:
+        widths: of the blocks of the features that share a typical variance, the levels.
+        source: ``"fixed"``: statistics that were set, and are saved; ``"support"``: those of each task's own support
+            set, where the variance of a channel is drawn towards that of its level.
+
+    Raises:
+        ValueError: for another source.
+    """
+
+    mean: Tensor
+    inv_std: Tensor
+    level: Tensor
+
+    def __init__(self, widths: Sequence[int], source: Standard = "fixed") -> None:
+        super().__init__()
+        if source not in get_args(Standard):
+            raise ValueError(f"standard={source!r}: expected 'fixed' (statistics that are set) or 'support'")
+        self.source, self.levels = source, len(widths)
+        self.changes = False  # whether the fixed statistics are set
+        level = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
+        self.register_buffer("level", level, persistent=False)
+        self.register_buffer("mean", torch.zeros(len(level)))
+        self.register_buffer("inv_std", torch.ones(len(level)))
+        self.register_load_state_dict_pre_hook(_fill_in)
+        self.register_load_state_dict_post_hook(_note_changes)
+
+    def set(self, statistics: FeatureStatistics) -> None:
+        """Take these statistics.
+
+        Raises:
+            ValueError: they are of other features.
+        """
+        if statistics.width != len(self.mean):
+            raise ValueError(
+                f"statistics of {statistics.width} features cannot standardise {len(self.mean)}; "
+                "take FeatureStatistics.of the same backbone"
+            )
+        self.mean.copy_(statistics.mean)
+        self.inv_std.copy_(1 / statistics.std)
+        self.changes = True
+
+    def of_tasks(self, features: Tensor) -> Tensors:
+        """What ``meta`` has to carry, from raw support features ``(tasks, n, D)``: nothing for fixed statistics."""
+        if self.source == "fixed":
+            return {}
+        mean, var, n = features.mean(1), features.var(1, unbiased=False), features.shape[1]
+        typical = level_means(var, self.level, self.levels)[:, self.level]
+        var = (n * var + PRIOR_EXAMPLES * typical) / (n + PRIOR_EXAMPLES)
+        return {MEAN: mean, INV_STD: torch.where(typical > 0, var, 1).rsqrt()}
+
+    def apply_to(self, features: Tensor, meta: Tensors) -> Tensor:
+        """Standardised features ``(tasks, n, D)``."""
+        if not (self.changes or MEAN in meta):
+            return features
+        mean, inv_std = meta.get(MEAN, self.mean), meta.get(INV_STD, self.inv_std)
+        return (features - mean.unsqueeze(-2)) * inv_std.unsqueeze(-2)
+
+    def fold(self, modulation: Modulation, meta: Tensors) -> Modulation:
+        """A modulation of standardised features as one of raw features; sites before them are left as they are."""
+        if not (self.changes or MEAN in meta):
+            return modulation
+        sites = modulation.width - len(self.mean)
+        mean, inv_std = meta.get(MEAN, self.mean), meta.get(INV_STD, self.inv_std)
+        scale = modulation.scale[:, sites:] * inv_std
+        shift = modulation.shift[:, sites:] - scale * mean
+        return Modulation(
+            torch.cat([modulation.scale[:, :sites], scale], 1), torch.cat([modulation.shift[:, :sites], shift], 1)
+        )
+
+
+def _fill_in(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Files from before there was standardisation hold none."""
+    state.setdefault(f"{prefix}mean", torch.zeros_like(module.get_buffer("mean")))
+    state.setdefault(f"{prefix}inv_std", torch.ones_like(module.get_buffer("inv_std")))
+
+
+def _note_changes(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, Standardisation)
+    module.changes = bool(module.mean.any() or (module.inv_std != 1).any())
+
+
+def level_means(values: Tensor, level: Tensor, levels: int) -> Tensor:
+    """Mean over the channels of each level: ``(tasks, channels, ...) -> (tasks, levels, ...)``."""
+    count = torch.zeros(levels, dtype=values.dtype, device=values.device).index_add(
+        0, level, values.new_ones(len(level))
+    )
+    sums = values.new_zeros(values.shape[0], levels, *values.shape[2:]).index_add(1, level, values)
+    return sums / count.view(-1, *[1] * (values.dim() - 2))
