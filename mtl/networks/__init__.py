@@ -6,7 +6,6 @@ from mtl.networks.backbones import (
     AbstractFamily,
     Backbone,
     ForwardOptions,
-    Level,
     Prepared,
     load_backbone,
     shard,

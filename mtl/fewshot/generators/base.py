@@ -66,7 +66,7 @@ class AbstractGenerator(nn.Module, abc.ABC):
         super().__init__()
         self.options: dict[str, Any] = {"step_size": step_size, **options}
         self.widths = (*(s.width for s in sites), width)
-        self.levels = tuple(levels) or (Level("features", "own", 0, 1.0, width),)
+        self.levels = tuple(levels) or (Level("own", "own", 0, 1.0, width),)
         if (found := sum(level.width for level in self.levels)) != width:
             raise ValueError(f"the levels are {found} wide together, but the features {width}; use make_generator")
         self.step_sizes_of = StepSizes(self.widths, step_size)

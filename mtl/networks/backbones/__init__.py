@@ -3,7 +3,6 @@
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.backbone import Backbone
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
-from mtl.networks.backbones.levels import Level
 from mtl.networks.backbones.loading import load_backbone
 from mtl.networks.backbones.options import ForwardOptions
 from mtl.networks.backbones.placement import shard
@@ -20,7 +19,6 @@ __all__ = [
     "ForwardOptions",
     "HFImages",
     "HFText",
-    "Level",
     "Prepared",
     "TimmImages",
     "load_backbone",

@@ -14,7 +14,6 @@ from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.identity import fingerprint, json_arguments
-from mtl.networks.backbones.levels import Level
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
@@ -185,11 +184,6 @@ class Backbone(nn.Module):
     def last(self) -> slice:
         """Where the network's own pooled features are among the features."""
         return slice(self.width - self.levels[-1].width, self.width)
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The blocks of the features, in their order; the last one is the network's own pooled features."""
-        return (Level("features", "own", 0, 1.0, self.width),)
 
     def preprocess(self, items: Sequence[Any]) -> Any:
         """PIL images to ``(n, C, H, W)``, or strings to a dict of token tensors ``(n, L)``; on the CPU."""
