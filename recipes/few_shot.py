@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import mtl
-from mtl.fewshot.statistics import level_widths
 
 Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
@@ -178,7 +177,7 @@ def compare(
 
 def statistics_of(backbone: mtl.Backbone, train: mtl.TaskSource) -> mtl.fewshot.FeatureStatistics | None:
     """Mean and deviation of the features of training tasks, where levels of unlike scale stand side by side."""
-    several = len(level_widths(backbone)) > 1
+    several = len(backbone.levels) > 1
     return mtl.fewshot.FeatureStatistics.of_tasks(backbone, train, STATISTICS_EPISODES) if several else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import Blobs, backbone
@@ -9,16 +11,20 @@ from torch import Tensor
 
 import mtl
 from mtl.fewshot import BASELINES, FeatureStatistics, Setup, choose_baselines
-from mtl.fewshot.baselines import fine_tune, fine_tuning, setup
+from mtl.fewshot.baselines import fine_tune, fine_tuning
 
 STEPS = 5
 ON_ALL = ["logistic_all", "ridge_all", "ridge_weighted", "lda_all"]
 
 
 @pytest.fixture
-def network(monkeypatch) -> mtl.Backbone:
-    monkeypatch.setattr(setup, "level_widths", lambda backbone: (7, 5, 12))
-    return backbone(depth=1)
+def network() -> mtl.Backbone:
+    return backbone(depth=1, levels="all")
+
+
+@pytest.fixture
+def without_sites() -> mtl.Backbone:
+    return backbone(depth=1, levels="all", sites="none")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def test_every_row_solves_every_task_alone(network, episode, key, given):
 def test_rows_on_the_last_level_read_no_other(network, episode, key, monkeypatch):
     before = method(network, key)(episode)
     forward = network.forward
-    monkeypatch.setattr(network, "forward", lambda *args: noise_before(forward(*args), 12))
+    monkeypatch.setattr(network, "forward", lambda *args: noise_before(forward(*args), network.last.start))
     assert torch.equal(before, method(network, key)(episode))
 
 
@@ -64,7 +70,7 @@ def test_rows_on_the_last_level_read_no_other(network, episode, key, monkeypatch
 def test_rows_on_all_levels_read_the_others(network, episode, key, monkeypatch):
     before = method(network, key)(episode)
     forward = network.forward
-    monkeypatch.setattr(network, "forward", lambda *args: noise_before(forward(*args), 12))
+    monkeypatch.setattr(network, "forward", lambda *args: noise_before(forward(*args), network.last.start))
     assert not torch.equal(before, method(network, key)(episode))
 
 
@@ -93,7 +99,7 @@ def test_standardised_features_of_the_last_level_are_a_setting(network, episode)
 
 
 def test_statistics_of_another_network_are_refused(network):
-    with pytest.raises(ValueError, match=r"feature statistics of 3 features, but .* has 24"):
+    with pytest.raises(ValueError, match=r"feature statistics of 3 features, but .* has"):
         mtl.baselines(network, statistics=FeatureStatistics(torch.zeros(3), torch.ones(3)))
 
 
@@ -116,32 +122,38 @@ def test_the_second_stage_moves_the_head_alone(episode):
     assert not torch.equal(seen[5]["head.weight"], seen[6]["head.weight"])
 
 
-@pytest.mark.parametrize("sites", [True, False])
-def test_two_stages_share_the_steps(network, episode, monkeypatch, sites):
-    if not sites:
-        monkeypatch.setattr(network, "modulation_width", 0)
+def test_two_stages_share_the_steps(network, without_sites, episode, monkeypatch):
     calls = []
     spy = lambda *args, head_steps: (calls.append((args, head_steps)), args[0].query.labels)[1]  # noqa: E731
     monkeypatch.setattr(fine_tuning, "fine_tune", spy)
-    for key in ("modulation", "two_stage"):
-        found = method(network, key)
-        found(episode)
-        (_, start, _, _, steps), head_steps = calls.pop()
-        assert (steps, head_steps) == {"modulation": (5, 0), "two_stage": (3, 2)}[key]
-        assert start["scale"].shape == (3, network.modulation_width + network.width)
-        assert found.adapted_values(3) == 2 * (network.modulation_width + network.width) + 3 * network.width
+    for b in (network, without_sites):
+        channels = b.modulation_width + b.width
+        for key, steps in (("modulation", (5, 0)), ("two_stage", (3, 2))):
+            found = method(b, key)
+            found(episode)
+            (_, start, _, _, first), head_steps = calls.pop()
+            assert (first, head_steps) == steps
+            assert start["scale"].shape == (3, channels)
+            assert found.adapted_values(3) == 2 * channels + 3 * b.width
 
 
-def test_a_readout_without_sites_is_passed_through_once(network, episode, monkeypatch):
-    monkeypatch.setattr(network, "modulation_width", 0)
-    calls, forward = [], network.forward
-    monkeypatch.setattr(network, "forward", lambda *args: (calls.append(1), forward(*args))[1])
-    method(network, "modulation")(episode)
+def test_a_readout_without_sites_is_passed_through_once(without_sites, episode, monkeypatch):
+    calls, forward = [], without_sites.forward
+    monkeypatch.setattr(without_sites, "forward", lambda *args: (calls.append(1), forward(*args))[1])
+    method(without_sites, "modulation")(episode)
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("key", [k for k in BASELINES if k != "full"])
+def test_cached_features_serve_as_inputs(without_sites, episode, key):
+    found = method(without_sites, key)
+    read = lambda x: mtl.Examples({"readout": without_sites(x.inputs)}, x.labels)  # noqa: E731
+    cached = replace(episode, support=read(episode.support), query=read(episode.query))
+    assert torch.equal(found(episode), found(cached))
+
+
 def test_cached_features_are_refused_by_what_changes_the_network(network):
-    features = mtl.Examples({"readout": torch.zeros(1, 3, 24)}, torch.arange(3)[None])
+    features = mtl.Examples({"readout": torch.zeros(1, 3, network.width)}, torch.arange(3)[None])
     with pytest.raises(ValueError, match="full fine-tuning needs the images or tokens, but the inputs are cached"):
         method(network, "full")(mtl.Episode(features, features, 3))
 

@@ -107,7 +107,7 @@ class FeatureStatistics:
 
 def level_widths(backbone: Backbone) -> tuple[int, ...]:
     """Widths of the levels of the features, in order; the last is the network's own pooled features."""
-    return (backbone.width,)
+    return tuple(level.width for level in backbone.levels)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtl.episode import Episode, Examples, Inputs
+from mtl.episode import READOUT, Episode, Examples, Inputs
 from mtl.fewshot.baselines.methods import Method, one_by_one
 from mtl.fewshot.baselines.setup import Setup
 from mtl.fewshot.heads import Cosine
@@ -19,7 +19,6 @@ from mtl.networks.backbones import Backbone
 from mtl.networks.modulation import Modulation
 
 FIRST_STAGE = 0.6  # share of the steps that the two-stage method gives to its first stage
-READOUT = "readout"  # name of features among inputs that were computed before
 
 Features = Callable[[Tensors, Inputs], Tensor]
 """From weights and inputs, ``(tasks, n, width)``."""

@@ -82,7 +82,7 @@ class Setup:
     @property
     def last(self) -> slice:
         """The place of the network's own pooled features."""
-        return slice(self.backbone.width - self.levels[-1], self.backbone.width)
+        return self.backbone.last
 
     def features(self, inputs: Inputs) -> Tensor:
         """All features as the plain network gives them, ``(tasks, n, D)``; computed once per episode."""
