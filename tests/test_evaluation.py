@@ -291,3 +291,27 @@ def test_tune_needs_candidates():
 def test_controls_need_no_second_task_of_each_family():
     e = episode(3)  # two of one family, one of the other
     assert all(c(e).shape == e.query.labels.shape for c in mtl.fewshot.controls(learner(mtl.SupportConditioned)))
+
+
+@pytest.mark.parametrize("kind", [mtl.SupportConditioned, mtl.Static])
+def test_controls_of_a_learner_on_a_readout(kind, monkeypatch):
+    torch.manual_seed(0)
+    b, e = backbone(sites="none", levels="all"), episode(4)
+    options: dict[str, Any] = {"gate": 0.5} if kind is mtl.SupportConditioned else {}
+    found = mtl.MetaLearner(b, kind(b.sites, b.width, **options), mtl.Ridge(), inner_steps=0)
+    cached = replace(e, support=readout(b, e.support), query=readout(b, e.query))
+    own = found.generator(found.view(e.support))["scale"]
+    metas: list[dict[str, torch.Tensor]] = []
+    adapt = found.adapt
+    spy = lambda *args, meta, **more: (metas.append(meta), adapt(*args, meta=meta, **more))[1]  # noqa: E731
+    monkeypatch.setattr(found, "adapt", spy)
+    for control in mtl.fewshot.controls(found):
+        assert torch.equal(control(e), control(cached))
+    another, same_family, shuffled, identity = (m["scale"] for m in metas[::2])
+    assert (identity == 1).all()
+    for misled in (another, same_family, shuffled):
+        assert torch.allclose(misled, own) == (kind is mtl.Static)
+
+
+def readout(b: mtl.Backbone, examples: mtl.Examples) -> mtl.Examples:
+    return mtl.Examples({"readout": b(examples.inputs)}, examples.labels)

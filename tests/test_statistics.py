@@ -81,3 +81,14 @@ def test_mistakes():
         FeatureStatistics.of_features(torch.zeros(0, 3))
     with pytest.raises(ValueError, match="1 of 2 features are not finite"):
         FeatureStatistics.of_features(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_cached_features_are_read_with_or_without_a_task_axis():
+    network = backbone(depth=1, levels="all", sites="none")
+    images = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    cached = network.with_prefix(images)
+    expected = FeatureStatistics.of(network, [images])
+    for batch in (cached, {k: v[None] for k, v in cached.items()}):
+        found = FeatureStatistics.of(network, [batch])
+        assert torch.allclose(found.mean, expected.mean, atol=5e-3)
+        assert torch.allclose(found.std, expected.std, atol=5e-3)

@@ -212,8 +212,10 @@ class Backbone(nn.Module):
         Worth it from the second use on. With ``last_k`` blocks modulated, only those blocks are left to compute.
         """
         prepared = self._with_task_axis(inputs)
-        if self.sites or READOUT in prepared.inputs:
+        if self.sites:
             return self._passes.prepare(prepared)
+        if READOUT in prepared.inputs:
+            return prepared
         with torch.no_grad():
             return Prepared(Inputs({READOUT: self._passes.modulated(prepared, None)}))
 
