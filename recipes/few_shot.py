@@ -66,11 +66,18 @@ class Settings:
     validation_tasks: int = 48  # episodes that choose the best generator
     tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
     test_episodes: int = 80  # test episodes per number of shots; papers use 600
+    cache_dir: str | None = None  # keep preprocessed examples on disk, for later runs on the same network and data
     baselines: tuple[str, ...] = BASELINES  # rows of the table; full, lora and ia3 are there too
     mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
     seed: int = 0  # seed of the generator, the split and the episodes
     estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
     memory: Memory = field(default_factory=Memory)  # for large backbones
+
+
+def input_cache(config: Settings, backbone: mtl.Backbone, preprocess: Callable[[Any], Any]) -> mtl.data.InputCache:
+    """Preprocesses every example once; with ``--cache-dir`` once for all runs."""
+    version = None if config.cache_dir is None else backbone.cache_key()
+    return mtl.data.InputCache(preprocess, folder=config.cache_dir, version=version)
 
 
 def make_class_tasks(

@@ -62,7 +62,8 @@ def small_encoder(config: Config) -> Path:
 def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
     """What makes tasks of a part, shots and queries. All share one cache: a text is tokenised once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn of every loader worker
-    tokens = mtl.data.InputCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    preprocess = lambda texts: backbone.with_prefix(backbone.preprocess(texts))  # noqa: E731
+    tokens = few_shot.input_cache(config, backbone, preprocess)
     if config.data is None:
         return lambda part, shots, queries: mtl.DocstringTasks(
             part,  # type: ignore[arg-type]

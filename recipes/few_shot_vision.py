@@ -47,7 +47,9 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     preprocess = lambda items: torch.as_tensor(backbone.preprocess(items))  # noqa: E731
-    return few_shot.make_class_tasks(mtl.open_images(config.data), config, preprocess)
+    return few_shot.make_class_tasks(
+        mtl.open_images(config.data), config, few_shot.input_cache(config, backbone, preprocess)
+    )
 
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:

@@ -58,6 +58,10 @@ class AbstractCollection(abc.ABC):
     def _read_by(self) -> AbstractCollection:
         return self if self.origin is None else self.origin
 
+    def identity(self, position: int) -> str | None:
+        """What tells an example from all others, also in other runs; None keeps it out of caches on disk."""
+        return None
+
     def accepts(self, inputs: Inputs) -> bool:
         """Whether preprocessed examples look like :attr:`expected`."""
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class AbstractAdapter(abc.ABC):
         """What the token positions of the network mean; for a network of maps, the default."""
         del model
         return Positions()
+
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What :meth:`preprocess` depends on, beside the arguments of :func:`mtl.load_backbone`."""
+        return {}
 
 
 def noise(*shape: int) -> Tensor:

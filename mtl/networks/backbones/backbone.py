@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
-from mtl.networks.backbones.identity import fingerprint, json_arguments
+from mtl.networks.backbones.identity import cache_key, fingerprint, json_arguments
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
@@ -301,6 +301,15 @@ class Backbone(nn.Module):
     def fingerprint(self) -> str:
         """A short hash of parameter names, shapes and some values; the same on every device and in bfloat16."""
         return self._fingerprint or fingerprint(self.model)
+
+    def cache_key(self) -> str:
+        """A hash of weights, arguments of loading, preprocessing and precision, for :class:`mtl.data.InputCache`.
+
+        Raises:
+            ValueError: see :meth:`spec`; or nothing is there to preprocess with.
+        """
+        preprocessing = sorted(self.adapter.preprocessing().items())
+        return cache_key(self.spec(), preprocessing, self.options.precision)
 
     def freeze_fingerprint(self) -> None:
         """Remember the fingerprint, before weights go where their values cannot be read."""

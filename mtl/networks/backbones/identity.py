@@ -7,9 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
+import transformers
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
+
+_CACHE_FORMAT = 1  # one more when the same network makes other features of the same examples than before
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -22,6 +26,17 @@ def fingerprint(model: nn.Module) -> str:
             part = _value(model, name).flatten()[:1024].to("cpu", torch.bfloat16)
             digest.update(part.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def cache_key(spec: Mapping[str, Any], *details: Any) -> str:
+    """A hash of a network and of how it is fed, which changes with the versions of timm and transformers.
+
+    Args:
+        spec: of the backbone.
+        details: whatever else counts, with a stable ``str``.
+    """
+    parts = [_CACHE_FORMAT, timm.__version__, transformers.__version__, json.dumps(spec, sort_keys=True), *details]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
 def json_arguments(name: str, load_args: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -56,6 +56,9 @@ class TimmImages(AbstractAdapter):
             raise ValueError(f"the network takes {channels} channels, an image has 1 or 3; pass tensors instead")
         return torch.stack([self._transform(item.convert(mode)) for item in items])
 
+    def preprocessing(self) -> Mapping[str, Any]:
+        return self.config
+
     @cached_property
     def _transform(self) -> Any:
         return create_transform(**self.config, is_training=False)

@@ -158,6 +158,9 @@ class HFImages(AbstractAdapter):
         mode = "L" if self.shape[0] == 1 else "RGB"
         return self.processor([item.convert(mode) for item in items], return_tensors="pt")["pixel_values"]
 
+    def preprocessing(self) -> Mapping[str, Any]:
+        return self.processor.to_dict()
+
     @cached_property
     def processor(self) -> Any:
         """The image processor that lies with the weights; a ValueError says that there is none."""
@@ -227,6 +230,10 @@ class HFText(AbstractAdapter):
         if top >= self.vocabulary:
             raise ValueError(f"token {top} is beyond the {self.vocabulary} that {self.source} embeds: wrong tokenizer")
         return dict(tokens)
+
+    def preprocessing(self) -> Mapping[str, Any]:
+        tokenizer = self.tokenizer
+        return {"kind": type(tokenizer).__name__, "tokens": len(tokenizer), "max_length": tokenizer.model_max_length}
 
     @torch.no_grad()
     def _is_causal(self, model: Any) -> bool:

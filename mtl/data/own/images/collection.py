@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -42,9 +44,22 @@ class ImageCollection(AbstractCollection):
         """Decode the images at these positions."""
         return [self.image(position) for position in positions]
 
+    def identity(self, position: int) -> str:
+        """Path, size and time of change of the file, or of the archive around it; elsewhere a hash of the pixels."""
+        name = self.reader.name(position)
+        path = Path(name)
+        for file in (path, *path.parents):
+            if file.is_file():
+                status = file.stat()
+                return f"{path.absolute()} {status.st_size} {status.st_mtime_ns} {self.mode}"
+        image = self.image(position)
+        return f"{image.mode} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"
+
     def accepts(self, inputs: Inputs) -> bool:
-        """Whether these are floats ``(n, channels, height, width)``."""
-        return not inputs.named and inputs.tensor.is_floating_point() and inputs.tensor.dim() == 4
+        """Whether these are floats ``(n, channels, height, width)``, or what a frozen part made of such, by name."""
+        if inputs.named:
+            return all(t.is_floating_point() for t in inputs)
+        return inputs.tensor.is_floating_point() and inputs.tensor.dim() == 4
 
     def image(self, index: int) -> Image.Image:
         """Decode the image at a position: upright, 8 bits, in :attr:`mode`.

@@ -31,6 +31,10 @@ class TextCollection(AbstractCollection):
         """The text itself, so that collections with the same texts share its tokens."""
         return self.texts[position]
 
+    def identity(self, position: int) -> str:
+        """The text itself."""
+        return self.texts[position]
+
     def accepts(self, inputs: Inputs) -> bool:
         """Whether there is an ``attention_mask`` and all tokens have its shape."""
         return "attention_mask" in inputs and all(t.shape[:2] == inputs["attention_mask"].shape for t in inputs)
