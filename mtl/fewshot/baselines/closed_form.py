@@ -63,8 +63,8 @@ def logistic_regression_all(setup: Setup, c: float) -> Method:
 
 
 def ridge_regression(setup: Setup, value: Value) -> Method:
-    """Ridge regression on unit-length features of the last level; on centred standardised ones where the value says
-    so."""
+    """Ridge regression on unit-length features of the last level; on standardised ones, less their support mean, where
+    the value says so."""
     l2, standardised = _split(value)
     if not standardised:
         return head_in_closed_form(setup, "ridge regression", Ridge(l2))
@@ -72,7 +72,7 @@ def ridge_regression(setup: Setup, value: Value) -> Method:
 
 
 def ridge_regression_all(setup: Setup, l2: float) -> Method:
-    """Ridge regression on standardised features of all levels (Head2Toe's point, arXiv 2201.03529)."""
+    """Ridge regression on unit-length standardised features of all levels (Head2Toe's point, arXiv 2201.03529)."""
     return _on_all(setup, "ridge regression, all levels", _ridge(l2))
 
 
@@ -85,7 +85,7 @@ def weighted_ridge(setup: Setup, powers: tuple[float, float]) -> Method:
 
     def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
         weights = channel_weights(seen, labels, ways, setup.levels, powers).unsqueeze(1)
-        return ridge_scores(seen * weights, labels, asked * weights, ways, WEIGHTED_L2).argmax(-1)
+        return _ridge(WEIGHTED_L2)(seen * weights, labels, asked * weights, ways)
 
     return _on_all(setup, "ridge weighted by Fisher ratio and level", classify)
 
@@ -107,7 +107,11 @@ Classify = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def _ridge(l2: float) -> Classify:
-    return lambda seen, labels, asked, ways: ridge_scores(seen, labels, asked, ways, l2).argmax(-1)
+    def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
+        root = seen.shape[-1] ** 0.5  # unit length, in the units of the penalty: a mean square of one
+        return ridge_scores(root * _unit(seen), labels, root * _unit(asked), ways, l2).argmax(-1)
+
+    return classify
 
 
 def _lda(shrinkage: float) -> Classify:

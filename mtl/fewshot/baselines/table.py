@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from torch import Tensor
 
@@ -25,8 +26,8 @@ from mtl.fewshot.heads import NearestClassMean
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.networks.backbones import Backbone
 
-C, L2, SHRINKAGE = (1.0, 10.0, 100.0), (0.01, 0.1, 1.0), (0.3, 0.7, 0.9, 0.97, 0.99)
-POWERS = ((0.25, 0.0), (0.5, 0.0), (0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.25, 2.0), (0.5, 2.0))
+C, L2, SHRINKAGE = (1.0, 10.0, 100.0), (0.01, 0.1, 1.0), (0.1, 0.5, 0.9, 0.97)
+POWERS = tuple(product((0.0, 0.25, 0.5), (0.0, 2.0, 4.0, 8.0)))  # of the Fisher ratio, of the evidence of a level
 
 
 def _standardised(values: Sequence[float]) -> tuple[Value, ...]:
@@ -36,10 +37,10 @@ def _standardised(values: Sequence[float]) -> tuple[Value, ...]:
 BASELINES: dict[str, Baseline] = {
     "ncm": Baseline(nearest_class_mean),
     "logistic": Baseline(logistic_regression, "c", 1.0, C, _standardised(C)),
-    "logistic_all": Baseline(logistic_regression_all, "c_all", 10.0, C, several_levels=True),
+    "logistic_all": Baseline(logistic_regression_all, "c_all", 10.0, (*C, 1000.0), several_levels=True),
     "ridge": Baseline(ridge_regression, "l2", 1.0, L2, _standardised(L2)),
     "ridge_all": Baseline(ridge_regression_all, "l2_all", 0.1, L2, several_levels=True),
-    "ridge_weighted": Baseline(weighted_ridge, "powers", (0.25, 1.0), POWERS, several_levels=True),
+    "ridge_weighted": Baseline(weighted_ridge, "powers", (0.25, 4.0), POWERS, several_levels=True),
     "lda": Baseline(discriminant_analysis, "shrinkage", 0.9, SHRINKAGE, _standardised(SHRINKAGE)),
     "lda_all": Baseline(discriminant_analysis_all, "shrinkage_all", 0.9, SHRINKAGE, several_levels=True),
     "head": Baseline(head_only, "head_lr", 0.05, (0.003, 0.01, 0.03)),
