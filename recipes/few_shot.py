@@ -16,11 +16,13 @@ import transformers
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from helpers.questions import Questions, episodes_of, with_unseen
 
 import mtl
 
 Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
+Asked = Annotated[Questions, tyro.conf.OmitArgPrefixes]  # --label-columns, --hold-out-families, ...
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
@@ -47,7 +49,7 @@ class Settings:
     """What can be said of any few-shot run; each recipe adds its data and has defaults of its own."""
 
     out: str = "runs/few_shot"  # output folder; run again with the same one to continue
-    data: str | None = None  # your own data; the embedded tasks when not given
+    data: tuple[str, ...] = ()  # your own data, one set or several; the embedded tasks when not given
     backbone: str = ""  # name of the frozen network
     sites: Literal["norm", "ssf"] = "norm"  # norm: after every normalisation; ssf: after every linear layer too
     last_k: int | None = None  # modulate only the last k blocks
@@ -70,6 +72,7 @@ class Settings:
     baselines: tuple[str, ...] = BASELINES  # rows of the table; full, lora and ia3 are there too
     mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
     seed: int = 0  # seed of the generator, the split and the episodes
+    questions: Asked = field(default_factory=Questions)  # label columns of your own data, and how they are divided
     estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
     memory: Memory = field(default_factory=Memory)  # for large backbones
 
@@ -170,10 +173,11 @@ def compare(
         found = mtl.evaluate(
             [*ours, *methods],
             test,
-            episodes=config.test_episodes,
+            episodes=episodes_of(test, config.test_episodes),
             setting=f"{config.ways}-way {shots}-shot",
             tasks_per_chunk=8,
         )
+        found = with_unseen(found, test)
         found.to_csv(out / f"{shots}-shot.csv")
         found.to_json(out / f"{shots}-shot.json")
         print(f"\n{found.table()}")

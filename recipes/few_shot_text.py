@@ -2,7 +2,7 @@
 
     python recipes/few_shot_text.py                                    # embedded docstrings and encoder, offline
     python recipes/few_shot_text.py --backbone mtl/minilm --last-k 1 --shots 5
-    python recipes/few_shot_text.py --data reviews.csv --text-column review --label-column topic --backbone mtl/minilm
+    python recipes/few_shot_text.py --data reviews.csv --text-column review --label-columns topic --backbone mtl/minilm
     python recipes/few_shot_text.py --baselines logistic ridge lora ia3      # LoRA and IA3: pip install -e ".[text]"
 
 The tasks of the first two: which module of Python's standard library is a docstring from, its names masked? Without
@@ -20,6 +20,7 @@ from pathlib import Path
 import few_shot
 import tyro
 from assets import pretrain_docstrings
+from helpers.questions import are_asked, make_family_tasks
 
 import mtl
 
@@ -27,9 +28,8 @@ import mtl
 @dataclass(frozen=True)
 class Config(few_shot.Settings):
     out: str = "runs/few_shot_text"  # output folder; run again with the same one to continue
-    data: str | None = None  # csv, jsonl, parquet, folder of .txt or hub id; the embedded docstrings when not given
+    data: tuple[str, ...] = ()  # csv, jsonl(.gz), parquet, folder of .txt or hub id; docstrings when not given
     text_column: str | None = None  # column of texts, where the table has no usual name for it
-    label_column: str | None = None  # column of labels, where the table has no usual name for it
     backbone: str = ""  # mtl/minilm, hf/<id> or a folder; a small encoder, pretrained now, when not given
     encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
@@ -64,7 +64,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn of every loader worker
     preprocess = lambda texts: backbone.with_prefix(backbone.preprocess(texts))  # noqa: E731
     tokens = few_shot.input_cache(config, backbone, preprocess)
-    if config.data is None:
+    if not config.data:
         return lambda part, shots, queries: mtl.DocstringTasks(
             part,  # type: ignore[arg-type]
             preprocess=tokens,
@@ -74,13 +74,15 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             families=config.families if part == "train" else ("module",),
             seed=config.seed,
         )
-    texts = mtl.open_texts(config.data, text_column=config.text_column, label_column=config.label_column)
+    if are_asked(config.data, config.questions):
+        return make_family_tasks(config, "texts", tokens, config.text_column)
+    texts = mtl.open_texts(config.data[0], text_column=config.text_column)
     return few_shot.make_class_tasks(texts, config, tokens)
 
 
 def write_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
     """Two episodes to read: an example of each class, and queries with what was predicted."""
-    assert isinstance(tasks, mtl.DocstringTasks | mtl.ClassTasks)
+    assert isinstance(tasks, mtl.DocstringTasks | mtl.ClassTasks | mtl.data.EvaluationTasks)
     pages = []
     for index in range(2):
         episode, (names, support, queries) = tasks.sample(index), tasks.read(index)

@@ -78,11 +78,21 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 draw(random, folder / collection / f"class_{i}" / f"{j}.png")
     for name in [*(f"{kind}_{i}" for kind in ("scratch", "dent") for i in range(5)), "new"]:
         draw(random, folder / f"{name}.png")
+    write_clothes(random, folder / "clothes")
     with (folder / "tickets.csv").open("w", newline="", encoding="utf-8") as f:
         rows = csv.writer(f)
         rows.writerow(["body", "topic"])
         rows.writerows([" ".join(random.choice(list("abcdefgh"), 9)), f"topic {i % 10}"] for i in range(80))
     return folder
+
+
+def write_clothes(random: np.random.Generator, folder: Path) -> None:
+    """Photographs with three labels: class folders and a table beside them."""
+    rows = ["file,colour,season,photographer"]
+    for i in range(60):
+        draw(random, folder / f"type_{i % 6}" / f"{i}.png")
+        rows.append(f"type_{i % 6}/{i}.png,colour {i // 12},season {i % 4},person {i % 5}")
+    (folder / "attributes.csv").write_text("\n".join(rows))
 
 
 def bert(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import few_shot_text
 import pytest
 from assets import pretrain_docstrings
+from helpers.questions import Questions
 from small_data import LITTLE_ENCODER, text_table
 
 import mtl
@@ -20,12 +21,12 @@ LITTLE_TEXT = {
 
 @pytest.mark.parametrize("own", [False, True])
 def test_few_shot_text(tmp_path, encoder, own):
-    mine = {"text_column": "note", "label_column": "kind"} if own else {}
-    data = str(text_table(tmp_path / "t.csv", 10, 5)) if own else None
+    mine = {"text_column": "note", "questions": Questions(label_columns=("kind",))} if own else {}
+    data = (str(text_table(tmp_path / "t.csv", 10, 5)),) if own else ()
     config = few_shot_text.Config(out=str(tmp_path / "run"), data=data, backbone=encoder, **mine, **LITTLE_TEXT)
     [found] = few_shot_text.main(config)
     assert {r.kind for r in found.rows} == {"ours", "control", "baseline"}
-    assert set(found.families) == {"texts" if own else "module"}
+    assert set(found.families) == {"t.kind" if own else "module"}
     assert (tmp_path / "run" / "accuracy.png").is_file()
     pages = (tmp_path / "run" / "episodes.md").read_text()
     names = mtl.data.docstring_split(0).test if not own else [f"class {c}" for c in range(10)]

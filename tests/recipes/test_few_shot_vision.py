@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import few_shot_vision
 import pytest
+import tyro
 from small_data import pictures
 
 import mtl
@@ -32,7 +33,7 @@ def test_few_shot_vision_on_glyphs(tmp_path):
 @pytest.mark.parametrize("inner_steps", [5, 0])
 def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps):
     config = few_shot_vision.Config(
-        out=str(tmp_path / "run"), data=str(pictures(tmp_path / "data", 10, 4)), ways=2, shots=(2,), queries=2,
+        out=str(tmp_path / "run"), data=(str(pictures(tmp_path / "data", 10, 4)),), ways=2, shots=(2,), queries=2,
         inner_steps=inner_steps, warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, tuning_episodes=1,
         test_episodes=2,
     )  # fmt: skip
@@ -40,3 +41,24 @@ def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps):
     assert len(found.families) == 2
     assert (tmp_path / "run" / "split.json").is_file()
     assert found.reference == f"generator, {inner_steps} steps"
+
+
+def test_few_shot_vision_on_two_data_sets_with_several_columns(tmp_path, capsys):
+    data = [pictures(tmp_path / name, 10, 8) for name in ("toys", "tools")]
+    for folder in data:
+        files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
+        rows = [f"{file},shade {i % 4},track {i % 3}" for i, file in enumerate(files)]
+        (folder / "attributes.csv").write_text("\n".join(["file,shade,track", *rows]))
+    line = "--ways 2 --shots 2 --queries 2 --inner-steps 0 --warm-steps 2 --tasks-per-step 2 --validation-tasks 4"
+    line += " --tuning-episodes 1 --test-episodes 5 --label-columns class shade --group-column toys:track"
+    line += " --hold-out-families tools.shade --baselines ncm --data"
+    config = tyro.cli(few_shot_vision.Config, args=[*line.split(), *map(str, data), "--out", str(tmp_path / "run")])
+    [found] = few_shot_vision.main(config)
+    names = ("toys.class", "toys.shade", "tools.class", "tools.shade")
+    assert found.families == tuple(name for name in names for _ in range(2))
+    assert found.unseen == ("tools.shade",)
+    printed = capsys.readouterr().out
+    assert "tools.shade: 80 images, 4 classes, test only: test" in printed
+    assert "2-way 2-shot, unseen families, 2 episodes" in printed
+    [again] = few_shot_vision.main(config)  # the stored split fits
+    assert [r.accuracy.tolist() for r in again.rows] == [r.accuracy.tolist() for r in found.rows]

@@ -32,7 +32,8 @@ class FamilyTasks:
         only: glob patterns of the families to draw from; all of the part by default.
 
     Classes that are too small for ``shots + queries``, or have too few groups to keep the two apart, are left out;
-    families with fewer than ``ways`` classes left as well; :attr:`left_out` says so in one line each.
+    families with fewer than ``ways`` classes left as well; ``left_out`` says so in one line each. ``unseen`` names the
+    families that no training sees.
 
     Raises:
         ValueError: no family of the part has enough classes.
@@ -71,6 +72,7 @@ class FamilyTasks:
             own = _own_seed(seed, name)
             self.sources[name] = ClassTasks(collection, classes, preprocess=inputs, seed=own, family=name, **sizes)
         self.left_out = tuple(left_out)
+        self.unseen = tuple(name for name in self.sources if name in families.unseen)
         if not self.sources:
             raise ValueError(
                 f"no family has {most_ways} classes of {most_shots} + {queries} examples in {part!r}"

@@ -1,0 +1,81 @@
+"""Settings for data of your own with several kinds of question, and the tasks that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import mtl
+from mtl.data import DividedFamilies, EvaluationTasks, FamilyRequest, FamilyTasks, InputCache
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which label columns are asked about, and how they are divided; docs/several-kinds.md explains all of it."""
+
+    label_columns: tuple[str, ...] = ()  # columns of labels, of all data sets or of one such as fashion:baseColour
+    group_column: tuple[str, ...] = ()  # column, or pattern in file names; support and query never share a group
+    split: Literal["class", "example", "family"] | None = None  # test on new classes, photographs or families
+    hold_out_families: tuple[str, ...] = ()  # for the test alone, such as emoji.vendor or "omniglot.*"
+    validation_families: tuple[str, ...] = ()  # for early stopping alone, likewise
+    min_per_class: int | None = None  # leave out smaller classes; by default those too small for shots + queries
+
+
+Make = Callable[[str, int, int], FamilyTasks | EvaluationTasks]
+
+
+def make_family_tasks(
+    config: Any, kind: Literal["images", "texts"], inputs: InputCache, text_column: str | None = None
+) -> Make:
+    """Tasks over all families of the data, by the split that ``split.json`` beside the results holds.
+
+    Args:
+        config: settings of a few-shot recipe.
+        kind: what the data sets hold.
+        inputs: preprocessing, with a cache for all tasks.
+        text_column: column of texts, where it goes by no usual name.
+    """
+    q: Questions = config.questions
+    families = mtl.data.open_families(
+        config.data, q.label_columns, kind=kind, groups=q.group_column, text_column=text_column
+    )
+    request = FamilyRequest(
+        split=q.split,
+        hold_out=q.hold_out_families,
+        validation=q.validation_families,
+        ways=config.ways,
+        min_per_class=q.min_per_class or max(config.shots) + config.queries,
+        seed=config.seed,
+    )
+    divided = mtl.data.divide_families(families, Path(config.out) / "split.json", request)
+    print("\n".join(divided.report))
+    return lambda part, shots, queries: _tasks(config, divided, inputs, part, shots, queries)
+
+
+def _tasks(
+    config: Any, divided: DividedFamilies, inputs: InputCache, part: str, shots: int, queries: int
+) -> FamilyTasks | EvaluationTasks:
+    """Test tasks are as many for each family, about ``test_episodes`` in all."""
+    tasks = FamilyTasks(
+        divided, part, preprocess=inputs, ways=config.ways, shots=shots, queries=queries, seed=config.seed
+    )
+    if tasks.left_out:
+        print(f"{part}, {shots}-shot: {'; '.join(tasks.left_out)}")
+    return EvaluationTasks(tasks, -(-config.test_episodes // len(tasks.names))) if part == "test" else tasks
+
+
+def are_asked(data: Sequence[str], questions: Questions) -> bool:
+    """Whether there are several data sets, or settings that only families have."""
+    return len(data) > 1 or questions != Questions()
+
+
+def episodes_of(tasks: mtl.TaskSource, asked: int) -> int:
+    """How many test episodes there are to evaluate."""
+    return tasks.episodes if isinstance(tasks, EvaluationTasks) else asked
+
+
+def with_unseen(found: mtl.Comparison, tasks: mtl.TaskSource) -> mtl.Comparison:
+    """The comparison, with unseen families listed apart."""
+    return replace(found, unseen=tasks.tasks.unseen) if isinstance(tasks, EvaluationTasks) else found
