@@ -3,6 +3,7 @@
 from mtl.fewshot import generators
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, baselines
+from mtl.fewshot.choosing import Choice
 from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
 from mtl.fewshot.exporting import export
 from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
@@ -21,6 +22,7 @@ __all__ = [
     "Adapted",
     "Baseline",
     "CentredRidge",
+    "Choice",
     "Cosine",
     "FeatureStatistics",
     "Linear",

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.episode import Episode, Examples, Inputs, RawInputs
-from mtl.fewshot.adapted import Adapted
+from mtl.fewshot.adapted import Adapted, Start
+from mtl.fewshot.choosing import Choice, candidates, choose, folds, generator_alone, log_likelihood
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
@@ -168,7 +169,12 @@ class MetaLearner:
 
     @torch.no_grad()
     def adapt(
-        self, support: Examples | Mapping[str, Sequence[Any]], *, steps: int | None = None, meta: Tensors | None = None
+        self,
+        support: Examples | Mapping[str, Sequence[Any]],
+        *,
+        steps: int | None = None,
+        meta: Tensors | None = None,
+        cross_validate: bool = False,
     ) -> Adapted:
         """Adapt to one task, or to a batch of tasks at once.
 
@@ -177,24 +183,59 @@ class MetaLearner:
                 All tasks of a batch have the same number of classes; how many examples a class has may differ.
             steps: inner steps, by default those of training.
             meta: start from this instead of what the generator emits for the support set, as the controls do.
+            cross_validate: leave out one example per class in turn, and mix the generator's answer with plainer ones as
+                far as they are right about what was left out; see :attr:`Adapted.choice`. With one example of a class
+                there is nothing to leave out, and the generator is followed.
 
         Raises:
-            ValueError: fewer than two classes, or a class without examples.
+            ValueError: fewer than two classes, or a class without examples; ``meta`` together with ``cross_validate``.
         """
+        if meta is not None and cross_validate:
+            raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
         names: tuple[str, ...] = ()
         if not isinstance(support, Examples):
             names, support = tuple(support), self._labelled(support)
         ways = _ways(support.labels)
         support = support.to(self.device)
         prepared = self.backbone.prepare(support.inputs)
-        emitted: Tensors = self.generator(self.view(support, prepared, ways)) if meta is None else meta
+        view = self.view(support, prepared, ways) if meta is None else None
+        found: Tensors = self.generator(view) if meta is None else meta
         # Copies, because some are the generator's own parameters, which may be trained further.
-        emitted = {k: v.detach().clone() for k, v in emitted.items()}
+        emitted = {k: v.detach().clone() for k, v in found.items()}
+        start = lambda meta: Start(self._solve(prepared, support.labels, ways, meta, steps), meta)  # noqa: E731
+        if cross_validate and view is not None:
+            choice = self._choose(view, prepared, steps)
+            tried = candidates(self.generator, emitted)
+            starts = tuple(start(tried[name]) for name in choice.names)
+        else:
+            choice, starts = None, (start(emitted),)
+        readout = None if self.backbone.sites else prepared
+        self._last = Adapted(self.model, support, ways, starts[-1].weights, emitted, names, choice, starts, readout)
+        return self._last
+
+    def _solve(self, prepared: Prepared, labels: Tensor, ways: int, meta: Tensors, steps: int | None) -> Tensors:
+        """Fast weights after the inner loop."""
+        support = Examples(prepared.inputs, labels)
         problem = self.problem(Episode(support, support, ways), prepared)
         problem = problem if steps is None else replace(problem, num_steps=steps)
-        weights, *_ = _without_overflow(problem, lambda p: solve(p, emitted), lambda weights: weights.values())
-        self._last = Adapted(self.model, support, ways, weights, emitted, names)
-        return self._last
+        weights, *_ = _without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
+        return weights
+
+    def _choose(self, view: SupportView, prepared: Prepared, steps: int | None) -> Choice:
+        """Judge all candidates on examples that are left out of the support set, all folds in one batch."""
+        tasks, ways = view.labels.shape[0], view.ways
+        if (split := folds(view.labels, ways)) is None:
+            return generator_alone(tasks)
+        stay, out = split
+        part = lambda v: v.flatten(0, 1)[stay]  # noqa: E731
+        seen = SupportView(part(view.features), [part(a) for a in view.activations], part(view.labels), ways)
+        kept, asked, right = prepared.regroup(stay), prepared.regroup(out), view.labels.flatten()[out]
+        scores: dict[str, Tensor] = {}
+        for name, meta in candidates(self.generator, self.generator(seen)).items():
+            weights = self._solve(kept, seen.labels, ways, meta, steps)
+            logits = self.model.query_logits(kept, seen.labels, ways, asked, weights, meta)
+            scores[name] = log_likelihood(logits, right, tasks)
+        return choose(tuple(scores), torch.stack(list(scores.values()), 1), len(out) // tasks, out.numel() // tasks)
 
     def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`."""

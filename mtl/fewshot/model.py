@@ -93,12 +93,29 @@ class TaskModel:
         return self._scaled(self.head.support_logits(head_weights(weights), (features, labels), ways), meta)
 
     def query_logits(
-        self, support: Inputs | Prepared, labels: Tensor, ways: int, inputs: Inputs, weights: Tensors, meta: Tensors
+        self,
+        support: Inputs | Prepared,
+        labels: Tensor,
+        ways: int,
+        inputs: Inputs | Prepared,
+        weights: Tensors,
+        meta: Tensors,
     ) -> Tensor:
         """Logits of queries ``(tasks, m, ways)``, after adaptation to the support set."""
         features = self.features(inputs, weights, meta)
-        seen = self.features(support, weights, meta) if self.head.needs_support else features[:, :0]
-        return self._scaled(self.head.logits(features, head_weights(weights), (seen, labels), ways), meta)
+        seen = self.features(support, weights, meta) if self.head.needs_support else None
+        return self.logits(features, (seen, labels), ways, weights, meta)
+
+    def logits(
+        self, features: Tensor, support: tuple[Tensor | None, Tensor], ways: int, weights: Tensors, meta: Tensors
+    ) -> Tensor:
+        """Logits of queries ``(tasks, m, ways)`` from their modulated features ``(tasks, m, width)``.
+
+        Args:
+            support: modulated features and labels of the support set; no features where the head does not need them.
+        """
+        seen = features[:, :0] if support[0] is None else support[0]
+        return self._scaled(self.head.logits(features, head_weights(weights), (seen, support[1]), ways), meta)
 
     def _scaled(self, logits: Tensor, meta: Tensors) -> Tensor:
         factor = self.generator.logit_scale(meta)

@@ -41,6 +41,11 @@ class Prepared:
         rows = n * torch.arange(tasks, device="cpu").unsqueeze(1) + examples.cpu()
         return Prepared(inputs, self.stored.take(rows.flatten()))
 
+    def regroup(self, examples: Tensor) -> Prepared:
+        """Examples in other tasks: ``examples`` ``(tasks, n)`` are indices among the examples of all tasks here."""
+        found = self.inputs.flatten().take(examples.flatten()).unflatten(len(examples))
+        return Prepared(found, self.stored and self.stored.take(examples.flatten().cpu()))
+
     def split(self, size: int | None) -> list[Prepared]:
         """Pieces of at most ``size`` examples of every task; None is a single piece."""
         n = self.shape[1]
