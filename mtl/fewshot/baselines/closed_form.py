@@ -14,7 +14,7 @@ from mtl.fewshot.baselines.methods import Method
 from mtl.fewshot.baselines.setup import STANDARDISED, Setup, Value
 from mtl.fewshot.heads import AbstractHead, NearestClassMean, Ridge
 
-WEIGHTED_L2 = 0.1
+WEIGHTED_L2 = 0.01
 
 
 def head_in_closed_form(setup: Setup, name: str, head: AbstractHead, centre: Tensor | None = None) -> Method:
