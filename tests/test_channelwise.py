@@ -62,14 +62,14 @@ def test_evidence_is_the_loss_of_ridge_fitted_to_the_others():
             rest = [j for j in range(7) if j != left]
             scores = head.logits(level[:, [left]], {}, (level[:, rest], UNEQUAL[:, rest]), 3)[:, 0]
             loss += torch.nn.functional.cross_entropy(scores, UNEQUAL[:, left], reduction="none") / 7
-        torch.testing.assert_close(found[:, i], loss / torch.tensor(3.0).double().log())
+        torch.testing.assert_close(found[:, i, 0], loss / torch.tensor(3.0).double().log())
 
 
 def test_evidence_is_a_constant_where_a_class_has_one_example():
     labels = torch.tensor([[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2]])
     found = level_evidence(view(labels).features, labels, 3, [8, 5, 6])
-    assert (found[1] == NO_EVIDENCE).all()
-    assert (found[0] != NO_EVIDENCE).all()
+    assert (found[1, :, 0] == NO_EVIDENCE).all()
+    assert (found[0, :, 0] != NO_EVIDENCE).all()
 
 
 # --- laws ------------------------------------------------------------------------------------------------------------
@@ -90,19 +90,23 @@ def test_order_of_examples_and_numbering_of_classes_do_not_matter(sites, per_cha
     assert not torch.allclose(a["scale"], c["scale"], atol=1e-3), "labels matter"
 
 
-def permute_inside_levels(widths: list[int]) -> torch.Tensor:
-    g, start, order = torch.Generator().manual_seed(3), 0, []
-    for width in widths:
-        order.append(start + torch.randperm(width, generator=g))
-        start += width
-    return torch.cat(order)
+def renumbered(levels, seed: int = 3) -> torch.Tensor:
+    """The channels of every stage in another order: the same one in all its levels, and the cells of each together."""
+    orders: dict[int, torch.Tensor] = {}
+    g, start, places = torch.Generator().manual_seed(seed), 0, []
+    for level in levels:
+        channels = level.width // level.cells
+        order = orders.setdefault(level.stage, torch.randperm(channels, generator=g))
+        places.append(start + (order[:, None] * level.cells + torch.arange(level.cells)).flatten())
+        start += level.width
+    return torch.cat(places)
 
 
 @pytest.mark.parametrize("standard", ["fixed", "support"])
-def test_channels_of_a_level_may_be_numbered_anyhow(standard):
+def test_channels_of_a_stage_may_be_numbered_anyhow(standard):
     """Channels in another order: what is emitted is in that order, and otherwise the same."""
     made, seen = generator(SITES, per_channel=False, standard=standard), view(sites=SITES)
-    inner, own = permute_inside_levels([4, 7]), permute_inside_levels([8, 5, 6])
+    inner, own = renumbered([Level("", "own", 0, 1.0, 4), Level("", "own", 1, 1.0, 7)]), renumbered(LEVELS)
     activations = list(torch.cat(list(seen.activations), -1)[..., inner].split([4, 7], -1))
     permuted = made(SupportView(seen.features[..., own], activations, seen.labels, 3))
     emitted = made(seen)
@@ -112,6 +116,48 @@ def test_channels_of_a_level_may_be_numbered_anyhow(standard):
     torch.testing.assert_close(permuted["log_lr"], emitted["log_lr"])
     across = made(SupportView(seen.features.flip(-1), seen.activations, seen.labels, 3))
     assert not torch.allclose(across["scale"][:, 11:].flip(-1), emitted["scale"][:, 11:], atol=1e-3), "levels matter"
+
+
+def test_levels_of_every_example_are_of_one_size():
+    made, seen = generator(even=True), view()
+    features = torch.tensor([1.0, 100.0]).double()[:, None, None] * seen.features
+    made.standardise(FeatureStatistics.of_features(features, [8, 5, 6]))
+    found = made.standard.before_scale(features, {})
+    standardised = (features - made.standard.mean) * made.standard.inv_std
+    for x, level in zip(found.split([8, 5, 6], -1), standardised.split([8, 5, 6], -1), strict=True):
+        torch.testing.assert_close(x, level / (level.square().mean(-1, keepdim=True) + 0.25).sqrt())
+    modulation = Modulation(torch.ones(2, WIDTH), torch.zeros(2, WIDTH))
+    assert made.standard.fold(modulation, {}) is modulation
+
+
+def test_training_leaves_out_the_common_scales_in_some_tasks_and_the_same_ones_again():
+    made = generator()
+    with torch.no_grad():
+        made.common.base.normal_()
+    labels = torch.tensor([[0, 0, 1, 1, 2, 2]]).expand(200, -1)
+    seen = view(labels)
+    full, trained = made(seen), made.for_training(seen)
+    without = made.rule(full)
+    left_out = (trained["scale"] - without["scale"]).abs().amax(-1) < 1e-9
+    assert 0.2 < left_out.double().mean() < 0.4
+    torch.testing.assert_close(trained["scale"][~left_out], full["scale"][~left_out])
+    torch.testing.assert_close(made.for_training(seen)["scale"], trained["scale"], rtol=0, atol=0)
+    assert generator(per_channel=False).rule(full) is None
+
+
+def test_numbers_of_one_channel_of_a_stage_are_read_together():
+    """One channel's deviation stands for its mean too; another order in one of the two levels is another network."""
+    levels = (Level("mean", "mean", 0, 1.0, 5), Level("std", "std", 0, 1.0, 5), Level("own", "own", 1, 1.0, 9))
+    torch.manual_seed(0)
+    made = mtl.ChannelWise((), WIDTH, levels=levels, per_channel=False).double()
+    with torch.no_grad():
+        made.network.layers.get_parameter("3.weight").normal_()
+    seen, together = view(), renumbered(levels)
+    alone = torch.cat([torch.arange(5), together[5:10], torch.arange(10, 19)])
+    scales = made(seen)["scale"]
+    for order, same in ((together, True), (alone, False)):
+        found = made(replace(seen, features=seen.features[..., order]))["scale"]
+        assert torch.allclose(found, scales[:, order], atol=1e-6) is same
 
 
 def test_weights_that_belong_to_no_channel_fit_any_width():
@@ -154,7 +200,7 @@ def test_the_size_of_a_site_does_not_matter():
 
 @pytest.mark.parametrize("standard", ["fixed", "support"])
 def test_standardising_is_folded_into_scale_and_shift(standard):
-    made, seen = generator(SITES, standard=standard), view(sites=SITES)
+    made, seen = generator(SITES, standard=standard, even=False), view(sites=SITES)
     features = 3 + 10 * seen.features
     if standard == "fixed":
         made.standardise(FeatureStatistics.of_features(features, [8, 5, 6]))

@@ -115,7 +115,7 @@ class MetaLearner:
         """
         episode = episode.to(self.device)
         prepared = self.backbone.prepare(episode.support.inputs)
-        meta = self.generator(self.view(episode.support, prepared, episode.ways))
+        meta = self.generator.for_training(self.view(episode.support, prepared, episode.ways))
         problem = self.problem(episode, prepared)
         estimate = lambda problem: self.estimator(problem, tensors.detach(meta))  # noqa: E731
         found, problem, finite = _without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])

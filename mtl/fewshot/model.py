@@ -82,7 +82,7 @@ class TaskModel:
             return lite_features(inputs, lite, lambda some: self.features(some, weights, meta))
         modulation, sites = self.generator.modulation(weights, meta), self.backbone.modulation_width
         features = self.backbone(inputs, Modulation(modulation.scale[:, :sites], modulation.shift[:, :sites]))
-        features = at_least_float32(features)
+        features = self.generator.standard.before_scale(at_least_float32(features), meta)
         return features * modulation.scale[:, None, sites:] + modulation.shift[:, None, sites:]
 
     def support_logits(

@@ -70,7 +70,10 @@ class AbstractGenerator(nn.Module, abc.ABC):
         if (found := sum(level.width for level in self.levels)) != width:
             raise ValueError(f"the levels are {found} wide together, but the features {width}; use make_generator")
         self.step_sizes_of = StepSizes(self.widths, step_size)
-        self.standard = Standardisation([level.width for level in self.levels], options.get("standard", "fixed"))
+        widths = [level.width for level in self.levels]
+        even = options.get("even")
+        even = len(widths) > 1 if even is None else even
+        self.standard = Standardisation(widths, options.get("standard", "fixed"), even)
 
     def standardise(self, statistics: FeatureStatistics) -> None:
         """Standardise features by these statistics, which are saved with the generator.
@@ -105,6 +108,10 @@ class AbstractGenerator(nn.Module, abc.ABC):
         It holds ``log_lr``, the logarithms of the step sizes: ``self.step_sizes_of.log_lr``, or a row of that length
         for each task.
         """
+
+    def for_training(self, view: SupportView) -> Tensors:
+        """``meta`` for an outer step; some generators leave out a part of it in some tasks, to train the rest."""
+        return self(view)
 
     @abc.abstractmethod
     def init(self, meta: Tensors) -> Tensors:
@@ -153,6 +160,11 @@ class AbstractSiteGenerator(AbstractGenerator):
 
     def identity(self, meta: Tensors) -> Tensors:
         return meta | {"scale": torch.ones_like(meta["scale"]), "shift": torch.zeros_like(meta["shift"])}
+
+    def rule(self, meta: Tensors) -> Tensors | None:
+        """The same ``meta`` without what is common to all tasks, where both are apart; None where not."""
+        del meta
+        return None
 
     def static(self, meta: Tensors) -> Tensors | None:
         """The same ``meta`` with what is common to all tasks alone, where there is such a part; None where not."""

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mtl.fewshot.generators.channel_statistics import STATISTICS
+from mtl.fewshot.generators.channel_statistics import EVIDENCE, NEIGHBOURS, STATISTICS, neighbour_statistics
+from mtl.fewshot.generators.neighbours import Block, neighbourhoods_of
 from mtl.fewshot.generators.standardising import level_means
 
 KINDS = ("own", "mean", "std", "grid", "token", "site")
+SHOTS = 2  # numbers that say how many examples a class has
 START = 1e-3  # standard deviation of the last layer: next to the identity, and a gradient for every weight
-
-
-@dataclass(frozen=True)
-class Block:
-    """A site of the network or a level of the features, as the generator sees it.
-
-    Args:
-        kind: that of the level, or ``"site"``.
-        depth: 0 at the input, 1 at the last layer.
-        width: channels.
-        cells: of a grid.
-    """
-
-    kind: str
-    depth: float
-    width: int
-    cells: int = 1
 
 
 class ChannelNetwork(nn.Module):
@@ -39,8 +23,8 @@ class ChannelNetwork(nn.Module):
     Args:
         blocks: sites and levels in order.
         hidden: width of the two hidden layers.
-        by_index: tell blocks apart by a vector of their own, which ties the weights to these blocks; otherwise by their
-            depth and kind.
+        by_index: tell blocks apart by a vector of their own too, which ties the weights to these blocks, and not by depth
+            and kind alone.
         size: of the vectors that describe a block.
         task: size of the task vector.
     """
@@ -51,33 +35,40 @@ class ChannelNetwork(nn.Module):
         self, blocks: Sequence[Block], hidden: int = 48, by_index: bool = False, size: int = 12, task: int = 24
     ) -> None:
         super().__init__()
-        self.blocks = len(blocks)
-        self.describe = ByIndex(self.blocks, size) if by_index else ByPlace(blocks, size)
-        self.task = nn.Sequential(nn.Linear(STATISTICS + 1 + size, 64), nn.GELU(), nn.Linear(64, task))
-        self.of_channel = nn.Linear(STATISTICS, hidden)
-        self.of_block = nn.Linear(size + task + 1, hidden, bias=False)
+        self.blocks, self.neighbourhoods = len(blocks), neighbourhoods_of(blocks)
+        self.by_place = ByPlace(blocks, size)
+        self.by_index = ByIndex(self.blocks, size) if by_index else None
+        block = STATISTICS + EVIDENCE + SHOTS + size * (2 if by_index else 1)
+        self.of_level = nn.Sequential(nn.Linear(block, 64), nn.GELU(), nn.Linear(64, 32))
+        self.task = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, task))
+        self.of_channel = nn.Linear(STATISTICS + NEIGHBOURS, hidden)
+        self.of_block = nn.Linear(block + task, hidden, bias=False)
         self.layers = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 2))
         nn.init.normal_(self.layers.get_parameter("3.weight"), std=START)
         nn.init.zeros_(self.layers.get_parameter("3.bias"))
         level = torch.repeat_interleave(torch.arange(self.blocks), torch.tensor([b.width for b in blocks]))
         self.register_buffer("level", level, persistent=False)
 
-    def forward(self, statistics: Tensor, evidence: Tensor) -> Tensor:
+    def forward(self, statistics: Tensor, evidence: Tensor, shots: Tensor) -> Tensor:
         """Log-scale and shift of every channel.
 
         Args:
             statistics: ``(tasks, channels, 6)``.
-            evidence: of every block, ``(tasks, blocks)``.
+            evidence: of every block, ``(tasks, blocks, 3)``.
+            shots: examples of the smallest and of a typical class, ``(tasks, 2)``.
 
         Returns:
             ``(tasks, channels, 2)``.
         """
-        tasks, evidence = len(statistics), evidence.unsqueeze(-1)
-        described = self.describe().expand(tasks, -1, -1)
+        places = [self.by_place()] if self.by_index is None else [self.by_place(), self.by_index()]
+        described = torch.cat([*(p.expand(len(statistics), -1, -1) for p in places)], -1)
         pooled = level_means(statistics, self.level, self.blocks)
-        task = self.task(torch.cat([pooled, evidence, described], -1)).mean(1, keepdim=True)
-        context = self.of_block(torch.cat([described, task.expand(-1, self.blocks, -1), evidence], -1))
-        return self.layers(self.of_channel(statistics) + context[:, self.level])
+        counts = shots.log().unsqueeze(1).expand(-1, self.blocks, -1)
+        block = torch.cat([pooled, evidence, counts, described], -1)
+        task = self.task(self.of_level(block).mean(1, keepdim=True)).expand(-1, self.blocks, -1)
+        context = self.of_block(torch.cat([block, task], -1))
+        read = torch.cat([statistics, neighbour_statistics(statistics, self.neighbourhoods)], -1)
+        return self.layers(self.of_channel(read) + context[:, self.level])
 
 
 class ByIndex(nn.Module):

@@ -30,9 +30,14 @@ class CommonScale(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(())) if readout else None
         self.log_logit_scale = nn.Parameter(torch.zeros(1)) if readout else None
 
+    def per_channel(self) -> Tensor:
+        """Log-scale of every channel, ``(channels,)``; only where there is one."""
+        assert self.base is not None
+        return BASE_SPEED * self.base
+
     def log_scale(self, like: Tensor) -> Tensor:
         """``(channels,)``, of the dtype and on the device of ``like``."""
-        base = like.new_zeros(self.inner + self.width) if self.base is None else BASE_SPEED * self.base
+        base = like.new_zeros(self.inner + self.width) if self.base is None else self.per_channel()
         return base if self.log_gain is None else base + F.pad(self.log_gain.expand(self.width), (self.inner, 0))
 
     def meta(self) -> Tensors:

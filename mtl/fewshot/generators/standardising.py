@@ -14,18 +14,22 @@ from mtl.networks.modulation import Modulation
 
 Standard = Literal["fixed", "support"]
 MEAN, INV_STD = "standard_mean", "standard_inv_std"
+SMALL = 0.25  # of the mean square of a standardised level: one next to nothing is not blown up
 PRIOR_EXAMPLES = 4.0  # that the typical variance of a level counts for, next to a handful of support examples
 
 
 class Standardisation(nn.Module):
     """Mean and inverse standard deviation of every feature; the identity until :meth:`set` is called.
 
-    They are folded into the scale and shift of the features, so that heads, export and merging see one affine map.
+    They are folded into the scale and shift of the features, so that heads, export and merging see one affine map. Only
+    ``even`` features are no affine map of raw ones.
 
     Args:
         widths: of the blocks of the features that share a typical variance, the levels.
         source: ``"fixed"``: statistics that were set, and are saved; ``"support"``: those of each task's own support
             set, where the variance of a channel is drawn towards that of its level.
+        even: divide each level of each example by its root mean square (with a floor), so that an example of much
+            contrast does not count more than a pale one.
 
     Raises:
         ValueError: for another source.
@@ -35,11 +39,12 @@ class Standardisation(nn.Module):
     inv_std: Tensor
     level: Tensor
 
-    def __init__(self, widths: Sequence[int], source: Standard = "fixed") -> None:
+    def __init__(self, widths: Sequence[int], source: Standard = "fixed", even: bool = False) -> None:
         super().__init__()
         if source not in get_args(Standard):
             raise ValueError(f"standard={source!r}: expected 'fixed' (statistics that are set) or 'support'")
-        self.source, self.levels = source, len(widths)
+        self.source, self.levels, self.even = source, len(widths), even
+        self.widths = list(widths)
         self.changes = False  # whether the fixed statistics are set
         level = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self.register_buffer("level", level, persistent=False)
@@ -74,14 +79,22 @@ class Standardisation(nn.Module):
 
     def apply_to(self, features: Tensor, meta: Tensors) -> Tensor:
         """Standardised features ``(tasks, n, D)``."""
-        if not (self.changes or MEAN in meta):
-            return features
-        mean, inv_std = meta.get(MEAN, self.mean), meta.get(INV_STD, self.inv_std)
-        return (features - mean.unsqueeze(-2)) * inv_std.unsqueeze(-2)
+        if self.changes or MEAN in meta:
+            mean, inv_std = meta.get(MEAN, self.mean), meta.get(INV_STD, self.inv_std)
+            features = (features - mean.unsqueeze(-2)) * inv_std.unsqueeze(-2)
+        return self._evened(features) if self.even else features
+
+    def before_scale(self, features: Tensor, meta: Tensors) -> Tensor:
+        """Features ``(tasks, n, D)`` as scale and shift of :meth:`fold` expect them: raw, unless they are evened."""
+        return self.apply_to(features, meta) if self.even else features
+
+    def _evened(self, features: Tensor) -> Tensor:
+        parts = features.split(self.widths, -1)
+        return torch.cat([x * (x.square().mean(-1, keepdim=True) + SMALL).rsqrt() for x in parts], -1)
 
     def fold(self, modulation: Modulation, meta: Tensors) -> Modulation:
         """A modulation of standardised features as one of raw features; sites before them are left as they are."""
-        if not (self.changes or MEAN in meta):
+        if self.even or not (self.changes or MEAN in meta):
             return modulation
         sites = modulation.width - len(self.mean)
         mean, inv_std = meta.get(MEAN, self.mean), meta.get(INV_STD, self.inv_std)

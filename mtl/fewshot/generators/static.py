@@ -28,6 +28,8 @@ class Static(AbstractSiteGenerator):
         step_size: initial inner step size, > 0.
         levels: of the features; one by default.
         standard: statistics that standardise the features, ``"fixed"`` ones or those of each ``"support"`` set.
+        even: give the levels of every example one size, see :class:`Standardisation`; by default where there are several
+            levels, which no plain checkpoint holds anyway.
     """
 
     reads_levels = True
@@ -39,8 +41,9 @@ class Static(AbstractSiteGenerator):
         step_size: float = 0.1,
         levels: Sequence[Level] = (),
         standard: Standard = "fixed",
+        even: bool | None = None,
     ) -> None:
-        super().__init__(sites, width, step_size, levels=levels, standard=standard)
+        super().__init__(sites, width, step_size, levels=levels, standard=standard, even=even)
         own = self.modulation_width - (width if self.reads_out else 0)
         self.scale = nn.Parameter(torch.ones(own))
         self.shift = nn.Parameter(torch.zeros(own))
