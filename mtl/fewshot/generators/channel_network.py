@@ -23,8 +23,8 @@ class ChannelNetwork(nn.Module):
     Args:
         blocks: sites and levels in order.
         hidden: width of the two hidden layers.
-        by_index: tell blocks apart by a vector of their own too, which ties the weights to these blocks, and not by depth
-            and kind alone.
+        by_index: tell blocks apart by a vector of their own too, which ties the weights to these blocks, and not by
+            depth and kind alone.
         size: of the vectors that describe a block.
         task: size of the task vector.
     """

@@ -65,8 +65,8 @@ def _contrast_and_size(between: Tensor, within: Tensor, total: Tensor) -> list[T
 def level_evidence(values: Tensor, labels: Tensor, ways: int, widths: Sequence[int]) -> Tensor:
     """What the examples look like to each level alone, in three numbers.
 
-    How well it separates the classes: the leave-one-out cross-entropy of ridge regression on it, in closed form. It is 0
-    when perfect and 1 at chance, and a constant for tasks in which a class has a single example. The logarithm of its
+    How well it separates the classes: the leave-one-out cross-entropy of ridge regression on it, in closed form. It is
+    0 when perfect and 1 at chance, and a constant for tasks in which a class has a single example. The logarithm of its
     mean square. And that of the number of directions in which the examples differ (the participation ratio of their
     kernel).
 

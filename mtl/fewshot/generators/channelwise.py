@@ -44,8 +44,8 @@ class ChannelWise(AbstractSiteGenerator):
         per_channel: also learn a log-scale for every channel and a vector for every level. The weights then belong to
             this backbone; without, they work on any other.
         standard: statistics that standardise the features, ``"fixed"`` ones or those of each ``"support"`` set.
-        even: give the levels of every example one size, see :class:`Standardisation`; by default where there are several
-            levels, which no plain checkpoint holds anyway.
+        even: give the levels of every example one size, see :class:`Standardisation`; by default where there are
+            several levels, which no plain checkpoint holds anyway.
     """
 
     reads_levels = True

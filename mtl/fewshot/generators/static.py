@@ -28,8 +28,8 @@ class Static(AbstractSiteGenerator):
         step_size: initial inner step size, > 0.
         levels: of the features; one by default.
         standard: statistics that standardise the features, ``"fixed"`` ones or those of each ``"support"`` set.
-        even: give the levels of every example one size, see :class:`Standardisation`; by default where there are several
-            levels, which no plain checkpoint holds anyway.
+        even: give the levels of every example one size, see :class:`Standardisation`; by default where there are
+            several levels, which no plain checkpoint holds anyway.
     """
 
     reads_levels = True
