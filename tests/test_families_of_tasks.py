@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import multiprocessing
 import pickle
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +272,53 @@ def test_a_zip_is_like_its_folder(clothes, families, tmp_path, inside):
     reader = pickle.loads(pickle.dumps(zipped[0].data_set.examples)).reader
     assert reader.open(3).size == (4, 4)
     assert [f.name for f in open_families(folder / "images.zip")] == ["clothes.class"]
+
+
+def test_forked_processes_and_threads_may_read_one_archive(clothes, tmp_path):
+    shutil.make_archive(str(tmp_path / "clothes"), "zip", clothes)
+    examples = open_families(tmp_path / "clothes.zip")[0].data_set.examples
+    expected = [np.array(image).tobytes() for image in examples.read(range(120))]  # opened before the fork
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        for found in pool.map(partial(_pixels, examples), [range(120)] * 6):
+            assert found == expected
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: _pixels(examples, range(120)), range(8))) == [expected] * 8
+
+
+def _pixels(examples, positions) -> list[bytes]:
+    return [np.array(image).tobytes() for image in examples.read(positions)]
+
+
+def test_a_broken_archive_is_refused_in_one_line(tmp_path):
+    (tmp_path / "clothes.zip").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"clothes\.zip is no readable zip archive \(.*\); pack it anew"):
+        open_families(tmp_path / "clothes.zip")
+
+
+def test_parquet_has_columns_too(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = {"text": [f"text {i}" for i in range(60)], "topic": [f"t{i % 6}" for i in range(60)]}
+    (tmp_path / "talk").mkdir()
+    table = datasets.Dataset.from_dict(rows | {"mood": [f"m{i % 4}" for i in range(60)]})
+    table.to_parquet(str(tmp_path / "talk" / "a.parquet"))
+    families = open_families(tmp_path / "talk", ["topic", "mood"], kind="texts")
+    assert [(f.name, f.labels[7]) for f in families] == [("talk.topic", "t1"), ("talk.mood", "m3")]
+
+
+def test_parts_that_came_with_the_data_are_kept(tmp_path):
+    for part, types in (("train", (0, 1, 2, 3)), ("val", (4, 5)), ("test", (6, 7))):
+        for t in types:
+            for i in range(4):
+                file = tmp_path / "toys" / part / f"type{t}" / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (4, 4)).save(file)
+    divided = divide_families(open_families(tmp_path / "toys"), request=replace(REQUEST, split="class"))
+    assert {part: list(found["toys.class"].items) for part, found in divided.parts.items()} == {
+        "train": ["type0", "type1", "type2", "type3"],
+        "val": ["type4", "type5"],
+        "test": ["type6", "type7"],
+    }
 
 
 def test_texts_have_columns_too(tmp_path):
