@@ -11,6 +11,8 @@ from torch import Tensor
 
 READOUT = "readout"
 """Name of finished features ``(n, D)`` among inputs by name; see ``with_prefix`` of a backbone."""
+PREFIX = "prefix"
+"""Name of what the frozen part of a backbone made of tokens; with a dot and more, of what else it made of examples."""
 RawInputs = Tensor | Mapping[str, Tensor]
 """Images as one tensor, or tensors by name, such as ``input_ids`` and ``attention_mask``."""
 
@@ -74,10 +76,15 @@ class Inputs:
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.tensors.values())
 
+    @staticmethod
+    def of_prefix(name: str) -> bool:
+        """Whether a tensor of this name was computed by a backbone's frozen part rather than read by it."""
+        return name == PREFIX or name.startswith(f"{PREFIX}.")
+
     @property
-    def finished(self) -> bool:
-        """Whether these are features that a backbone without sites has computed before, and nothing else."""
-        return self.tensors.keys() == {READOUT}
+    def computed(self) -> bool:
+        """Whether all of these were computed by a backbone, and nothing is left of images or tokens."""
+        return all(name == READOUT or self.of_prefix(name) for name in self.tensors)
 
     @property
     def shape(self) -> torch.Size:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, TEXT, batch, build
+from networks import NETWORKS, TEXT, batch, build, modulation_of
 from torch import Tensor
 
 import mtl
@@ -46,7 +46,7 @@ def test_a_finished_readout_takes_the_place_of_inputs(name: str, tmp_path: Path)
     backbone = build(name, tmp_path, sites="none", levels="all")
     inputs: Any = batch(backbone, 1, 6)
     finished = Inputs.of(backbone.with_prefix(Inputs.of(inputs).flatten())).with_task_axis()
-    assert finished.finished
+    assert finished.computed
     assert finished["readout"].dtype == torch.float16
     backbone.model.register_forward_pre_hook(lambda *_: pytest.fail("the network ran"))
     learner = mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width), inner_steps=2)
@@ -56,3 +56,18 @@ def test_a_finished_readout_takes_the_place_of_inputs(name: str, tmp_path: Path)
     assert backbone.observe(finished)[1] == []
     with pytest.raises(ValueError, match="sites that change it"):
         build(name, tmp_path, levels="all")(finished.raw)
+
+
+@pytest.mark.parametrize("last_k", [None, 1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_kept_prefix_takes_the_place_of_inputs(name: str, last_k: int | None, tmp_path: Path):
+    backbone = build(name, tmp_path, levels="all", last_k=last_k)
+    inputs, modulation = batch(backbone), modulation_of(backbone)
+    expected = backbone(inputs, modulation)
+    torch.testing.assert_close(backbone(backbone.prepare(inputs), modulation), expected, rtol=1e-4, atol=1e-5)
+    kept = Inputs.of(backbone.with_prefix(Inputs.of(inputs).flatten())).unflatten(2)
+    found = backbone(kept, modulation)
+    torch.testing.assert_close(found, expected, rtol=3e-3, atol=3e-3 * float(expected.abs().max()))
+    assert kept.computed or name in TEXT or not backbone._prefix, "no images are left"
+    kept_with_texts = ["bert", "gpt2", "llama", "qwen3", "gemma", "modernbert"]
+    assert name not in kept_with_texts or not last_k or {"prefix", "prefix.levels"} < kept.tensors.keys()

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.ranges import at_least
 from mtl.data.own.row_store import RowStore
-from mtl.episode import Inputs, RawInputs
+from mtl.episode import PREFIX, Inputs, RawInputs
 
 MASK = "attention_mask"
 Preprocess = Callable[[list[Any]], Inputs | RawInputs]
@@ -192,7 +192,14 @@ def _check(made: Any, collection: AbstractCollection, count: int) -> Inputs:
 
 
 def _expected(inputs: Inputs, collection: AbstractCollection) -> bool:
-    return inputs.finished or collection.accepts(inputs)
+    return inputs.computed or collection.accepts(
+        Inputs({k: t for k, t in inputs.tensors.items() if not _by_example(k)})
+    )
+
+
+def _by_example(name: str) -> bool:
+    """Whether a tensor next to tokens has no token axis: ``prefix.levels`` of a backbone."""
+    return name != PREFIX and Inputs.of_prefix(name)
 
 
 def _describe(inputs: Inputs) -> str:
@@ -205,7 +212,12 @@ def _split(inputs: Inputs) -> list[Inputs]:
     if MASK not in inputs:
         return [inputs.map(lambda t, i=i: t[i].detach().clone()) for i in range(inputs.count)]
     lengths = inputs[MASK].sum(1).tolist()
-    return [inputs.map(lambda t, i=i, n=n: t[i, :n].detach().clone()) for i, n in enumerate(lengths)]
+    return [_example(inputs, i, n) for i, n in enumerate(lengths)]
+
+
+def _example(inputs: Inputs, i: int, length: int) -> Inputs:
+    rows = {k: t[i] if _by_example(k) else t[i, :length] for k, t in inputs.tensors.items()}
+    return Inputs(rows).map(lambda t: t.detach().clone())
 
 
 def _join(rows: Sequence[Inputs]) -> Inputs:

@@ -15,9 +15,10 @@ from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.identity import cache_key, fingerprint, json_arguments
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
+from mtl.networks.backbones.packing import Packing, find_packing
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
-from mtl.networks.backbones.prepared_inputs import PREFIX, Prepared, halved
+from mtl.networks.backbones.prepared_inputs import Prepared, count_of, divided, halved
 from mtl.networks.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
 from mtl.networks.readout import Choice, Level, Readout, precise
 
@@ -147,13 +148,30 @@ class Backbone(nn.Module):
         inputs = Inputs.of(inputs)
         if READOUT in inputs:
             return self._finished(inputs[READOUT])
+        if inputs.computed:
+            raise ValueError(
+                f"inputs carry nothing but the frozen prefix of {self.name}, which needs a task axis: call the "
+                "backbone itself, or give the images"
+            )
         if model is None:
-            model, own, inputs = self.model, self._own, self._cast(inputs)
-        else:
-            like = next(model.parameters())
-            own = partial(_features_of, self.adapter, model)
-            inputs = inputs.without(PREFIX).to(like.device, like.dtype)
-        return own(inputs) if self.readout is None else self.readout.read(model, inputs, own)
+            return self._features(inputs)
+        like = next(model.parameters())
+        own, _ = divided(inputs)
+        assert own is not None
+        inputs, read = own.to(like.device, like.dtype), partial(_features_of, self.adapter, model)
+        return read(inputs) if self.readout is None else self.readout.read(model, inputs, read)
+
+    def _features(self, inputs: Inputs) -> Tensor:
+        """The same of the network itself; of inputs without images while a prefix is replayed."""
+        if READOUT in inputs:
+            return self._finished(inputs[READOUT])
+        own, _ = divided(inputs)
+        own = self._blank(inputs.count) if own is None else own.to(self.device, self.dtype)
+        return self._own(own) if self.readout is None else self.readout.read(self.model, own, self._own)
+
+    def _blank(self, n: int) -> Inputs:
+        """Images that nobody looks at, without memory for each."""
+        return Inputs.of(self.adapter.example(1)).to(self.device, self.dtype).map(lambda x: x.expand(n, *x.shape[1:]))
 
     def _finished(self, readout: Tensor) -> Tensor:
         """Features that were computed before."""
@@ -195,7 +213,7 @@ class Backbone(nn.Module):
 
     def _cast(self, inputs: Inputs | RawInputs) -> Inputs:
         """To the network's device, and floats to its dtype: a network stored in bfloat16 takes no float32 image."""
-        return Inputs.of(inputs).without(PREFIX).to(self.device, self.dtype)
+        return Inputs.of(inputs).to(self.device, self.dtype)
 
     def _check(self, features: Tensor) -> Tensor:
         if features.dim() != 2:
@@ -225,17 +243,18 @@ class Backbone(nn.Module):
         With ``sites="none"`` that is ``{"readout": (n, D)}``, the finished features: float16 on the CPU, float32 where
         they exceed its range. Everything that takes inputs takes these, and the network does not run again.
 
-        With sites: tokens ``(n, length)`` by name, and with them, as ``"prefix"``, the output of the frozen prefix per
-        token, ``(n, length, width)`` on the CPU. Everything that takes inputs then skips the prefix. Where the prefix
-        is not one tensor of that shape (rotary networks, images), inputs are returned as they are.
+        With sites: what the rest of the network reads of it. For images the network's maps at that point, ``prefix.0``
+        and so on in float16, and no images; for texts the tokens and, as ``"prefix"``, vectors ``(n, length, width)``
+        that are cut and padded like tokens. With several levels also ``prefix.levels``, the pooled vectors of those
+        below the first site. Inputs are returned as they are where the rest reads more than that.
         """
         inputs = Inputs.of(inputs)
         if not self.sites:
             return {READOUT: halved(self._pieces(inputs))}
-        if not (inputs.named and self._prefix and self._prefix.by_token):
+        if self._packing is None:
             return inputs.raw
-        stored = self._prefix.record(lambda: self.features(inputs))
-        return inputs.raw | {PREFIX: self._prefix.per_token(stored).cpu()}
+        stored = self._passes.prepare(Prepared(inputs.with_task_axis())).stored
+        return ({} if stored is None else self._packing.pack(stored)) | (inputs.raw if inputs.named else {})
 
     @torch.no_grad()
     def _pieces(self, inputs: Inputs) -> Tensor:
@@ -249,21 +268,33 @@ class Backbone(nn.Module):
         inputs = Inputs.of(inputs)
         if len(inputs.shape) < 3:
             raise ValueError(f"inputs of shape {tuple(inputs.shape)}: expected (tasks, n, ...); add the task axis")
-        if not (PREFIX in inputs and self._prefix):
-            return Prepared(inputs.without(PREFIX))
-        rows = inputs[PREFIX].flatten(0, 1).to(self.device)
-        return Prepared(inputs.without(PREFIX), self._prefix.restored(rows))
+        own, prefix = divided(inputs)
+        if own is not None and not (prefix and self._packing):
+            return Prepared(own)
+        if self._packing is None:
+            raise ValueError(
+                f"inputs carry {', '.join(prefix)}, and no images; {self.name} reads the images themselves: give those"
+            )
+        rows = {name: tensor.flatten(0, 1).to(self.device) for name, tensor in prefix.items()}
+        return Prepared(count_of(inputs) if own is None else own, self._packing.unpack(rows))
 
     @cached_property
     def _prefix(self) -> FrozenPrefix | None:
-        if not self.sites or self.readout:
+        if not self.sites:
             return None
-        features = lambda n: self.features(self.example_inputs(n))  # noqa: E731
-        return find_prefix(self.name, self.modulator, features, self.device, unbroken=self.execution.lockstep)
+        features = lambda n: self._features(self.example_inputs(n))  # noqa: E731
+        unbroken = self.execution.lockstep
+        return find_prefix(self.name, self.modulator, features, self.device, unbroken, self.readout)
+
+    @cached_property
+    def _packing(self) -> Packing | None:
+        if not self._prefix:
+            return None
+        return find_packing(self.name, self._prefix, self._passes, self.example_inputs(3).with_task_axis())
 
     @property
     def _passes(self) -> Passes:
-        return Passes(self.features, self.modulator, self.options, lambda: self._prefix)
+        return Passes(self._features, self.modulator, self.options, lambda: self._prefix)
 
     # --- where it is, and which it is --------------------------------------------------------------------------------
 
@@ -277,7 +308,8 @@ class Backbone(nn.Module):
     def place(self, placement: Placement) -> None:
         """Note that the weights have been spread: nothing moves them any more."""
         self.placement = placement
-        self.__dict__.pop("_prefix", None)  # found again, as the network runs now
+        for found in ("_prefix", "_packing"):
+            self.__dict__.pop(found, None)  # found again, as the network runs now
 
     def to(self, *args: Any, **kwargs: Any) -> Backbone:
         """Move it, unless its weights have places of their own."""

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mtl.metagrad import tensors
 from mtl.networks.backbones.adapter import noise
 from mtl.networks.backbones.patching import Forward, patch_forwards
-from mtl.networks.backbones.stored import NotByExample, Shape, Stored, as_shape, as_tensor, rows_per_example, size_of
+from mtl.networks.backbones.stored import AGAIN, NotByExample, Stored, as_shape, as_tensor, rows_per_example
 from mtl.networks.modulation import Modulation, Modulator
+from mtl.networks.readout import Readout
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,12 @@ Wrap = Callable[[int, Forward], Forward]
 
 
 def find_prefix(
-    name: str, modulator: Modulator, features: Callable[[int], Tensor], device: torch.device, unbroken: bool
+    name: str,
+    modulator: Modulator,
+    features: Callable[[int], Tensor],
+    device: torch.device,
+    unbroken: bool,
+    readout: Readout | None = None,
 ) -> FrozenPrefix | None:
     """The prefix of a network, found by watching one forward pass and checked on another; None where there is none.
 
@@ -37,15 +42,14 @@ def find_prefix(
         features: runs the network on so many example inputs, the same ones every time.
         device: where inputs go.
         unbroken: see :class:`FrozenPrefix`.
+        readout: see :class:`FrozenPrefix`.
     """
     try:
-        prefix = FrozenPrefix(modulator.model, [s.name for s in modulator.sites], features, unbroken)
+        prefix = FrozenPrefix(modulator.model, [s.name for s in modulator.sites], features, unbroken, readout)
     except NotByExample:
         log.warning("%s: its frozen prefix mixes examples; it is computed every time", name)
         return None
-    random = noise(1, modulator.width).to(device)
-    modulation = Modulation(1 + 0.1 * random, 0.1 * random)
-    with torch.no_grad(), modulator.modulating(modulation):
+    with torch.no_grad(), modulator.modulating(probe(modulator.width, device)):
         plain = features(2)
         with prefix.replaying(prefix.record(lambda: features(2))):
             replayed = features(2)
@@ -54,6 +58,12 @@ def find_prefix(
         return prefix
     log.warning("%s: replaying its frozen prefix changes the features; it is computed every time", name)
     return None
+
+
+def probe(width: int, device: torch.device) -> Modulation:
+    """A modulation of one task that changes something at every site."""
+    random = noise(1, width).to(device)
+    return Modulation(1 + 0.1 * random, 0.1 * random)
 
 
 class FrozenPrefix:
@@ -68,27 +78,46 @@ class FrozenPrefix:
         sites: names of the modulated layers.
         forward: runs the model on so many example inputs and returns features.
         unbroken: let every recording run to its end, because sharded networks count the calls of their layers.
+        readout: of the model, whose levels below the first site are recorded and replayed too.
+
+    Attributes:
+        pattern: the outputs for two examples.
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[str], forward: Callable[[int], Tensor], unbroken: bool = False
+        self,
+        model: nn.Module,
+        sites: Sequence[str],
+        forward: Callable[[int], Tensor],
+        unbroken: bool = False,
+        readout: Readout | None = None,
     ) -> None:
-        self._forward, self._unbroken = forward, unbroken
+        self._unbroken = unbroken
+        self._readout = readout if readout is not None and readout.frozen else None
+        self._sites = [model.get_submodule(name) for name in sites]
         self._calls = _outermost_frozen(model, set(sites), lambda: forward(2))
         self._needed = self._read_later(lambda: forward(2)) if self._calls else set()
         self._rows: Sequence[int] = ()
+        self.pattern = Stored([], ())
         if self._needed:
-            three = tree_leaves(self.record(lambda: forward(3)).outputs)
-            self._rows = [
-                rows_per_example(*pair) for pair in zip(tree_leaves(self._pattern.outputs), three, strict=True)
-            ]
+            two, three = (self.record(lambda n=n: forward(n)).outputs for n in (2, 3))
+            self._rows = [rows_per_example(*pair) for pair in zip(tree_leaves(two), tree_leaves(three), strict=True)]
+            self.pattern = Stored(two, self._rows)
 
     def __len__(self) -> int:
         return len(self._needed)
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether levels of a readout are recorded, last."""
+        return self._readout is not None
+
     @torch.no_grad()
     def record(self, forward: Callable[[], Any]) -> Stored:
-        """Outputs of the prefix while ``forward`` runs, which is stopped once all of them are known."""
+        """Outputs of the prefix while ``forward`` runs, which is stopped when the first site begins.
+
+        The levels of the readout that end before it come last, ``(n, width)``.
+        """
         outputs: list[Any] = [None] * len(self._calls)
 
         def recording(i: int, original: Forward) -> Forward:
@@ -96,55 +125,34 @@ class FrozenPrefix:
                 found = original(*args, **kwargs)
                 # Cloned: what follows may work in place.
                 outputs[i] = tree_map(_clone if i in self._needed else as_shape, found)
-                if i == last and not self._unbroken:
-                    raise _Done
                 return found
 
             return call
 
-        last = len(self._calls) - 1
+        found: list[Tensor] = []
+        levels = nullcontext() if self._readout is None else self._readout.recording(found)
+        stops = [] if self._unbroken else [site.register_forward_pre_hook(_stop) for site in self._sites]
         try:
-            with self._patched(recording):
+            with levels, self._patched(recording):
                 forward()
         except _Done:
             pass
-        return Stored(outputs, self._rows)
-
-    @cached_property
-    def by_token(self) -> bool:
-        """Whether all outputs are ``(n, length, width)``.
-
-        Such a prefix can be cut into its texts and put together again, in other company and with other padding.
-        """
-        found = [size_of(x) for x in tree_flatten(self._pattern.outputs)[0] if x is not None]
-        sizes = [size for size in found if size is not None and len(size) == 3]
-        # A first axis of one is an output that all texts share, such as position embeddings.
-        return len(sizes) == len(found) and len({size[:2] for size in sizes}) == 1 and sizes[0][0] > 1
-
-    def per_token(self, stored: Stored) -> Tensor:
-        """The outputs that are read later, in one tensor ``(n, length, width)``; of a prefix :attr:`by_token`."""
-        return torch.cat([x for x in tree_flatten(stored.outputs)[0] if isinstance(x, Tensor)], -1)
-
-    def restored(self, rows: Tensor) -> Stored:
-        """The inverse of :meth:`per_token`."""
-        leaves, spec = tree_flatten(self._pattern.outputs)
-        kept = iter(rows.split([x.shape[-1] for x in leaves if isinstance(x, Tensor)], -1))
-        shapes = [Shape(rows.shape[:2] + x.size[2:], rows.new_empty(0)) if isinstance(x, Shape) else x for x in leaves]
-        outputs = tree_unflatten([next(kept) if isinstance(x, Tensor) else x for x in shapes], spec)
-        return Stored(outputs, self._rows)
-
-    @cached_property
-    def _pattern(self) -> Stored:
-        return self.record(lambda: self._forward(2))
+        finally:
+            for stop in stops:
+                stop.remove()
+        return Stored([*outputs, *found], self._rows)
 
     @contextmanager
     def replaying(self, stored: Stored) -> Iterator[None]:
         """Forwards inside take the prefix from ``stored``."""
 
         def replay(i: int, original: Forward) -> Forward:
+            if any(leaf is AGAIN for leaf in tree_leaves(stored.outputs[i])):
+                return original
             return lambda *args, **kwargs: tree_map(as_tensor, stored.outputs[i])
 
-        with self._patched(replay):
+        levels = nullcontext() if self._readout is None else self._readout.replaying(stored.outputs[-1])
+        with levels, self._patched(replay):
             yield
 
     @contextmanager
@@ -174,13 +182,19 @@ class FrozenPrefix:
 
             return lambda *args, **kwargs: tree_map(cut, original(*args, **kwargs))
 
-        with torch.enable_grad(), self._patched(cutting):
+        # The readout reads the prefix while it is recorded, and not later.
+        given = nullcontext() if self._readout is None else self._readout.without_frozen()
+        with given, torch.enable_grad(), self._patched(cutting):
             features = forward()
         return opaque | {int(name.split()[0]) for name in tensors.reaches([features], leaves)}
 
 
 class _Done(Exception):
     """The prefix is known; the rest of the forward pass is not needed."""
+
+
+def _stop(site: nn.Module, args: Any) -> None:
+    raise _Done
 
 
 def _in_turn(calls: Sequence[Forward]) -> Forward:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.episode import Inputs
+from mtl.episode import PREFIX, Inputs
 from mtl.networks.backbones.stored import Stored
 
-PREFIX = "prefix"
-"""Name of the output of the frozen prefix among tokens by name, see :meth:`Backbone.with_prefix`."""
+LEVELS = f"{PREFIX}.levels"
+"""Name of the levels of the readout that end below the first site."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,15 @@ def halved(values: Tensor) -> Tensor:
     values = values.detach().cpu().float()
     half = values.half()
     return half if bool(half.isfinite().all()) else values
+
+
+def count_of(inputs: Inputs) -> Inputs:
+    """Nothing but the number of tasks and examples, where the prefix is all that is needed of images."""
+    first = next(iter(inputs))
+    return Inputs({PREFIX: first.new_empty(*first.shape[:2], 0)})
+
+
+def divided(inputs: Inputs) -> tuple[Inputs | None, dict[str, Tensor]]:
+    """Inputs of the network, None if there are none, and what came with them of its prefix."""
+    own = {k: v for k, v in inputs.tensors.items() if not Inputs.of_prefix(k)}
+    return Inputs(own) if own else None, {k: v for k, v in inputs.tensors.items() if k not in own}

@@ -53,6 +53,10 @@ class Shape:
     like: Tensor
 
 
+AGAIN = object()
+"""In place of the outputs of a call that is computed again in every replay."""
+
+
 class NotByExample(Exception):
     """Some output of the prefix does not hold the examples along its first axis."""
 

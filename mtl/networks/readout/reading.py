@@ -74,6 +74,7 @@ class Readout:
         self._statistics = {i: self._of_stage(i, grid) for i in chosen_stages(levels, [s.name for s in stages])}
         self._recorded: list[Tensor] | None = None
         self._replayed: Tensor | None = None
+        self._left_out = False
         with torch.no_grad():
             parts, features = self._run(model, example, own)
         self._drop_what_equals(features, parts)
@@ -93,15 +94,11 @@ class Readout:
         return torch.cat([*(parts[i] for i in sorted(parts)), pooling.precise(features)], 1)
 
     @contextmanager
-    def recording(self) -> Iterator[list[Tensor]]:
-        """Fills the list with the levels that no modulation changes, in one tensor ``(n, width)`` if there are any.
-
-        Forwards inside may be stopped once these are known.
-        """
-        found: list[Tensor] = []
+    def recording(self, found: list[Tensor]) -> Iterator[None]:
+        """Forwards inside, which may be stopped at the first site, append the levels below it: ``(n, width)``."""
         previous, self._recorded = self._recorded, found
         try:
-            yield found
+            yield
         finally:
             self._recorded = previous
 
@@ -113,6 +110,15 @@ class Readout:
             yield
         finally:
             self._replayed = previous
+
+    @contextmanager
+    def without_frozen(self) -> Iterator[None]:
+        """Forwards inside leave those levels out."""
+        previous, self._left_out = self._left_out, True
+        try:
+            yield
+        finally:
+            self._left_out = previous
 
     @property
     def frozen(self) -> list[int]:
@@ -133,7 +139,8 @@ class Readout:
             parts[i] = torch.cat([s.pool(x, inputs) for s in self._statistics[i]], 1)
 
         handles = []
-        wanted = [i for i, statistics in self._statistics.items() if statistics and i not in parts]
+        skipped = {*parts, *(self.frozen if self._left_out else [])}
+        wanted = [i for i, statistics in self._statistics.items() if statistics and i not in skipped]
         for i in wanted:
             if self.stages[i].name == _INPUT:
                 at_stage(i, None, (), inputs.tensor)
@@ -145,7 +152,7 @@ class Readout:
         finally:
             for handle in handles:
                 handle.remove()
-            if self._recorded is not None and self.frozen and parts.keys() >= set(self.frozen):
+            if self._recorded is not None and parts.keys() >= set(self.frozen):
                 self._recorded.append(torch.cat([parts[i] for i in self.frozen], 1).detach())
 
     def _of_stage(self, i: int, grid: bool) -> list[_Statistic]:
