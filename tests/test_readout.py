@@ -14,6 +14,7 @@ import mtl
 from mtl.data.own.input_cache import InputCache
 from mtl.data.own.texts.collection import TextCollection
 from mtl.episode import Inputs
+from mtl.fewshot import make_generator
 from mtl.networks import Modulation
 from mtl.networks.readout import pooling
 
@@ -55,7 +56,7 @@ def test_a_finished_readout_takes_the_place_of_inputs(name: str, tmp_path: Path)
     assert finished.computed
     assert finished["readout"].dtype == torch.float16
     backbone.model.register_forward_pre_hook(lambda *_: pytest.fail("the network ran"))
-    learner = mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width), inner_steps=2)
+    learner = mtl.MetaLearner(backbone, make_generator("static", backbone), inner_steps=2)
     support = mtl.Examples(finished, torch.tensor([[0, 1, 2, 0, 1, 2]]))
     assert learner.adapt(support).predict(finished).shape == (1, 6)
     learner.meta_step(mtl.Episode(support, support, 3))
