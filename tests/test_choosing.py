@@ -16,11 +16,14 @@ UNEQUAL = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [2, 1, 0, 1, 1, 0, 2]])
 ONE_SHOT = torch.tensor([[0, 1, 2, 2, 2, 1, 1]] * 2)
 
 
-def learner(kind: str = "channelwise", levels: str = "all", sites: str = "none", **options) -> mtl.MetaLearner:
+def learner(
+    kind: str = "channelwise", levels: str = "all", sites: str = "none", even: bool | None = None, **options
+) -> mtl.MetaLearner:
     """Away from the identity."""
     torch.manual_seed(0)
     b = backbone(levels=levels, sites=sites)
-    made = mtl.MetaLearner(b, mtl.fewshot.make_generator(kind, b), mtl.CentredRidge(), **options)
+    generator = mtl.fewshot.make_generator(kind, b, **({} if even is None else {"even": even}))
+    made = mtl.MetaLearner(b, generator, mtl.CentredRidge(), **options)
     noise = torch.Generator().manual_seed(1)
     for name, p in made.generator.named_parameters():
         if "log_lr" not in name:
@@ -116,7 +119,7 @@ def test_the_last_level_is_a_candidate_as_if_there_were_no_other():
 
 
 def test_a_mixture_of_linear_classifiers_is_one():
-    made, e = learner(), episode()
+    made, e = learner(even=False), episode()
     adapted = made.adapt(e.support, cross_validate=True)
     for task in range(2):
         _, weight, bias = adapted.merge(task)
@@ -125,6 +128,8 @@ def test_a_mixture_of_linear_classifiers_is_one():
     inside = learner("channelwise", "last", "norm", inner_steps=0).adapt(e.support, cross_validate=True)
     with pytest.raises(ValueError, match=r"a mixture of several networks is no single one; adapt\(support, cross_val"):
         inside.merge()
+    with pytest.raises(ValueError, match="no linear map of features"):
+        learner().adapt(e.support).merge()
 
 
 def test_one_example_of_a_class_leaves_the_generator():

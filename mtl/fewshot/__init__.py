@@ -10,6 +10,7 @@ from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.fewshot.heads import HEADS, AbstractHead, CentredRidge, Cosine, Linear, NearestClassMean, Ridge
 from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_baselines
+from mtl.fewshot.ready import adapt, load_generator, save_ready
 from mtl.fewshot.saving import from_pretrained, save_pretrained
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, train_stages
@@ -35,6 +36,7 @@ __all__ = [
     "Setup",
     "Stage",
     "TrainingConfig",
+    "adapt",
     "baselines",
     "choose_baselines",
     "controls",
@@ -42,8 +44,10 @@ __all__ = [
     "export",
     "from_pretrained",
     "learner_method",
+    "load_generator",
     "peft_baselines",
     "save_pretrained",
+    "save_ready",
     "static_control",
     "train",
     "train_stages",

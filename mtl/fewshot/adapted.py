@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Prepared
 from mtl.networks.merging import Merged, merge
 from mtl.networks.modulation import Modulation
+
+ITEMS_PER_PASS = 64  # of raw images or strings to predict
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,12 @@ class Adapted:
         if (tasks := self.support.labels.shape[0]) != 1:
             way_out = "pass tensors (tasks, n, ...) instead, see backbone.preprocess"
             raise ValueError(f"raw items belong to one task, but {tasks} were adapted to; {way_out}")
-        one_task = Inputs.of(self.model.backbone.preprocess(inputs)).with_task_axis()
-        chosen = self.logits(one_task)[0].argmax(-1).tolist()
+        chosen = [i for batch in batched(inputs, ITEMS_PER_PASS) for i in self._logits_of(batch).argmax(-1).tolist()]
         return [self.class_names[i] for i in chosen] if self.class_names else chosen
+
+    def _logits_of(self, items: Sequence[Any]) -> Tensor:
+        """``(n, ways)``, of raw items of the only task."""
+        return self.logits(Inputs.of(self.model.backbone.preprocess(items)).with_task_axis())[0]
 
     @property
     def modulation(self) -> Modulation:
@@ -131,9 +137,11 @@ class Adapted:
             logits, up to one positive factor per example.
 
         Raises:
-            ValueError: when the head has no linear classifier of the same predictions, or a mixture of candidates is no
-                single network.
+            ValueError: when no linear classifier predicts the same as the head, on features whose levels are made even,
+                or a mixture of candidates is no single network.
         """
+        if self.model.generator.standard.even:
+            raise ValueError("levels of one size are no linear map of features; keep predicting with the learner")
         mixture = self._mixture[task].tolist()
         counted = [(part, seen, w) for part, seen, w in zip(self._parts, self._seen, mixture, strict=True) if w > 0]
         backbone, head = self.model.backbone, self.model.head
@@ -164,3 +172,10 @@ class Adapted:
         modulation = self._modulation(part)
         bias = bias + (weight @ modulation.shift[:, sites:].unsqueeze(-1)).squeeze(-1)
         return (weight * modulation.scale[:, None, sites:])[task], bias[task]
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last one shorter."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch

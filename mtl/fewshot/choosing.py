@@ -81,10 +81,11 @@ def candidates(generator: AbstractGenerator, meta: Tensors) -> dict[str, Tensors
     """
     if not isinstance(generator, AbstractSiteGenerator):
         return {"plain": generator.identity(meta), "generator": meta}
-    plain, static = generator.identity(meta), generator.static(meta)
+    plain, static, rule = generator.identity(meta), generator.static(meta), generator.rule(meta)
     found = {"last level": _last_level(generator, plain)} if len(generator.levels) > 1 else {}
     found |= {"all levels" if found else "plain": plain}
     found |= {} if static is None else {"static": static}
+    found |= {} if rule is None else {"rule": rule}
     return found | {"half-way": _half_way(meta), "generator": meta}
 
 

@@ -194,7 +194,7 @@ class MetaLearner:
             raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
         names: tuple[str, ...] = ()
         if not isinstance(support, Examples):
-            names, support = tuple(support), self._labelled(support)
+            names, support = tuple(support), self.labelled(support)
         ways = _ways(support.labels)
         support = support.to(self.device)
         prepared = self.backbone.prepare(support.inputs)
@@ -243,7 +243,8 @@ class MetaLearner:
             raise ValueError("nothing to predict with: call adapt(support) first")
         return self._last.predict(inputs)
 
-    def _labelled(self, support: Mapping[str, Sequence[Any]]) -> Examples:
+    def labelled(self, support: Mapping[str, Sequence[Any]]) -> Examples:
+        """Images or strings by class name as the examples of one task; classes are numbered in order."""
         empty = [name for name, items in support.items() if not len(items)]
         if len(support) < 2 or empty:
             got = f"{len(support)} classes" + (f", {empty} without any" if empty else "")

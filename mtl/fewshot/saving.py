@@ -43,7 +43,7 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
         raise FileExistsError(f"{folder} holds files but no saved learner, and would be replaced; save to a new folder")
-    config = json.dumps(_config(learner) | {"extra": extra or {}}, indent=2)
+    config = json.dumps(describe_learner(learner) | {"extra": extra or {}}, indent=2)
     state = {k: v.detach().cpu().contiguous() for k, v in learner.generator.state_dict().items()}
     weights = save(state)  # safetensors' own writer reports a full disk as an error of its format
     with explain_write_errors(folder, len(weights)), atomic_folder(folder) as fresh:
@@ -64,15 +64,24 @@ def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> Met
             registered.
     """
     folder = Path(folder)
+    config = read_config(folder)
+    backbone = backbone or load_backbone(**config["backbone"]["load"])
+    _check_backbone(folder, config["backbone"], backbone)
+    learner = build_learner(config, backbone)
+    learner.generator.load_state_dict(load_file(folder / WEIGHTS))
+    return learner
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a saved learner.
+
+    Raises:
+        FileNotFoundError: the folder is not a complete saved learner.
+    """
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} is not a saved learner: {', '.join(missing)} not there")
-    config = json.loads((folder / CONFIG).read_text())
-    backbone = backbone or load_backbone(**config["backbone"]["load"])
-    _check_backbone(folder, config["backbone"], backbone)
-    learner = _build(config, backbone)
-    learner.generator.load_state_dict(load_file(folder / WEIGHTS))
-    return learner
+    return json.loads((folder / CONFIG).read_text())
 
 
 def check_saving(learner: MetaLearner) -> None:
@@ -81,11 +90,11 @@ def check_saving(learner: MetaLearner) -> None:
     Raises:
         ValueError: naming the class that is not registered or cannot be built again from its options, and the remedy.
     """
-    config = _config(learner)
+    config = describe_learner(learner)
     with torch.random.fork_rng(devices=[]):  # building a generator draws random weights
-        again = _build(config, learner.backbone)
+        again = build_learner(config, learner.backbone)
     shapes, found = ({k: v.shape for k, v in x.generator.state_dict().items()} for x in (learner, again))
-    if shapes != found or _config(again) != config:
+    if shapes != found or describe_learner(again) != config:
         options = config["generator"]["options"]
         raise ValueError(
             f"{type(learner.generator).__name__}(sites, width, **{options}) builds another generator than the one that "
@@ -98,11 +107,15 @@ def inner_options(learner: MetaLearner) -> dict[str, Any]:
     return {k: v for k, v in _options(learner.optimizer).items() if k != "lr"}
 
 
-def _config(learner: MetaLearner) -> dict[str, Any]:
+def describe_learner(learner: MetaLearner) -> dict[str, Any]:
+    """The content of ``config.json``."""
+    return {"mtl": version("mtl"), "backbone": learner.backbone.spec(), **describe_parts(learner)}
+
+
+def describe_parts(learner: MetaLearner) -> dict[str, Any]:
+    """Everything but the backbone, as JSON gives it back."""
     optimizer = _part(INNER_OPTIMIZERS, learner.optimizer, inner_options(learner))
     return {
-        "mtl": version("mtl"),
-        "backbone": learner.backbone.spec(),
         "generator": _part(GENERATORS, learner.generator, learner.generator.options),
         "head": _part(HEADS, learner.head, _options(learner.head)),
         "inner": {"inner_steps": learner.inner_steps, "optimizer": optimizer},
@@ -124,7 +137,12 @@ def _options(value: object) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
-def _build(config: dict[str, Any], backbone: Backbone) -> MetaLearner:
+def build_learner(config: dict[str, Any], backbone: Backbone) -> MetaLearner:
+    """The learner that :func:`describe_learner` described, without its weights, on a backbone.
+
+    Raises:
+        ValueError: a class is not registered, or does not take its options.
+    """
     part: dict[str, Any] = config["generator"]
     kind: str = part["kind"]
     cls = GENERATORS[FORMER_NAMES.get(kind, kind)]

@@ -81,6 +81,8 @@ class AbstractGenerator(nn.Module, abc.ABC):
         Scale and shift of the features are relative to standardised ones from now on.
         """
         self.standard.set(statistics)
+        if "standard" in self.options:
+            self.options["standard"] = "fixed"
 
     @property
     def reads_out(self) -> bool:

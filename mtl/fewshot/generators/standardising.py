@@ -54,7 +54,7 @@ class Standardisation(nn.Module):
         self.register_load_state_dict_post_hook(_note_changes)
 
     def set(self, statistics: FeatureStatistics) -> None:
-        """Take these statistics.
+        """Take these statistics in place of what there was, or of those of the support set.
 
         Raises:
             ValueError: they are of other features.
@@ -66,16 +66,26 @@ class Standardisation(nn.Module):
             )
         self.mean.copy_(statistics.mean)
         self.inv_std.copy_(1 / statistics.std)
-        self.changes = True
+        self.source, self.changes = "fixed", True
 
     def of_tasks(self, features: Tensor) -> Tensors:
         """What ``meta`` has to carry, from raw support features ``(tasks, n, D)``: nothing for fixed statistics."""
         if self.source == "fixed":
             return {}
+        mean, inv_std = self._of_few(features)
+        return {MEAN: mean, INV_STD: inv_std}
+
+    def _of_few(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and inverse standard deviation of a handful of examples, ``(tasks, n, D)``."""
         mean, var, n = features.mean(1), features.var(1, unbiased=False), features.shape[1]
         typical = level_means(var, self.level, self.levels)[:, self.level]
         var = (n * var + PRIOR_EXAMPLES * typical) / (n + PRIOR_EXAMPLES)
-        return {MEAN: mean, INV_STD: torch.where(typical > 0, var, 1).rsqrt()}
+        return mean, torch.where(typical > 0, var, 1).rsqrt()
+
+    def of_examples(self, features: Tensor) -> FeatureStatistics:
+        """Statistics of few or many examples ``(n, D)``, with or without labels, for :meth:`set`."""
+        mean, inv_std = self._of_few(features.unsqueeze(0))
+        return FeatureStatistics(mean[0], 1 / inv_std[0])
 
     def apply_to(self, features: Tensor, meta: Tensors) -> Tensor:
         """Standardised features ``(tasks, n, D)``."""

@@ -1,0 +1,141 @@
+"""A generator that is ready to use: on a network that it has never seen, from a few labelled examples, untrained there.
+
+Only a generator without weights per channel can be put on another network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mtl.episode import Examples, Inputs
+from mtl.fewshot.adapted import Adapted, batched
+from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.saving import WEIGHTS, build_learner, describe_parts, read_config
+from mtl.networks.backbones import Backbone, load_backbone
+from mtl.tools.files import write_whole
+
+ASSETS = Path(__file__).parent / "assets"
+UNIVERSAL = "mtl/universal"
+STANDARD = "standard."  # begins the names of statistics, which belong to one network
+STEP_SIZES = "step_sizes_of.log_lr"  # one for each site, so they may not fit another network
+
+
+def load_generator(source: str | Path, backbone: Backbone) -> MetaLearner:
+    """A trained generator, put on a backbone that it need not have seen.
+
+    Its features are standardised by the support set of each task alone, until statistics of unlabelled examples are
+    given: ``learner.generator.standardise(FeatureStatistics.of(backbone, batches))``, which is better. Step sizes of
+    sites that the other network did not have are the initial ones.
+
+    Args:
+        source: ``"mtl/universal"`` for the generator that comes with the package, or a folder of
+            :func:`mtl.save_pretrained`.
+        backbone: best with ``load_backbone(name, sites="none", levels="all")``, as the generator was trained.
+
+    Raises:
+        FileNotFoundError: there is no such generator.
+        ValueError: its weights belong to the backbone that it was trained on.
+    """
+    config, state = _read(source)
+    part = config["generator"]
+    if part["kind"] != "channelwise" or part["options"].get("per_channel", True):
+        raise ValueError(
+            f"the weights of {source} belong to the channels of its own network; train ChannelWise with "
+            "per_channel=False to put it on another, or use from_pretrained"
+        )
+    options = part["options"] | {"standard": "support"}
+    learner = build_learner(config | {"generator": part | {"options": options}}, backbone)
+    generator = learner.generator
+    own = generator.state_dict()
+    state = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape and not k.startswith(STANDARD)}
+    missing = sorted(k for k in own if k not in state and not k.startswith(STANDARD) and k != STEP_SIZES)
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing[:3])}; it was saved by another version of ChannelWise")
+    generator.load_state_dict(own | state)
+    return learner.to(backbone.device)
+
+
+def save_ready(learner: MetaLearner, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write a generator that fits any network to ``<path>.safetensors`` and ``<path>.json``.
+
+    Args:
+        extra: facts that JSON can hold, such as what it was trained on.
+
+    Raises:
+        ValueError: its weights belong to its backbone.
+    """
+    config = describe_parts(learner)
+    if config["generator"]["options"].get("per_channel", True):
+        raise ValueError("only ChannelWise with per_channel=False fits other networks")
+    state = learner.generator.state_dict()
+    kept = {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith(STANDARD)}
+    write_whole(Path(f"{path}.safetensors"), save(kept))
+    write_whole(Path(f"{path}.json"), (json.dumps(config | {"extra": extra or {}}, indent=2) + "\n").encode())
+
+
+def adapt(
+    backbone: str | Backbone,
+    support: Mapping[str, Sequence[Any]],
+    unlabelled: Sequence[Any] | None = None,
+    *,
+    generator: str | Path = UNIVERSAL,
+    cross_validate: bool = True,
+    batch_size: int = 64,
+) -> Adapted:
+    """Adapt any pretrained network to a few labelled examples per class, without any training: seconds.
+
+    >>> adapted = mtl.adapt("resnet18.a1_in1k", {"scratch": scratches, "dent": dents}, unlabelled)  # doctest: +SKIP
+    >>> adapted.predict(images), str(adapted.choice)  # doctest: +SKIP
+    (['dent', 'scratch'], 'generator 0.83, half-way 0.17 (5 folds, 10 left-out examples)')
+
+    Args:
+        backbone: a name for :func:`mtl.load_backbone`, or a loaded one, best with ``sites="none", levels="all"``.
+        support: ``{class name: [PIL images, or strings]}``; classes may differ in size.
+        unlabelled: images or strings of the same kind, some hundreds; labels are not needed, and what is to be
+            predicted will do. They say how far each feature varies. None: the labelled examples alone say it.
+        generator: see :func:`load_generator`.
+        cross_validate: see :meth:`MetaLearner.adapt`.
+        batch_size: items that pass through the network at a time.
+
+    Returns:
+        The adapted task: ``predict`` takes images or strings, and ``choice`` says what was chosen, and why.
+
+    Raises:
+        ValueError: fewer than two classes, or a class without examples.
+    """
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(backbone, sites="none", levels="all")
+    learner = load_generator(generator, backbone)
+    examples = learner.labelled(support)
+    if not backbone.sites:  # computed once, for the statistics and for all that follows
+        with torch.no_grad():
+            examples = Examples(backbone.prepare(examples.inputs).inputs, examples.labels)
+    features = [backbone.observe(examples.inputs)[0][0]]
+    features += [_features(backbone, batch) for batch in batched(unlabelled or (), batch_size)]
+    statistics = learner.generator.standard.of_examples(torch.cat(features))
+    learner.generator.standardise(statistics)
+    return replace(learner.adapt(examples, cross_validate=cross_validate), class_names=tuple(support))
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, items: Sequence[Any]) -> Tensor:
+    inputs = Inputs.of(backbone.preprocess(items)).with_task_axis()
+    return backbone.observe(inputs)[0][0]
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of a generator."""
+    if source != UNIVERSAL:
+        return read_config(Path(source)), load_file(Path(source) / WEIGHTS)
+    path = ASSETS / "universal.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{UNIVERSAL} is not in this installation ({path.name} is not there); install it again")
+    return json.loads(path.read_text()), load_file(ASSETS / "universal.safetensors")
