@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from helpers.questions import Questions, episodes_of, with_unseen
 
 import mtl
+from mtl.tools.comparison import MethodResult
 
 Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
@@ -26,7 +27,7 @@ Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes] 
 Asked = Annotated[Questions, tyro.conf.OmitArgPrefixes]  # --label-columns, --hold-out-families, ...
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
-MoreRows = Callable[[int], tuple[mtl.tools.comparison.MethodResult, ...]]
+MoreRows = Callable[[int], tuple[MethodResult, ...]]
 """Number of shots to rows of methods that have to be evaluated apart, on the same test episodes."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
@@ -220,7 +221,7 @@ def statistics_of(backbone: mtl.Backbone, train: mtl.TaskSource) -> mtl.fewshot.
 
 def tuned_inside(
     config: Settings, accelerator: Accelerator, make: Make, **options: Any
-) -> Callable[[int], tuple[mtl.tools.comparison.MethodResult, ...]]:
+) -> Callable[[int], tuple[MethodResult, ...]]:
     """Scale and shift of every normalisation inside the network, tuned on each task: the strongest plain method.
 
     Args:
@@ -231,7 +232,7 @@ def tuned_inside(
     backbone = backbone_of(inner, accelerator, config.backbone, **options)
     table = mtl.fewshot.choose_baselines("modulation")
 
-    def rows(shots: int) -> tuple[mtl.tools.comparison.MethodResult, ...]:
+    def rows(shots: int) -> tuple[MethodResult, ...]:
         held_out, test = (make(part, shots, config.queries) for part in ("val", "test"))
         [method], _ = mtl.fewshot.tune_baselines(backbone, held_out, table=table, episodes=config.tuning_episodes)
         method = replace(method, name=f"{method.name}, inside the network")
