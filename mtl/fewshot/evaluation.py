@@ -96,15 +96,9 @@ def _families(episode: Episode) -> tuple[str, ...]:
     return episode.families or ("tasks",) * episode.tasks
 
 
-def learner_method(
-    learner: MetaLearner, name: str = "generator", steps: int | None = None, cross_validate: bool = False
-) -> Method:
-    """The learner as a method, by default with the inner steps that it was trained with.
-
-    Args:
-        cross_validate: see :meth:`MetaLearner.adapt`.
-    """
-    return _method(learner, name, "ours", None, steps, cross_validate)
+def learner_method(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
+    """The learner as a method, by default with the inner steps that it was trained with."""
+    return _method(learner, name, "ours", None, steps)
 
 
 def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
@@ -134,17 +128,14 @@ def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
 Emit = Callable[[MetaLearner, Episode], Tensors]
 
 
-def _method(
-    learner: MetaLearner, name: str, kind: Kind, emit: Emit | None, steps: int | None, cross_validate: bool = False
-) -> Method:
+def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit | None, steps: int | None) -> Method:
     """Adapt and predict; without ``emit``, from what the generator emits for the support set."""
 
     @torch.no_grad()
     def predict(episode: Episode) -> Tensor:
         episode = episode.to(learner.device)
         meta = None if emit is None else emit(learner, episode)
-        adapted = learner.adapt(episode.support, steps=steps, meta=meta, cross_validate=cross_validate)
-        return adapted.predict(episode.query.inputs)
+        return learner.adapt(episode.support, steps=steps, meta=meta).predict(episode.query.inputs)
 
     shown = learner.inner_steps if steps is None else steps
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"

@@ -13,9 +13,10 @@ import mtl
 RECIPES = ["adapt", "few_shot_text", "few_shot_vision", "maml", "meta_transfer", "reweighting"]
 BENCHMARKS = [
     "calibrate_planning", "compare_accuracy", "compare_estimators", "compare_peers", "compare_precision",
-    "compare_speed", "compare_text", "compare_transfer_costs", "draw_cliff", "gpu", "large_backbone",
+    "compare_readouts", "compare_speed", "compare_text", "compare_transfer_costs", "draw_cliff", "gpu",
+    "large_backbone",
 ]  # fmt: skip
-ASSETS = ["assets.pretrain_docstrings", "assets.pretrain_glyphs", "assets.pretrain_scans"]
+ASSETS = ["assets.pretrain_docstrings", "assets.pretrain_glyphs", "assets.pretrain_scans", "assets.train_universal"]
 
 
 @pytest.mark.parametrize("name", RECIPES + BENCHMARKS + ASSETS)
