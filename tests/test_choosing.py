@@ -169,3 +169,12 @@ def test_the_network_runs_once_for_the_support_and_once_per_prediction():
     adapted.logits(e.query.inputs)
     assert sum(passed) == 14 + 2 * e.query.labels.numel()
     handle.remove()
+
+
+def test_a_learner_that_cross_validates_is_a_method():
+    made, e = learner(), episode()
+    method = mtl.learner_method(made, "chosen", cross_validate=True)
+    assert method.name == "chosen, 0 steps"
+    found = method.predict(e)
+    assert torch.equal(found, made.adapt(e.support, cross_validate=True).predict(e.query.inputs))
+    assert not torch.equal(found, mtl.learner_method(made).predict(e))

@@ -298,7 +298,8 @@ def test_controls_of_a_learner_on_a_readout(kind, monkeypatch):
     torch.manual_seed(0)
     b, e = backbone(sites="none", levels="all"), episode(4)
     options: dict[str, Any] = {"gate": 0.5} if kind is mtl.SupportConditioned else {}
-    found = mtl.MetaLearner(b, kind(b.sites, b.width, **options), mtl.Ridge(), inner_steps=0)
+    generator = mtl.fewshot.make_generator(kind, b, **options)
+    found = mtl.MetaLearner(b, generator, mtl.Ridge(), inner_steps=0)
     cached = replace(e, support=readout(b, e.support), query=readout(b, e.query))
     own = found.generator(found.view(e.support))["scale"]
     metas: list[dict[str, torch.Tensor]] = []

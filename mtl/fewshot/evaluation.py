@@ -134,6 +134,8 @@ def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit | None, step
     @torch.no_grad()
     def predict(episode: Episode) -> Tensor:
         episode = episode.to(learner.device)
+        if cross_validate:
+            return learner.adapt(episode.support, steps=steps, cross_validate=True).predict(episode.query.inputs)
         meta = None if emit is None else emit(learner, episode)
         return learner.adapt(episode.support, steps=steps, meta=meta).predict(episode.query.inputs)
 
