@@ -19,12 +19,16 @@ from accelerate.utils import set_seed
 from helpers.questions import Questions, episodes_of, with_unseen
 
 import mtl
+from mtl.tools.comparison import MethodResult
 
-Head = Literal["cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
+Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
+Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
 Asked = Annotated[Questions, tyro.conf.OmitArgPrefixes]  # --label-columns, --hold-out-families, ...
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
+MoreRows = Callable[[int], tuple[MethodResult, ...]]
+"""Number of shots to rows of methods that have to be evaluated apart, on the same test episodes."""
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
 STATISTICS_EPISODES = 100
@@ -51,24 +55,30 @@ class Settings:
     out: str = "runs/few_shot"  # output folder; run again with the same one to continue
     data: tuple[str, ...] = ()  # your own data, one set or several; the embedded tasks when not given
     backbone: str = ""  # name of the frozen network
-    sites: Literal["norm", "ssf"] = "norm"  # norm: after every normalisation; ssf: after every linear layer too
+    img_size: int | None = None  # side of the images in pixels, of a timm network; its own when not given
+    levels: Literal["last", "all"] = "all"  # features: the network's own, or mean, deviation and grid of all its stages
+    sites: Literal["none", "norm", "ssf"] = "none"  # modulated inside: nothing, normalisations, or linear layers too
     last_k: int | None = None  # modulate only the last k blocks
+    generator: Generator = "channelwise"  # one small network for all channels; dense: one output per channel
     ways: int = 5  # classes per task
     shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
-    queries: int = 10  # query examples per class at test; half as many in training
-    head: Head = "cosine"  # how features become logits
-    inner_steps: int = 5  # gradient steps per task
+    queries: int = 10  # query examples per class; half as many in training through modulated sites
+    head: Head = "centred-ridge"  # how features become logits
+    inner_steps: int = 0  # gradient steps per task
     step_size: float = 0.01  # where the learned inner step sizes start
     gate: float = 0.1  # size of the generator's first changes to the network; 0 starts as no change
-    warm_steps: int = 300  # outer steps of the first stage, without an inner loop (cheap)
+    warm_steps: int = 900  # outer steps of the first stage, without an inner loop (cheap)
     steps: int = 40  # outer steps of the second stage, through the inner loop
     tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
     tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
-    outer_lr: float = 3e-3  # learning rate of the generator; a quarter of it in the second stage
+    kept_episodes: int = 1600  # different training episodes of embedded tasks, whose features are computed once
+    outer_lr: float = 2e-3  # learning rate of the generator; a quarter of it in the second stage
     validation_tasks: int = 48  # episodes that choose the best generator
     tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
     test_episodes: int = 80  # test episodes per number of shots; papers use 600
     cache_dir: str | None = None  # keep preprocessed examples on disk, for later runs on the same network and data
+    cross_validate: bool = True  # a row more: the generator, followed as far as left-out support examples agree
+    tuned_inside: bool = False  # a row more: scale and shift tuned per task inside the network, by far the slowest
     baselines: tuple[str, ...] = BASELINES  # rows of the table; full, lora and ia3 are there too
     mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
     seed: int = 0  # seed of the generator, the split and the episodes
@@ -106,8 +116,10 @@ class Sources:
 
     @staticmethod
     def of(make: Make, config: Settings) -> Sources:
-        fewer = max(1, config.queries // 2)
-        train = mtl.Alternating([make("train", s, fewer) for s in config.shots], max(1, config.tasks_per_step // 2))
+        # Queries that pass through a modulated network cost time; those of a readout are there already.
+        fewer = config.queries if config.sites == "none" else max(1, config.queries // 2)
+        block = max(1, config.tasks_per_step // 2)
+        train = mtl.Alternating([make("train", s, fewer) for s in config.shots], block)
         val = mtl.Alternating([make("val", s, config.queries) for s in config.shots], 4)
         by_shots = {s: (make("val", s, config.queries), make("test", s, config.queries)) for s in config.shots}
         return Sources(train, val, by_shots)
@@ -123,6 +135,8 @@ def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options
     """The frozen network, where and how the settings want it."""
     memory = config.memory
     options |= {"sites": config.sites, "last_k": config.last_k, "quantization": memory.quantization}
+    options |= {} if config.levels == "last" else {"levels": config.levels}
+    options |= {} if config.img_size is None else {"img_size": config.img_size}
     options |= {} if memory.dtype is None else {"dtype": memory.dtype}
     backbone = mtl.load_backbone(name, device_map=memory.device_map, **options)
     backbone.configure(checkpoint_blocks=memory.checkpoint_blocks, examples_per_chunk=memory.examples_per_chunk)
@@ -130,21 +144,27 @@ def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options
 
 
 def run(
-    config: Settings, backbone: mtl.Backbone, sources: Sources, accelerator: Accelerator, draw: Draw
+    config: Settings,
+    backbone: mtl.Backbone,
+    sources: Sources,
+    accelerator: Accelerator,
+    draw: Draw,
+    inside: MoreRows | None = None,
 ) -> list[mtl.Comparison]:
     """Train the generator and its static control, compare all methods on the test tasks, write tables and pictures."""
     if accelerator.is_main_process:
         write_facts(config)
     # A baseline that this network cannot have is refused before the training, not after it.
     mtl.baselines(backbone, table=mtl.fewshot.choose_baselines(*config.baselines))
-    generator = meta_train(mtl.SupportConditioned, config, backbone, sources, accelerator)
-    static = meta_train(mtl.Static, config, backbone, sources, accelerator)
+    statistics = statistics_of(backbone, sources.train)
+    generator = meta_train(config.generator, config, backbone, sources, accelerator, statistics)
+    static = meta_train("static", config, backbone, sources, accelerator, statistics)
     if not accelerator.is_main_process:
         if not config.memory.shard:
             return []
         # Processes that share a network pass through it together to the end; what this one writes nobody needs.
         config = replace(config, out=tempfile.mkdtemp())
-    found = compare(config, generator, static, sources)
+    found = compare(config, generator, static, sources, statistics, inside)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
     draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
     accelerator.end_training()
@@ -152,19 +172,24 @@ def run(
 
 
 def compare(
-    config: Settings, generator: mtl.MetaLearner, static: mtl.MetaLearner, sources: Sources
+    config: Settings,
+    generator: mtl.MetaLearner,
+    static: mtl.MetaLearner,
+    sources: Sources,
+    statistics: mtl.fewshot.FeatureStatistics | None,
+    inside: MoreRows | None,
 ) -> list[mtl.Comparison]:
     """One table per number of shots; baselines have the settings that are best on validation tasks."""
     out = Path(config.out)
     without_loop = [mtl.learner_method(generator, steps=0)] if config.inner_steps else []
     ours = [
         mtl.learner_method(generator),
+        *([mtl.learner_method(generator, "cross-validated", cross_validate=True)] if config.cross_validate else []),
         *without_loop,
         mtl.fewshot.static_control(static),
         *mtl.fewshot.controls(generator),
     ]
     table, backbone = mtl.fewshot.choose_baselines(*config.baselines), generator.backbone
-    statistics = statistics_of(backbone, sources.train)
     comparisons, chosen = [], {}
     for shots, (held_out, test) in sources.by_shots.items():
         methods, chosen[shots] = mtl.fewshot.tune_baselines(
@@ -177,6 +202,8 @@ def compare(
             setting=f"{config.ways}-way {shots}-shot",
             tasks_per_chunk=8,
         )
+        if inside is not None:
+            found = replace(found, rows=(*found.rows, *inside(shots)))
         found = with_unseen(found, test)
         found.to_csv(out / f"{shots}-shot.csv")
         found.to_json(out / f"{shots}-shot.json")
@@ -192,19 +219,44 @@ def statistics_of(backbone: mtl.Backbone, train: mtl.TaskSource) -> mtl.fewshot.
     return mtl.fewshot.FeatureStatistics.of_tasks(backbone, train, STATISTICS_EPISODES) if several else None
 
 
+def tuned_inside(
+    config: Settings, accelerator: Accelerator, make: Make, **options: Any
+) -> Callable[[int], tuple[MethodResult, ...]]:
+    """Scale and shift of every normalisation inside the network, tuned on each task: the strongest plain method.
+
+    Args:
+        make: tasks with raw inputs.
+        options: how to load the network.
+    """
+    inner = replace(config, sites="norm", levels="last")
+    backbone = backbone_of(inner, accelerator, config.backbone, **options)
+    table = mtl.fewshot.choose_baselines("modulation")
+
+    def rows(shots: int) -> tuple[MethodResult, ...]:
+        held_out, test = (make(part, shots, config.queries) for part in ("val", "test"))
+        [method], _ = mtl.fewshot.tune_baselines(backbone, held_out, table=table, episodes=config.tuning_episodes)
+        method = replace(method, name=f"{method.name}, inside the network")
+        return mtl.evaluate([method], test, episodes=episodes_of(test, config.test_episodes), setting="inside").rows
+
+    return rows
+
+
 def meta_train(
-    kind: type[mtl.fewshot.AbstractGenerator],
+    kind: str,
     config: Settings,
     backbone: mtl.Backbone,
     sources: Sources,
     accelerator: Accelerator,
+    statistics: mtl.fewshot.FeatureStatistics | None,
 ) -> mtl.MetaLearner:
     """First without the inner loop, then through it: most of what the generator learns does not need the loop."""
     set_seed(config.seed)
-    options: dict[str, Any] = {"gate": config.gate} if kind is mtl.SupportConditioned else {}
-    generator = kind(backbone.sites, backbone.width, step_size=config.step_size, **options)
-    # A static start is so few numbers that it takes, and needs, a larger rate.
-    lr = config.outer_lr * (3 if kind is mtl.Static else 1)
+    options: dict[str, Any] = {"gate": config.gate} if kind == "dense" else {}
+    generator = mtl.fewshot.make_generator(kind, backbone, step_size=config.step_size, **options)
+    if statistics is not None:
+        generator.standardise(statistics)
+    # A static start inside the network is so few numbers that it takes, and needs, a larger rate.
+    lr = config.outer_lr * (3 if kind == "static" and not generator.reads_out else 1)
     stages = [mtl.fewshot.Stage(0, config.warm_steps, config.tasks_per_step, lr, max(20, config.warm_steps // 4))]
     if config.inner_steps:
         fewer, every = max(1, config.tasks_per_step // 2), max(20, config.steps // 4)
@@ -212,7 +264,7 @@ def meta_train(
     settings = mtl.TrainingConfig(
         tasks_per_chunk=config.tasks_per_chunk, step_size_lr=3e-2, validation_tasks=config.validation_tasks
     )
-    folder = Path(config.out) / kind.__name__
+    folder = Path(config.out) / kind
     learner = learner_of(config, backbone, generator)
     best = mtl.fewshot.train_stages(learner, stages, sources.train, sources.val, settings, folder, accelerator)
     if accelerator.is_main_process:

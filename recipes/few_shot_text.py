@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import few_shot
 import tyro
@@ -34,7 +35,11 @@ class Config(few_shot.Settings):
     encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
     max_length: int = 32  # tokens that are read of a text
+    levels: Literal["last", "all"] = "last"  # features: the network's own, or mean and deviation of all its layers
+    sites: Literal["none", "norm", "ssf"] = "norm"  # modulated inside: nothing, normalisations, or linear layers too
+    generator: few_shot.Generator = "dense"  # channelwise: one small network for all channels
     head: few_shot.Head = "ridge"  # how features become logits
+    inner_steps: int = 5  # gradient steps per task
     step_size: float = 0.1  # where the learned inner step sizes start
     warm_steps: int = (
         60  # outer steps without inner loop (cheap), before; with few classes more only learn them by heart

@@ -12,12 +12,14 @@ the same command goes on. few_shot.py has what this shares with few_shot_text.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import few_shot
-import torch
 import tyro
+from helpers.kept_tasks import KeptTasks
 from helpers.questions import are_asked, make_family_tasks
 
 import mtl
@@ -34,11 +36,23 @@ class Config(few_shot.Settings):
 def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
     backbone = few_shot.backbone_of(config, accelerator, config.backbone, checkpoint=config.checkpoint)
-    sources = few_shot.Sources.of(maker(config, backbone), config)
-    return few_shot.run(config, backbone, sources, accelerator, draw_episodes)
+    raw = maker(config, backbone, backbone.preprocess)
+    make = raw if backbone.sites else of_readouts(config, backbone, raw)
+    inside = few_shot.tuned_inside(config, accelerator, raw, checkpoint=config.checkpoint)
+    draw = lambda learner, _, out: draw_episodes(learner, raw("test", config.shots[0], config.queries), out)  # noqa: E731
+    sources = few_shot.Sources.of(make, config)
+    return few_shot.run(config, backbone, sources, accelerator, draw, inside if config.tuned_inside else None)
 
 
-def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
+def of_readouts(config: Config, backbone: mtl.Backbone, raw: few_shot.Make) -> few_shot.Make:
+    """The same tasks, with what the frozen network reads in the images, each computed once."""
+    if config.data:
+        return maker(config, backbone, lambda items: backbone.with_prefix(backbone.preprocess(items)))
+    count = {"train": config.kept_episodes, "val": config.validation_tasks, "test": config.test_episodes}
+    return lambda part, shots, queries: KeptTasks(raw(part, shots, queries), backbone, count[part])
+
+
+def maker(config: Config, backbone: mtl.Backbone, preprocess: Callable[[Any], Any]) -> few_shot.Make:
     """What makes tasks of a part, shots and queries."""
     if not config.data:
         return lambda part, shots, queries: mtl.GlyphTasks(
@@ -48,7 +62,6 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             queries=queries,
             seed=config.seed,
         )
-    preprocess = lambda items: torch.as_tensor(backbone.preprocess(items))  # noqa: E731
     inputs = few_shot.input_cache(config, backbone, preprocess)
     if are_asked(config.data, config.questions):
         return make_family_tasks(config, "images", inputs)
@@ -56,16 +69,11 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
 
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
-    [(_, e)] = mtl.stack_by_shape([tasks.sample(i) for i in range(4)])
+    """Four episodes with what was predicted."""
+    [(_, e), *_] = mtl.stack_by_shape([tasks.sample(i) for i in range(4)])
     predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
-    mtl.tools.episode_strip(
-        e.support.inputs.tensor,
-        e.support.labels,
-        e.query.inputs.tensor,
-        e.query.labels,
-        predicted,
-        out / "episodes.png",
-    )
+    support, query = e.support.inputs.tensor, e.query.inputs.tensor
+    mtl.tools.episode_strip(support, e.support.labels, query, e.query.labels, predicted, out / "episodes.png")
 
 
 if __name__ == "__main__":

@@ -67,10 +67,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages assume: two trained generators, a small BERT, images and texts by class."""
     folder = tmp_path_factory.mktemp("docs")
     bert(folder / "bert")
-    for kind, name in (("vision", "mtl/glyphs"), ("text", str(folder / "bert"))):
-        backbone = mtl.load_backbone(name, pretrained=kind == "vision")
+    for kind, name in (("vision/channelwise", "mtl/glyphs"), ("text/dense", str(folder / "bert"))):
+        backbone = mtl.load_backbone(name, pretrained=name == "mtl/glyphs")
         learner = mtl.MetaLearner(backbone, mtl.SupportConditioned(backbone.sites, backbone.width, hidden=16))
-        mtl.save_pretrained(learner, folder / f"runs/few_shot_{kind}/SupportConditioned/final")
+        mtl.save_pretrained(learner, folder / f"runs/few_shot_{kind}/final")
     random = np.random.default_rng(0)
     for collection, classes in (("trees", 10), ("leaves", 4), ("bark", 4)):
         for i in range(classes):

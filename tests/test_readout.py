@@ -288,3 +288,12 @@ def test_a_cache_keeps_what_the_frozen_part_makes(sites: Any, tmp_path: Path):
     ids = torch.tensor([[4, 5, 0]])
     plain = backbone.features({"input_ids": ids, "attention_mask": (ids > 0).long()})
     torch.testing.assert_close(features[0][:1], plain, rtol=3e-3, atol=3e-3)
+
+
+def test_convolutional_networks_run_with_channels_last(tmp_path: Path):
+    backbone, seen = build("test_efficientnet", tmp_path, levels="all"), []
+    x = backbone.model.blocks[1](torch.randn(2, 16, 16, 16))
+    assert x.is_contiguous(), "a plain call of the network is left as it is"
+    backbone.model.blocks[1].register_forward_hook(lambda *args: seen.append(args[-1]))
+    backbone(batch(backbone), modulation_of(backbone))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

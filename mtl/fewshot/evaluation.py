@@ -96,9 +96,15 @@ def _families(episode: Episode) -> tuple[str, ...]:
     return episode.families or ("tasks",) * episode.tasks
 
 
-def learner_method(learner: MetaLearner, name: str = "generator", steps: int | None = None) -> Method:
-    """The learner as a method, by default with the inner steps that it was trained with."""
-    return _method(learner, name, "ours", None, steps)
+def learner_method(
+    learner: MetaLearner, name: str = "generator", steps: int | None = None, cross_validate: bool = False
+) -> Method:
+    """The learner as a method, by default with the inner steps that it was trained with.
+
+    Args:
+        cross_validate: see :meth:`MetaLearner.adapt`.
+    """
+    return _method(learner, name, "ours", None, steps, cross_validate)
 
 
 def static_control(learner: MetaLearner, steps: int | None = None) -> Method:
@@ -128,7 +134,9 @@ def controls(learner: MetaLearner, steps: int | None = None) -> list[Method]:
 Emit = Callable[[MetaLearner, Episode], Tensors]
 
 
-def _method(learner: MetaLearner, name: str, kind: Kind, emit: Emit | None, steps: int | None) -> Method:
+def _method(
+    learner: MetaLearner, name: str, kind: Kind, emit: Emit | None, steps: int | None, cross_validate: bool = False
+) -> Method:
     """Adapt and predict; without ``emit``, from what the generator emits for the support set."""
 
     @torch.no_grad()

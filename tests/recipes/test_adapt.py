@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import adapt
+import networks
 import pytest
 import transformers
 from PIL import Image
@@ -86,10 +88,52 @@ def test_adapt_sees_all_images_alike(tmp_path, generator):
     assert [r["label"] for r in adapt.main(config)] == ["down"]
 
 
+@pytest.fixture
+def universal(tmp_path, monkeypatch) -> None:
+    """Stands in for the generator that comes with the package."""
+    monkeypatch.setattr(mtl.fewshot.ready, "ASSETS", tmp_path)
+    b = backbone(sites="none", levels="all")
+    generator = mtl.fewshot.make_generator("channelwise", b, per_channel=False)
+    mtl.fewshot.save_ready(mtl.MetaLearner(b, generator), tmp_path / "universal")
+
+
+@pytest.mark.usefixtures("universal")
+def test_adapt_needs_no_training(tmp_path, monkeypatch, capsys):
+    """Any network by name; there is no checkpoint of several levels, and that is said."""
+    load = mtl.load_backbone
+    monkeypatch.setattr(mtl, "load_backbone", lambda name, **how: load(name, pretrained=False, **networks.SMALL, **how))
+    images, new = pictures(tmp_path / "labelled", 3, 3), pictures(tmp_path / "new", 3, 2)
+    config = adapt.Config(
+        backbone="test_resnet", images=str(images), out=str(tmp_path / "out"), predict=str(new), device="cpu"
+    )
+    rows = adapt.main(config)
+    assert len(rows) == 6
+    assert {r["label"] for r in rows} <= {"class 0", "class 1", "class 2"}
+    assert list(csv.DictReader((tmp_path / "out" / "predictions.csv").open())) == rows
+    printed = capsys.readouterr().out
+    assert "3 folds, 9 left-out examples" in printed
+    assert "no checkpoint: test_resnet reads" in printed
+    with pytest.raises(ValueError, match=r"a plain checkpoint classifies the last only.*--predict"):
+        adapt.main(replace(config, out=str(tmp_path / "other"), predict=None))
+
+
+@pytest.mark.usefixtures("universal")
+def test_adapt_needs_no_training_for_texts(tmp_path, encoder):
+    (tmp_path / "new.txt").write_text("the first\nthe second\n")
+    table = text_table(tmp_path / "t.csv", 3, 3)
+    config = adapt.Config(
+        backbone=str(encoder), texts=str(table), text_column="note", label_column="kind", device="cpu",
+        predict=str(tmp_path / "new.txt"), out=str(tmp_path / "out"),
+    )  # fmt: skip
+    assert [r["text"] for r in adapt.main(config)] == ["the first", "the second"]
+
+
 def test_adapt_says_what_is_wrong(tmp_path, generator):
     images = str(pictures(tmp_path / "labelled", 3, 2))
     with pytest.raises(FileNotFoundError, match="not a saved learner"):
         adapt.main(adapt.Config(str(tmp_path / "nowhere"), images))
+    with pytest.raises(ValueError, match="a network with --backbone"):
+        adapt.main(adapt.Config(images=images))
     with pytest.raises(ValueError, match="two at least"):
         adapt.main(adapt.Config(generator, str(pictures(tmp_path / "one", 1, 2))))
     with pytest.raises(ValueError, match="no image there"):

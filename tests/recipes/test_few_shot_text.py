@@ -42,7 +42,7 @@ def test_few_shot_text_with_another_head_and_peft(tmp_path, encoder):
     rows = [r.method for r in found.rows if r.kind == "baseline"]
     assert rows == ["nearest class mean", "LoRA, 50 steps", "IA3, 50 steps"]
     assert {"lora_lr", "ia3_lr"} == json.loads((tmp_path / "baselines.json").read_text())["2"].keys()
-    learner = mtl.from_pretrained(tmp_path / "SupportConditioned" / "final")
+    learner = mtl.from_pretrained(tmp_path / "dense" / "final")
     assert learner.head == mtl.Ridge()
 
 
@@ -50,7 +50,7 @@ def test_a_baseline_that_there_is_not_is_refused_before_the_training(tmp_path, e
     config = few_shot_text.Config(out=str(tmp_path), backbone=encoder, baselines=("ncm", "rigde"), **LITTLE_TEXT)
     with pytest.raises(ValueError, match=r"no baseline is called 'rigde': did you mean ridge"):
         few_shot_text.main(config)
-    assert not (tmp_path / "SupportConditioned").exists()
+    assert not (tmp_path / "dense").exists()
 
 
 def test_the_small_encoder_is_made_once(encoder):

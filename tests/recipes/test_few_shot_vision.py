@@ -13,29 +13,35 @@ import mtl
 def test_few_shot_vision_on_glyphs(tmp_path):
     config = few_shot_vision.Config(
         out=str(tmp_path / "run"), shots=(2, 1), queries=2, warm_steps=2, steps=1, tasks_per_step=4, validation_tasks=2,
-        tuning_episodes=1, test_episodes=8,
+        tuning_episodes=1, test_episodes=8, kept_episodes=4, tuned_inside=True,
     )  # fmt: skip
     found = few_shot_vision.main(config)
     assert [c.setting for c in found] == ["5-way 2-shot", "5-way 1-shot"]
     assert {r.kind for r in found[0].rows} == {"ours", "control", "baseline"}
+    assert [r.method for r in found[0].rows][:2] == ["generator, 0 steps", "cross-validated, 0 steps"]
+    assert found[0].rows[-1].method == "scale/shift, 50 steps, inside the network"
+    assert found[0].rows[-1].accuracy.shape == (8,)
     written = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert {
         "config.json",
         "accuracy.png",
         "episodes.png",
         "2-shot.csv",
-        "SupportConditioned/final/generator.safetensors",
+        "channelwise/final/generator.safetensors",
     } <= written
     again = mtl.Comparison.from_json(tmp_path / "run" / "1-shot.json")
     assert again.table() == found[1].table()
 
 
-@pytest.mark.parametrize("inner_steps", [5, 0])
-def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps):
+@pytest.mark.parametrize(
+    ("inner_steps", "modulated"),
+    [(0, {}), (2, {"sites": "norm"}), (5, {"sites": "norm", "levels": "last", "generator": "dense", "head": "cosine"})],
+)
+def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps, modulated):
     config = few_shot_vision.Config(
         out=str(tmp_path / "run"), data=(str(pictures(tmp_path / "data", 10, 4)),), ways=2, shots=(2,), queries=2,
         inner_steps=inner_steps, warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, tuning_episodes=1,
-        test_episodes=2,
+        test_episodes=2, **modulated,
     )  # fmt: skip
     [found] = few_shot_vision.main(config)
     assert len(found.families) == 2

@@ -166,8 +166,14 @@ class Backbone(nn.Module):
         if READOUT in inputs:
             return self._finished(inputs[READOUT])
         own, _ = divided(inputs)
-        own = self._blank(inputs.count) if own is None else own.to(self.device, self.dtype)
+        own = self._blank(inputs.count) if own is None else self._laid_out(own.to(self.device, self.dtype))
         return self._own(own) if self.readout is None else self.readout.read(self.model, own, self._own)
+
+    def _laid_out(self, inputs: Inputs) -> Inputs:
+        """Images of a convolutional network with channels last in memory, unless only its last level is read."""
+        if self.readout is None or not self.readout.convolutional:
+            return inputs
+        return inputs.map(lambda x: x.contiguous(memory_format=torch.channels_last))
 
     def _blank(self, n: int) -> Inputs:
         """Images that nobody looks at, without memory for each."""

@@ -93,6 +93,11 @@ class Readout:
         parts, features = self._run(model, inputs, own)
         return torch.cat([*(parts[i] for i in sorted(parts)), pooling.precise(features)], 1)
 
+    @property
+    def convolutional(self) -> bool:
+        """Whether all stages are maps: convolutions are faster with channels last in memory."""
+        return all(stage.form == "map" for stage in self.stages)
+
     @contextmanager
     def recording(self, found: list[Tensor]) -> Iterator[None]:
         """Forwards inside, which may be stopped at the first site, append the levels below it: ``(n, width)``."""

@@ -1,0 +1,34 @@
+"""Episodes whose readouts are computed once and kept, for a network in which nothing is modulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import mtl
+
+
+@dataclass(frozen=True)
+class KeptTasks:
+    """The first ``count`` episodes of a source, over and over, with features of the frozen network in place of inputs.
+
+    Args:
+        source: of episodes with raw inputs.
+        backbone: with ``sites="none"``.
+        count: different episodes, at least 1. One of glyphs at five shots takes 130 kB.
+    """
+
+    source: mtl.TaskSource
+    backbone: mtl.Backbone
+    count: int
+    _kept: dict[int, mtl.Episode] = field(default_factory=dict, repr=False)
+
+    def sample(self, index: int) -> mtl.Episode:
+        index %= self.count
+        if index not in self._kept:
+            episode = self.source.sample(index)
+            self._kept[index] = replace(episode, support=self._read(episode.support), query=self._read(episode.query))
+        return self._kept[index]
+
+    def _read(self, examples: mtl.Examples) -> mtl.Examples:
+        found = self.backbone.with_prefix(examples.inputs.flatten())
+        return mtl.Examples(mtl.Inputs.of(found).unflatten(examples.inputs.shape[0]), examples.labels)
