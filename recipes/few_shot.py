@@ -166,6 +166,7 @@ def run(
         config = replace(config, out=tempfile.mkdtemp())
     found = compare(config, generator, static, sources, statistics, inside)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
+    draw_families(found, Path(config.out))
     draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
     accelerator.end_training()
     return found
@@ -284,6 +285,17 @@ def learner_of(config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.
         estimator=config.estimator.build(),
         lite_examples=config.memory.lite_examples,
     )
+
+
+def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
+    """The learner, its static control and the first baselines, family by family."""
+    for found in comparisons:
+        if len(set(found.families)) < 2:
+            continue
+        static = [r.method for r in found.rows if r.method.startswith("static")]
+        plain = [r.method for r in found.rows if r.kind == "baseline"][:3]
+        path = out / f"families, {found.setting.rpartition(' ')[2]}.png"
+        mtl.tools.family_figure(found, path, [found.reference, *plain[:1], *static, *plain[1:]][:5])
 
 
 def draw_curves(folder: Path) -> None:

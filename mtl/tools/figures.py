@@ -39,6 +39,7 @@ STYLE: Any = {
     "svg.hashsalt": "mtl",  # reproducible bytes
 }
 LEADS = {"wins": INK, "ties": GREY, "loses": WRONG}
+MOST_PANELS = 6  # families that have one each
 ROW = 1.25  # height of a strip's row, in images
 PerEpisode = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
@@ -58,7 +59,8 @@ def figure_file(path: str | Path, width: float, height: float) -> Iterator[Figur
 
 
 def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figure:
-    """Dots with 95 % intervals: a column per setting, all episodes above, a small panel per family below.
+    """Dots with 95 % intervals: a column per setting, all episodes above, a small panel per family below,
+    where there are few of them (see :func:`mtl.tools.family_figure` for many).
 
     All panels list the methods in the same order: ours, baselines, controls, the most accurate first. The dashed line
     is the reference. The numbers at the right are its paired lead in points: bold if the interval excludes 0, red if
@@ -70,7 +72,7 @@ def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figu
     if not comparisons:
         raise ValueError("accuracy_figure needs at least one comparison")
     places = _places(comparisons)
-    smalls = [c.by_family() if len(c.parts()) > 1 else {} for c in comparisons]
+    smalls = [c.by_family() if 1 < len(set(c.families)) <= MOST_PANELS else {} for c in comparisons]
     widths = [max(len(small), 1) for small in smalls]
     heights = [0.34 * len(places)] + [0.27 * len(places)] * any(smalls)
     with figure_file(path, 4 + max(1.5 * sum(widths), 6 * len(widths)), 1.7 + sum(heights)) as figure:
