@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from helpers.readouts import Data, Network, cross_validated, open_network
+from helpers.readouts import Data, Network, open_network
 from torch import Tensor, nn
 from tqdm.auto import trange
 
@@ -261,7 +261,7 @@ def test(name: str, pupil: Pupil, config: Config) -> dict[str, float]:
         ours = [
             mtl.learner_method(pupil.learner, "universal"),
             mtl.learner_method(pupil.by_support, "universal, by support"),
-            cross_validated(pupil.learner),
+            mtl.learner_method(pupil.learner, "cross-validated", cross_validate=True),
         ]
         found = mtl.evaluate([*ours, *methods], tasks, episodes=tasks.episodes, setting=f"{name}, {shots}-shot")
         found = replace(found, unseen=tasks.tasks.unseen)

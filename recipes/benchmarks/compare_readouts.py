@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from helpers.readouts import Data, Network, cross_validated, open_network
+from helpers.readouts import Data, Network, open_network
 
 import mtl
 from mtl.fewshot import choose_baselines, tune_baselines
@@ -47,7 +47,7 @@ def main(config: Config) -> list[mtl.Comparison]:
     static = train(network, config, "static")
     ours = [
         mtl.learner_method(generator),
-        cross_validated(generator),
+        mtl.learner_method(generator, "cross-validated", cross_validate=True),
         mtl.fewshot.static_control(static),
         *mtl.fewshot.controls(generator),
     ]

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
 import mtl
@@ -144,12 +143,3 @@ def _batches(rows: InputCache, divided: DividedFamilies, part: str, shown: str) 
                 chunk = places[start : start + BATCH]
                 yield rows(collection, chunk)
                 bar.update(len(chunk))
-
-
-def cross_validated(learner: mtl.MetaLearner) -> mtl.fewshot.Method:
-    """The learner as a method, its generator followed as far as left-out support examples agree."""
-
-    def predict(episode: mtl.Episode) -> Tensor:
-        return learner.adapt(episode.support, cross_validate=True).predict(episode.query.inputs)
-
-    return replace(mtl.learner_method(learner, "cross-validated"), predict=predict)
