@@ -145,7 +145,8 @@ def _method(
         if cross_validate:
             return learner.adapt(episode.support, steps=steps, cross_validate=True).predict(episode.query.inputs)
         meta = None if emit is None else emit(learner, episode)
-        return learner.adapt(episode.support, steps=steps, meta=meta).predict(episode.query.inputs)
+        adapted = learner.adapt(episode.support, steps=steps, meta=meta, cross_validate=cross_validate)
+        return adapted.predict(episode.query.inputs)
 
     shown = learner.inner_steps if steps is None else steps
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"
