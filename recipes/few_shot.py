@@ -67,11 +67,11 @@ class Settings:
     inner_steps: int = 0  # gradient steps per task
     step_size: float = 0.01  # where the learned inner step sizes start
     gate: float = 0.1  # size of the generator's first changes to the network; 0 starts as no change
-    warm_steps: int = 900  # outer steps of the first stage, without an inner loop (cheap)
+    warm_steps: int = 1500  # outer steps of the first stage, without an inner loop (cheap)
     steps: int = 40  # outer steps of the second stage, through the inner loop
     tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
     tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
-    kept_episodes: int = 1600  # different training episodes of embedded tasks, whose features are computed once
+    kept_episodes: int = 2000  # different training episodes of embedded tasks, whose features are computed once
     outer_lr: float = 2e-3  # learning rate of the generator; a quarter of it in the second stage
     validation_tasks: int = 48  # episodes that choose the best generator
     tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
