@@ -88,7 +88,8 @@ def test_candidates_are_judged_on_what_they_did_not_see(kind, levels, sites, ste
                 scores[name] += -float(torch.nn.functional.cross_entropy(logits, right)) / 2
         assert {r.name: r.log_likelihood for r in choice.rows(t)} == pytest.approx(scores, rel=1e-3, abs=1e-4)
     assert (choice.folds, choice.left_out) == (2, 6)
-    expected = (0.3 * 6 * choice.log_likelihood).softmax(1)
+    head_start = torch.tensor([0.0] * (len(choice.names) - 1) + [2.0])
+    expected = (0.3 * 6 * choice.log_likelihood + head_start).softmax(1)
     torch.testing.assert_close(choice.weights, expected, atol=0.05, rtol=0)  # but for what was negligible
 
 
@@ -132,11 +133,13 @@ def test_a_mixture_of_linear_classifiers_is_one():
         learner().adapt(e.support).merge()
 
 
-def test_one_example_of_a_class_leaves_the_generator():
+def test_with_one_example_of_a_class_the_head_start_decides():
     made, e = learner(), episode(ONE_SHOT)
     adapted, plain = made.adapt(e.support, cross_validate=True), made.adapt(e.support)
-    assert torch.equal(adapted.logits(e.query.inputs), plain.logits(e.query.inputs))
-    assert str(adapted.choice) == "generator 1.00 (mean of 2 tasks; a class has one example, and none can be left out)"
+    expected = torch.tensor([0.0] * (len(adapted.choice.names) - 1) + [2.0]).softmax(0)
+    torch.testing.assert_close(adapted.choice.weights, expected.expand(2, -1))
+    assert adapted.choice.log_likelihood.isnan().all()
+    assert str(adapted.choice).endswith("(mean of 2 tasks; as a class has one example, none was left out)")
     assert plain.choice is None
     with pytest.raises(ValueError, match="meta is one start"):
         made.adapt(e.support, meta=plain.meta, cross_validate=True)
@@ -150,6 +153,8 @@ def test_a_choice_says_what_it_was_and_why():
     torch.testing.assert_close(found.weights.sum(1), torch.ones(2))
     torch.testing.assert_close(found.weights[1], torch.tensor([0.5, 0.5, 0]))  # what is not finite does not count
     assert float(found.weights[0, 1] / found.weights[0, 0]) == pytest.approx(math.exp(0.3 * 6 * 0.5), rel=1e-4)
+    level = choose(("a", "generator"), torch.tensor([[-1.0, -1.0]]), 2, 6)
+    assert float(level.weights[0, 1] / level.weights[0, 0]) == pytest.approx(math.exp(2), rel=1e-4)  # the head start
 
 
 def test_the_mixture_is_of_log_probabilities():

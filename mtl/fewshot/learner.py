@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtl.episode import Episode, Examples, Inputs, RawInputs
 from mtl.fewshot.adapted import Adapted, Start
-from mtl.fewshot.choosing import Choice, candidates, choose, folds, generator_alone, log_likelihood
+from mtl.fewshot.choosing import Choice, by_head_start, candidates, choose, folds, log_likelihood
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
@@ -185,7 +185,7 @@ class MetaLearner:
             meta: start from this instead of what the generator emits for the support set, as the controls do.
             cross_validate: leave out one example per class in turn, and mix the generator's answer with plainer ones as
                 far as they are right about what was left out; see :attr:`Adapted.choice`. With one example of a class
-                there is nothing to leave out, and the generator is followed.
+                there is nothing to leave out, and the others count a little beside the generator.
 
         Raises:
             ValueError: fewer than two classes, or a class without examples; ``meta`` together with ``cross_validate``.
@@ -204,8 +204,8 @@ class MetaLearner:
         emitted = {k: v.detach().clone() for k, v in found.items()}
         start = lambda meta: Start(self._solve(prepared, support.labels, ways, meta, steps), meta)  # noqa: E731
         if cross_validate and view is not None:
-            choice = self._choose(view, prepared, steps)
             tried = candidates(self.generator, emitted)
+            choice = self._choose(view, prepared, steps) or by_head_start(tuple(tried), len(view.labels))
             starts = tuple(start(tried[name]) for name in choice.names)
         else:
             choice, starts = None, (start(emitted),)
@@ -221,11 +221,14 @@ class MetaLearner:
         weights, *_ = _without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
         return weights
 
-    def _choose(self, view: SupportView, prepared: Prepared, steps: int | None) -> Choice:
-        """Judge all candidates on examples that are left out of the support set, all folds in one batch."""
+    def _choose(self, view: SupportView, prepared: Prepared, steps: int | None) -> Choice | None:
+        """Judge all candidates on examples that are left out of the support set, all folds in one batch.
+
+        None where a class has a single example.
+        """
         tasks, ways = view.labels.shape[0], view.ways
         if (split := folds(view.labels, ways)) is None:
-            return generator_alone(tasks)
+            return None
         stay, out = split
         part = lambda v: v.flatten(0, 1)[stay]  # noqa: E731
         seen = SupportView(part(view.features), [part(a) for a in view.activations], part(view.labels), ways)
