@@ -142,8 +142,6 @@ def _method(
     @torch.no_grad()
     def predict(episode: Episode) -> Tensor:
         episode = episode.to(learner.device)
-        if cross_validate:
-            return learner.adapt(episode.support, steps=steps, cross_validate=True).predict(episode.query.inputs)
         meta = None if emit is None else emit(learner, episode)
         adapted = learner.adapt(episode.support, steps=steps, meta=meta, cross_validate=cross_validate)
         return adapted.predict(episode.query.inputs)
