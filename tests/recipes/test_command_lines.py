@@ -10,13 +10,15 @@ import tyro
 
 import mtl
 
-RECIPES = ["adapt", "few_shot_text", "few_shot_vision", "maml", "meta_transfer", "reweighting"]
+RECIPES = [
+    "adapt", "compare_readouts", "few_shot_text", "few_shot_vision", "maml", "meta_transfer", "reweighting",
+    "train_universal",
+]  # fmt: skip
 BENCHMARKS = [
     "calibrate_planning", "compare_accuracy", "compare_estimators", "compare_peers", "compare_precision",
-    "compare_readouts", "compare_speed", "compare_text", "compare_transfer_costs", "draw_cliff", "gpu",
-    "large_backbone",
+    "compare_speed", "compare_text", "compare_transfer_costs", "draw_cliff", "gpu", "large_backbone",
 ]  # fmt: skip
-ASSETS = ["assets.pretrain_docstrings", "assets.pretrain_glyphs", "assets.pretrain_scans", "assets.train_universal"]
+ASSETS = ["assets.pretrain_docstrings", "assets.pretrain_glyphs", "assets.pretrain_scans"]
 
 
 @pytest.mark.parametrize("name", RECIPES + BENCHMARKS + ASSETS)

@@ -10,11 +10,12 @@ from pathlib import Path
 import compare_readouts
 import pytest
 import torch
-from assets import train_universal
+import train_universal
 from helpers.readouts import Data, open_network
 from safetensors.torch import load_file
 
 import mtl
+from mtl.fewshot import ready
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def config_of(data: Data, encoder: str, out: Path, **changes) -> train_universal
     return replace(little, **changes)
 
 
-def test_what_is_kept_is_a_ready_generator(tmp_path, data, encoder, capsys):
+def test_what_is_kept_is_a_ready_generator(tmp_path, data, encoder, capsys, monkeypatch):
     file = train_universal.main(config_of(data, encoder, tmp_path / "out"))
     weights = load_file(file)
     assert not any(name.startswith("standard.") for name in weights)
@@ -61,6 +62,10 @@ def test_what_is_kept_is_a_ready_generator(tmp_path, data, encoder, capsys):
     assert facts["families"] == {"texts": ["notes.kind"]}
     assert "1-shot" in " ".join(facts["validation"])
     assert "universal, by support" in capsys.readouterr().out
+    monkeypatch.setattr(ready, "ASSETS", tmp_path / "out")
+    other = mtl.load_backbone("mtl/glyphs", sites="none", levels="all")
+    generator = mtl.load_generator("mtl/universal", other).generator
+    assert torch.equal(generator.state_dict()["common.log_gain"], weights["common.log_gain"])
 
 
 def test_networks_share_weights_and_keep_their_own_statistics(data, encoder):

@@ -1,6 +1,6 @@
 """Meta-train on readouts of one frozen network, and compare on new classes and on kinds of question never trained on.
 
-    python recipes/benchmarks/compare_readouts.py --backbone mtl/smollm2 --texts clinc150.jsonl.gz hwu64.jsonl.gz \
+    python recipes/compare_readouts.py --backbone mtl/smollm2 --texts clinc150.jsonl.gz hwu64.jsonl.gz \
         banking77.jsonl.gz --label-columns clinc150:label clinc150:domain hwu64:label hwu64:scenario banking77:label \
         --hold-out-families banking77.label hwu64.scenario
 
