@@ -5,17 +5,15 @@
     python recipes/few_shot_vision.py --data fashion/ signs/ --label-columns class colour season
     accelerate launch recipes/few_shot_vision.py --out runs/mine
 
-Seven minutes on two idle cores for the first: at 5-way 5-shot expect about 55 % (static control 51 %, scale and shift
-tuned per task 62 %). docs/results.md has the tables, and those of a longer run: 67, 58 and 61 %. Stopped at any moment,
-the same command goes on. few_shot.py has what this shares with few_shot_text.py: the training and the comparison.
+Minutes on two cores for the first; docs/results.md says what to expect. The frozen network reads each picture once, at
+all its levels. --sites norm also modulates inside it, and --inner-steps trains through gradient steps. Stopped at any
+moment, the same command goes on. few_shot.py has what this shares with few_shot_text.py: training and comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import few_shot
 import tyro
@@ -36,33 +34,28 @@ class Config(few_shot.Settings):
 def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
     backbone = few_shot.backbone_of(config, accelerator, config.backbone, checkpoint=config.checkpoint)
-    raw = maker(config, backbone, backbone.preprocess)
-    make = raw if backbone.sites else of_readouts(config, backbone, raw)
-    inside = few_shot.tuned_inside(config, accelerator, raw, checkpoint=config.checkpoint)
-    draw = lambda learner, _, out: draw_episodes(learner, raw("test", config.shots[0], config.queries), out)  # noqa: E731
-    sources = few_shot.Sources.of(make, config)
-    return few_shot.run(config, backbone, sources, accelerator, draw, inside if config.tuned_inside else None)
+    sources = few_shot.Sources.of(maker(config, backbone), config)
+    inside = None
+    if config.tuned_inside:  # needs the pictures themselves
+        pictures = maker(replace(config, sites="norm"), backbone)
+        inside = few_shot.tuned_inside(config, accelerator, pictures, checkpoint=config.checkpoint)
+    return few_shot.run(config, backbone, sources, accelerator, draw_episodes, inside)
 
 
-def of_readouts(config: Config, backbone: mtl.Backbone, raw: few_shot.Make) -> few_shot.Make:
-    """The same tasks, with what the frozen network reads in the images, each computed once."""
-    if config.data:
-        return maker(config, backbone, lambda items: backbone.with_prefix(backbone.preprocess(items)))
-    count = {"train": config.kept_episodes, "val": config.validation_tasks, "test": config.test_episodes}
-    return lambda part, shots, queries: KeptTasks(raw(part, shots, queries), backbone, count[part])
-
-
-def maker(config: Config, backbone: mtl.Backbone, preprocess: Callable[[Any], Any]) -> few_shot.Make:
-    """What makes tasks of a part, shots and queries."""
+def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
+    """What makes tasks of a part, shots and queries. With no site inside, a picture passes the frozen network once."""
+    readouts = config.sites == "none"
     if not config.data:
-        return lambda part, shots, queries: mtl.GlyphTasks(
-            part,  # type: ignore[arg-type]
-            ways=config.ways,
-            shots=shots,
-            queries=queries,
-            seed=config.seed,
-        )
-    inputs = few_shot.input_cache(config, backbone, preprocess)
+        count = {"train": config.kept_episodes, "val": config.validation_tasks, "test": config.test_episodes}
+
+        def glyphs(part: str, shots: int, queries: int) -> mtl.TaskSource:
+            sizes = {"ways": config.ways, "shots": shots, "queries": queries}
+            tasks = mtl.GlyphTasks(part, **sizes, seed=config.seed)  # type: ignore[arg-type]
+            return KeptTasks(tasks, backbone, count[part]) if readouts else tasks
+
+        return glyphs
+    once = lambda items: backbone.with_prefix(backbone.preprocess(items))  # noqa: E731
+    inputs = few_shot.input_cache(config, backbone, once if readouts else backbone.preprocess)
     if are_asked(config.data, config.questions):
         return make_family_tasks(config, "images", inputs)
     return few_shot.make_class_tasks(mtl.open_images(config.data[0]), config, inputs)
@@ -70,10 +63,22 @@ def maker(config: Config, backbone: mtl.Backbone, preprocess: Callable[[Any], An
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
     """Four episodes with what was predicted."""
-    [(_, e), *_] = mtl.stack_by_shape([tasks.sample(i) for i in range(4)])
+    [(_, e), *_] = mtl.stack_by_shape([pictures(learner.backbone, tasks, i) for i in range(4)])
     predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
     support, query = e.support.inputs.tensor, e.query.inputs.tensor
     mtl.tools.episode_strip(support, e.support.labels, query, e.query.labels, predicted, out / "episodes.png")
+
+
+def pictures(backbone: mtl.Backbone, tasks: mtl.TaskSource, index: int) -> mtl.Episode:
+    """An episode with its pictures, where the tasks have what the network reads in them."""
+    if isinstance(tasks, KeptTasks):
+        return tasks.source.sample(index)
+    episode = tasks.sample(index)
+    if not isinstance(tasks, mtl.ClassTasks | mtl.data.FamilyTasks | mtl.data.EvaluationTasks):
+        return episode
+    _, support, query = tasks.read(index)
+    show = lambda items, side: mtl.Examples(backbone.preprocess(items)[None], side.labels)  # noqa: E731
+    return replace(episode, support=show(support, episode.support), query=show(query, episode.query))
 
 
 if __name__ == "__main__":
