@@ -4,11 +4,11 @@
         --texts clinc150.jsonl.gz hwu64.jsonl.gz --label-columns fashion:articleType fashion:baseColour clinc150:label \
         --validation-families textures.class --hold-out-families fashion.gender
 
-All networks share the weights of one ``ChannelWise(per_channel=False)``; each has statistics of its own. Every example
-passes through every network once (--cache-dir), and the training itself reads what came out. What is kept is best on
-new classes and on --validation-families, kinds of question that were not trained on, which count as much. With
---keep-out a network is left out of training, and the table is of that one: what the generator is worth on a network
-that it has never seen.
+All networks share the weights of one ``ChannelWise(per_channel=False)``; each data set has statistics of its own
+on each network, as it will when somebody comes with data of one kind. Every example passes through every network once
+(--cache-dir), and the training itself, minutes on one core, reads what came out. What is kept is best on new classes
+and on --validation-families, kinds of question that were not trained on, which count as much. With --keep-out a network
+is left out of training, and the table is of that one: what the generator is worth on a network never seen.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from helpers.readouts import Data, Network, open_network
+from helpers.pupils import Pupil, Pupils, first_of, pupils_of, tasks_of
+from helpers.readouts import Data, Network, joined, open_network
 from torch import Tensor, nn
 from tqdm.auto import trange
 
 import mtl
 from mtl.fewshot.ready import save_ready
+from mtl.tools.comparison import SEEN, UNSEEN
 
 NAME = "universal"
 LITES = tuple(f"mtl/efficientnet-lite{size}" for size in range(3))
@@ -45,89 +47,45 @@ class Config:
     keep_out: tuple[str, ...] = ()  # networks to leave out of the training and to test on instead
     img_size: int = 96  # height and width of images
     hidden: int = 64  # width of the generator's layers
-    steps: int = 2000  # optimiser steps; each is of one network and one number of shots
+    steps: int = 320  # optimiser steps; each is of one network and one number of shots
     tasks_per_step: int = 8  # tasks per step
     shots: tuple[int, ...] = (1, 1, 1, 2, 3, 5, 5, 5, 10)  # examples per class, drawn from this list
     queries: int = 6  # query examples per class
     by_support: float = 0.25  # share of steps that standardise by the support set alone, as a new network may have to
     lr: float = 2e-3  # peak learning rate of AdamW
-    warmup: int = 50  # steps of linear warm-up, before a cosine decay
-    validations: int = 5  # how often, evenly spaced
+    warmup: int = 30  # steps of linear warm-up, before a cosine decay
+    validations: int = 4  # how often, evenly spaced
     validation_tasks: int = 12  # episodes of each family, network and number of shots in a validation
     test_tasks: int = 20  # episodes of each test family and number of shots; 0 for no table
     seed: int = 0  # of weights and episodes
 
 
-@dataclass(frozen=True)
-class Pupil:
-    """A network with learners whose generator has the weights that all networks share.
-
-    Args:
-        learner: standardises by statistics of the network.
-        by_support: the same, but standardises each task by its own support set.
-    """
-
-    network: Network
-    learner: mtl.MetaLearner
-    by_support: mtl.MetaLearner
-
-    @staticmethod
-    def of(network: Network, hidden: int, shared: nn.Module | None = None) -> Pupil:
-        def learner(standard: str, shared: nn.Module | None) -> mtl.MetaLearner:
-            options: dict[str, Any] = {"per_channel": False, "hidden": hidden, "standard": standard}
-            generator = mtl.fewshot.make_generator("channelwise", network.backbone, **options)
-            if shared is not None:
-                share_parameters(shared, generator)
-            return mtl.MetaLearner(network.backbone, generator)
-
-        fixed = learner("fixed", shared)
-        fixed.generator.standardise(network.statistics)
-        return Pupil(network, fixed, learner("support", fixed.generator))
-
-
-def share_parameters(source: nn.Module, target: nn.Module) -> None:
-    """Make the parameters of ``target`` those of ``source``, not copies of them; buffers stay apart."""
-    shared = dict(source.named_parameters())
-    for name, own in list(target.named_parameters()):
-        if shared[name].shape != own.shape:
-            raise ValueError(f"{name} has the shape {tuple(own.shape)}, not {tuple(shared[name].shape)}")
-        module, _, leaf = name.rpartition(".")
-        setattr(target.get_submodule(module), leaf, shared[name])
-
-
 def main(config: Config) -> Path:
     torch.manual_seed(config.seed)
     networks = open_networks(config)
-    pupils: dict[str, Pupil] = {}
-    for name, network in networks.items():
-        first = next(iter(pupils.values()), None)
-        pupils[name] = Pupil.of(network, config.hidden, first and first.learner.generator)
-    trained = {name: pupil for name, pupil in pupils.items() if name not in config.keep_out}
+    pupils = pupils_of(networks, config.hidden)
+    trained = {name: group for name, group in pupils.items() if name not in config.keep_out}
     started = time.perf_counter()
     validation = train(trained, config)
-    facts = {
+    facts: dict[str, Any] = {
         "networks": list(trained),
-        "families": {kind: list(v.divided.parts["train"]) for kind, v in _by_kind(config, networks).items()},
+        "families": sorted({f for name in trained for f in networks[name].divided.parts["train"]}),
         "validation": validation,
         "settings": {k: v for k, v in asdict(config).items() if k not in ("out", "data")},
         "seconds": round(time.perf_counter() - started),
     }
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    keep(trained, out, facts)
+    save_ready(first_of(trained).learner, out / NAME, extra=facts)
     if config.test_tasks:
-        facts["test"] = {n: p for n, pupil in pupils.items() if tested(n, config) for p in [test(n, pupil, config)]}
-        keep(trained, out, facts)
+        facts["test"] = {n: test(networks[n], group, config) for n, group in pupils.items() if tested(n, config)}
+        save_ready(first_of(trained).learner, out / NAME, extra=facts)
     return out / f"{NAME}.safetensors"
 
 
 def tested(name: str, config: Config) -> bool:
     """Whether a network gets a table: those kept out, or all where none is."""
     return not config.keep_out or name in config.keep_out
-
-
-def keep(pupils: Mapping[str, Pupil], out: Path, facts: dict[str, Any]) -> None:
-    save_ready(next(iter(pupils.values())).learner, out / NAME, extra=facts)
 
 
 def open_networks(config: Config) -> dict[str, Network]:
@@ -154,19 +112,13 @@ def open_networks(config: Config) -> dict[str, Network]:
     return found
 
 
-def _by_kind(config: Config, networks: Mapping[str, Network]) -> dict[str, Network]:
-    """A network of each kind of data."""
-    kinds = {name: "texts" if name in config.text_backbones else "images" for name in networks}
-    return {kind: networks[name] for name, kind in kinds.items()}
-
-
-def train(pupils: Mapping[str, Pupil], config: Config) -> dict[str, float]:
+def train(pupils: Pupils, config: Config) -> dict[str, float]:
     """Train the shared weights in place; the best ones by validation stay.
 
     Returns:
         Their validation accuracies, see :func:`validate`.
     """
-    generator = next(iter(pupils.values())).learner.generator
+    generator = first_of(pupils).learner.generator
     parameters = [p for name, p in generator.named_parameters() if name != "step_sizes_of.log_lr"]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
@@ -198,19 +150,28 @@ class Lesson:
     episodes: Sequence[mtl.Episode]
 
 
-def lessons(pupils: Mapping[str, Pupil], config: Config) -> Iterator[Lesson]:
-    """Endless lessons: of a network, a number of shots and a way to standardise, drawn anew for each."""
-    sources = {
-        (name, shots): pupil.network.tasks("train", shots, config.queries, config.seed)
-        for name, pupil in pupils.items()
+def lessons(pupils: Pupils, config: Config) -> Iterator[Lesson]:
+    """Endless lessons: of a network, a data set, a number of shots and a way to standardise, drawn anew for each.
+
+    Networks come equally often, and of their data sets those with more families come more often.
+    """
+    rng, drawn = np.random.default_rng(config.seed), dict.fromkeys(pupils, 0)
+    choices = {
+        (name, shots): [
+            (pupil, tasks)
+            for pupil in group
+            if (tasks := tasks_of(pupil, "train", shots, config.queries, config.seed))
+            for _ in tasks.names
+        ]
+        for name, group in pupils.items()
         for shots in set(config.shots)
     }
-    rng, drawn = np.random.default_rng(config.seed), dict.fromkeys(sources, 0)
     while True:
         name, shots = list(pupils)[rng.integers(len(pupils))], config.shots[rng.integers(len(config.shots))]
-        pupil, at = pupils[name], drawn[name, shots]
-        drawn[name, shots] += config.tasks_per_step
-        episodes = [sources[name, shots].sample(i) for i in range(at, at + config.tasks_per_step)]
+        pupil, tasks = choices[name, shots][rng.integers(len(choices[name, shots]))]
+        at = drawn[name]
+        drawn[name] += config.tasks_per_step
+        episodes = [tasks.sample(i) for i in range(at, at + config.tasks_per_step)]
         yield Lesson(pupil.by_support if rng.random() < config.by_support else pupil.learner, episodes)
 
 
@@ -230,43 +191,61 @@ def rate(step: int, config: Config) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
 
 
-def validate(pupils: Mapping[str, Pupil], config: Config) -> dict[str, float]:
+def validate(pupils: Pupils, config: Config) -> dict[str, float]:
     """Accuracy on new classes of families that are trained on, and on families that are not, each a mean over these."""
-    found: dict[str, float] = {}
-    for name, pupil in pupils.items():
+    found: dict[str, list[float]] = {}
+    for name, group in pupils.items():
         for shots in (5, 1):
-            tasks = pupil.network.tasks("val", shots, config.queries)
-            every = mtl.data.EvaluationTasks(tasks, config.validation_tasks)
-            result = mtl.evaluate(pupil.learner, every, episodes=every.episodes, progress=False)
-            result = replace(result, unseen=tasks.unseen)
-            for block, part in (result.blocks() or {"all": result}).items():
-                found[f"{name}, {shots}-shot, {block}"] = float(part.rows[0].accuracy.mean())
-    return found
+            for pupil in group:
+                if (tasks := tasks_of(pupil, "val", shots, config.queries)) is None:
+                    continue
+                every = mtl.data.EvaluationTasks(tasks, config.validation_tasks)
+                result = mtl.evaluate(pupil.learner, every, episodes=every.episodes, progress=False)
+                for family, part in result.by_family().items():
+                    block = UNSEEN if family in tasks.unseen else SEEN
+                    found.setdefault(f"{name}, {shots}-shot, {block}", []).append(part.rows[0].accuracy.mean())
+    return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def test(name: str, pupil: Pupil, config: Config) -> dict[str, float]:
-    """Print tables against baselines that were tuned on validation tasks; differences in points, by block."""
+def test(network: Network, pupils: Sequence[Pupil], config: Config) -> dict[str, float]:
+    """Print tables against baselines that were tuned on validation tasks; returns differences by block, in 0 .. 1."""
     lines = {}
+    table = mtl.fewshot.choose_baselines(*ROWS)
     for shots in (5, 1):
-        network = pupil.network
         held_out = network.tasks("val", shots, config.queries)
-        table = mtl.fewshot.choose_baselines(*ROWS)
-        methods, _ = mtl.fewshot.tune_baselines(
+        _, best = mtl.fewshot.tune_baselines(
             network.backbone, held_out, table=table, episodes=60, statistics=network.statistics
         )
-        tasks = mtl.data.EvaluationTasks(network.tasks("test", shots, config.queries), per_family=config.test_tasks)
-        ours = [
-            mtl.learner_method(pupil.learner, "universal"),
-            mtl.learner_method(pupil.by_support, "universal, by support"),
-            mtl.learner_method(pupil.learner, "cross-validated", cross_validate=True),
+        parts = [
+            compare(p, tasks, table, best, config)
+            for p in pupils
+            if (tasks := tasks_of(p, "test", shots, config.queries))
         ]
-        found = mtl.evaluate([*ours, *methods], tasks, episodes=tasks.episodes, setting=f"{name}, {shots}-shot")
-        found = replace(found, unseen=tasks.tasks.unseen)
+        found = replace(joined(parts), setting=f"{network.backbone.name}, {shots}-shot")
         print(f"\n{found.table(markdown=True)}")
         for block, part in (found.blocks() or {"": found}).items():
             for row in part.rows[1:]:
                 lines[f"{shots}-shot, {block}, ahead of {row.method}"] = part.verdict(row.method).difference
     return lines
+
+
+def compare(
+    pupil: Pupil,
+    tasks: mtl.data.FamilyTasks,
+    table: Mapping[str, mtl.fewshot.Baseline],
+    best: Mapping[str, Any],
+    config: Config,
+) -> mtl.Comparison:
+    """On one data set, whose statistics the baselines use too."""
+    statistics = pupil.network.statistics
+    methods = [
+        mtl.learner_method(pupil.learner, "universal"),
+        mtl.learner_method(pupil.by_support, "universal, by support"),
+        mtl.learner_method(pupil.learner, "cross-validated", cross_validate=True),
+        *mtl.baselines(pupil.network.backbone, table=table, statistics=statistics, **best),
+    ]
+    every = mtl.data.EvaluationTasks(tasks, config.test_tasks)
+    return replace(mtl.evaluate(methods, every, episodes=every.episodes), unseen=tasks.unseen)
 
 
 if __name__ == "__main__":

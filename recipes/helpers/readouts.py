@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm.auto import tqdm
 
 import mtl
@@ -88,23 +89,37 @@ class Network:
     """A frozen network, families of its kind of data, and statistics of its features.
 
     Args:
-        statistics: of training examples, without their labels.
+        parts: that passed through the network.
+        statistics: of examples of the first of these parts that has any, without their labels.
     """
 
     backbone: mtl.Backbone
     divided: DividedFamilies
     rows: InputCache
+    parts: tuple[str, ...]
     statistics: FeatureStatistics
+
+    @staticmethod
+    def of(backbone: mtl.Backbone, divided: DividedFamilies, rows: InputCache, parts: Sequence[str]) -> Network:
+        first = next(part for part in parts if divided.parts[part])
+        statistics = FeatureStatistics.of(backbone, _batches(rows, divided, first, f"{backbone.name}, statistics"))
+        return Network(backbone, divided, rows, tuple(parts), statistics)
 
     def tasks(self, part: str, shots: int, queries: int, seed: int = 0) -> FamilyTasks:
         """Tasks whose inputs are finished readouts."""
-        sizes: dict[str, Any] = {
-            "ways": self.divided.split.request.ways,
-            "shots": shots,
-            "queries": queries,
-            "seed": seed,
+        sizes: dict[str, Any] = {"ways": self.divided.split.request.ways, "shots": shots, "queries": queries}
+        return FamilyTasks(self.divided, part, preprocess=self.rows, seed=seed, **sizes)
+
+    def by_data_set(self) -> dict[str, Network]:
+        """The same network for each data set alone, with statistics of its own."""
+        names = [name.split(".")[0] for part in self.parts for name in self.divided.parts[part]]
+        return {
+            name: Network.of(self.backbone, self._only(name), self.rows, self.parts) for name in dict.fromkeys(names)
         }
-        return FamilyTasks(self.divided, part, preprocess=self.rows, **sizes)
+
+    def _only(self, data_set: str) -> DividedFamilies:
+        kept = lambda found: {name: c for name, c in found.items() if name.split(".")[0] == data_set}  # noqa: E731
+        return replace(self.divided, parts={part: kept(found) for part, found in self.divided.parts.items()})
 
 
 def open_network(
@@ -123,8 +138,7 @@ def open_network(
         for _ in _batches(rows, divided, part, f"{name}, {part}"):
             pass
     rows.flush()
-    statistics = FeatureStatistics.of(backbone, _batches(rows, divided, "train", f"{name}, statistics"))
-    return Network(backbone, divided, rows, statistics)
+    return Network.of(backbone, divided, rows, parts)
 
 
 def _batches(rows: InputCache, divided: DividedFamilies, part: str, shown: str) -> Iterator[Any]:
@@ -143,3 +157,19 @@ def _batches(rows: InputCache, divided: DividedFamilies, part: str, shown: str) 
                 chunk = places[start : start + BATCH]
                 yield rows(collection, chunk)
                 bar.update(len(chunk))
+
+
+def joined(parts: Sequence[mtl.Comparison]) -> mtl.Comparison:
+    """The same methods on the episodes of all parts."""
+    counts = [len(part.families) for part in parts]
+    rows = [
+        replace(
+            rows[0],
+            accuracy=np.concatenate([row.accuracy for row in rows]),
+            seconds_per_task=float(np.average([row.seconds_per_task for row in rows], weights=counts)),
+        )
+        for rows in zip(*(part.rows for part in parts), strict=True)
+    ]
+    families = tuple(family for part in parts for family in part.families)
+    unseen = tuple(dict.fromkeys(name for part in parts for name in part.unseen))
+    return replace(parts[0], families=families, rows=tuple(rows), unseen=unseen)

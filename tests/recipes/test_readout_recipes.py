@@ -11,6 +11,7 @@ import compare_readouts
 import pytest
 import torch
 import train_universal
+from helpers.pupils import Pupil
 from helpers.readouts import Data, open_network
 from safetensors.torch import load_file
 
@@ -59,7 +60,7 @@ def test_what_is_kept_is_a_ready_generator(tmp_path, data, encoder, capsys, monk
     assert not any(name.startswith("standard.") for name in weights)
     assert all(v.numel() < 10_000 for v in weights.values()), "no weight per channel"
     facts = json.loads((tmp_path / "out" / "universal.json").read_text())["extra"]
-    assert facts["families"] == {"texts": ["notes.kind"]}
+    assert facts["families"] == ["notes.kind"]
     assert "1-shot" in " ".join(facts["validation"])
     assert "universal, by support" in capsys.readouterr().out
     monkeypatch.setattr(ready, "ASSETS", tmp_path / "out")
@@ -73,8 +74,8 @@ def test_networks_share_weights_and_keep_their_own_statistics(data, encoder):
     assert divided is not None
     one = open_network(encoder, data, divided, ("train", "val"), max_length=16)
     two = open_network(encoder, data, divided, ("train", "val"), pooling="cls")
-    first = train_universal.Pupil.of(one, 8)
-    second = train_universal.Pupil.of(two, 8, first.learner.generator)
+    first = Pupil.of(one, 8)
+    second = Pupil.of(two, 8, first.learner.generator)
     before = {k: v.detach().clone() for k, v in second.by_support.generator.state_dict().items()}
     with torch.no_grad():
         for parameter in first.learner.generator.parameters():
