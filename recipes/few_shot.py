@@ -292,10 +292,11 @@ def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
     for found in comparisons:
         if len(set(found.families)) < 2:
             continue
-        static = [r.method for r in found.rows if r.method.startswith("static")]
-        plain = [r.method for r in found.rows if r.kind == "baseline"][:3]
+        names = {word: [r.method for r in found.rows if r.method.startswith(word)] for word in ("cross", "static")}
+        plain = [r.method for r in found.rows if r.kind == "baseline"]
+        ours = (names["cross"] or [found.reference])[:1]
         path = out / f"families, {found.setting.rpartition(' ')[2]}.png"
-        mtl.tools.family_figure(found, path, [found.reference, *plain[:1], *static, *plain[1:]][:5])
+        mtl.tools.family_figure(found, path, [*ours, *plain[:1], *names["static"], *plain[1:3]][:5])
 
 
 def draw_curves(folder: Path) -> None:
