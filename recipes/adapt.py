@@ -1,8 +1,8 @@
 """From a few labelled images or texts per class to predictions, and to a plain checkpoint where there can be one.
 
     python recipes/adapt.py --backbone resnet18.a1_in1k --images labelled/ --predict new/
-    python recipes/adapt.py --generator runs/few_shot_vision/SupportConditioned/final --images labelled/ --out adapted/
-    python recipes/adapt.py --generator runs/few_shot_text/SupportConditioned/final --texts labelled.csv --predict new/
+    python recipes/adapt.py --generator runs/few_shot_vision/channelwise/final --images labelled/ --out adapted/
+    python recipes/adapt.py --generator runs/few_shot_text/dense/final --texts labelled.csv --predict new/
 
 With --backbone any network of timm or transformers, and nothing is trained: the generator that comes with the package
 (or that of --generator, if it has no weights per channel) reads all levels of the network, standardised by the

@@ -233,7 +233,7 @@ def test_the_code_names_pages_that_exist():
 
 
 def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 125
 
 
 def test_every_estimator_has_its_row():

@@ -135,3 +135,16 @@ def test_a_missing_asset_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ready, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="mtl/universal is not in this installation"):
         mtl.load_generator("mtl/universal", backbone(sites="none", levels="all"))
+
+
+def test_the_generator_that_comes_with_the_package_fits_a_network_it_has_not_seen():
+    tasks = mtl.GlyphTasks("val", ways=5, shots=5, queries=6)
+    episode = mtl.Episode.stack([tasks.sample(i) for i in range(8)])
+    network = mtl.load_backbone("mtl/glyphs", sites="none", levels="all")
+    learner = mtl.load_generator("mtl/universal", network)
+    logits = learner.adapt(episode.support, cross_validate=True).logits(episode.query.inputs)
+    assert logits.isfinite().all()
+    right = (logits.argmax(-1) == episode.query.labels).float().mean()
+    assert right > 0.5  # it is .2 by chance
+    emitted = learner.generator(learner.view(episode.support))["scale"]
+    assert (emitted.std(0) > 1e-3).any(), "it reads the task"
