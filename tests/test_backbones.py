@@ -301,3 +301,8 @@ def test_an_option_set_as_an_attribute_is_refused():
     with pytest.raises(AttributeError, match=r"write backbone\.configure\(checkpoint_blocks=True\)"):
         b.checkpoint_blocks = True  # type: ignore[assignment]
     assert b.configure(checkpoint_blocks=True).options.checkpoint_blocks
+
+
+def test_items_of_another_kind_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"item 0 is a str, but this network reads PIL images"):
+        load_backbone("mtl/glyphs").preprocess(["a text"])

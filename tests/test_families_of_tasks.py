@@ -170,13 +170,19 @@ def test_families_are_balanced_and_episodes_depend_on_the_index_alone(families):
     )
 
 
-def test_evaluation_has_as_many_episodes_of_each_family(families):
-    source = mtl.data.EvaluationTasks(tasks(divide_families(families, request=REQUEST), "test"), per_family=4)
-    drawn = [source.sample(i).families[0] for i in range(source.episodes)]
-    assert Counter(drawn) == dict.fromkeys(source.tasks.names, 4)
-    assert drawn == sorted(drawn, key=source.tasks.names.index)
-    with pytest.raises(ValueError, match="index=12: expected one below 12"):
-        source.sample(12)
+@pytest.mark.parametrize("per_family", [1, 4, 5])
+def test_evaluation_has_as_many_episodes_of_each_family_two_in_a_row(families, per_family):
+    tested = tasks(divide_families(families, request=REQUEST), "test")
+    source, names = mtl.data.EvaluationTasks(tested, per_family), tested.names
+    drawn = [source.sample(i) for i in range(source.episodes)]
+    rounds = [2] * (per_family // 2) + [1] * (per_family % 2)
+    assert [e.families[0] for e in drawn] == [name for size in rounds for name in names for _ in range(size)]
+    for name in names:  # every episode of a family once
+        found = [e.query.inputs.tensor for e in drawn if e.families == (name,)]
+        expected = [tested.sources[name].sample(i).query.inputs.tensor for i in range(per_family)]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match=f"index={source.episodes}: expected one below {source.episodes}"):
+        source.sample(source.episodes)
 
 
 def test_a_photograph_is_read_once_for_all_families(families):

@@ -18,6 +18,8 @@ from mtl.data.own.input_cache import InputCache, Preprocess
 from mtl.data.own.ranges import IntOrRange, as_range, at_least
 from mtl.episode import Episode
 
+PAIR = 2  # episodes of a family in a row
+
 
 class FamilyTasks:
     """Episodes of one part of divided families; ``Episode.families`` names the family of each.
@@ -100,9 +102,10 @@ class FamilyTasks:
 
 @dataclass(frozen=True)
 class EvaluationTasks:
-    """The same number of episodes of each family, one family after the other: as many as :attr:`episodes` in all.
+    """The same number of episodes of each family, two of a family at a time: as many as :attr:`episodes` in all.
 
-    A chunk then holds tasks of one family, so that controls find another task of the same kind.
+    A chunk then holds two tasks of each of some families, so that controls find another task of the same kind, and of
+    another kind.
 
     Args:
         tasks: the families.
@@ -119,16 +122,23 @@ class EvaluationTasks:
 
     def sample(self, index: int) -> Episode:
         """Episode ``index``, below :attr:`episodes`, alone on its task axis."""
-        return self._source(index).sample(index % self.per_family)
+        source, place = self._at(index)
+        return source.sample(place)
 
     def read(self, index: int) -> tuple[list[str], list[Any], list[Any]]:
         """Class names, support examples and queries of episode ``index``; see :meth:`mtl.ClassTasks.read`."""
-        return self._source(index).read(index % self.per_family)
+        source, place = self._at(index)
+        return source.read(place)
 
-    def _source(self, index: int) -> ClassTasks:
+    def _at(self, index: int) -> tuple[ClassTasks, int]:
+        """The family of an episode, and its number in the family."""
         if not 0 <= index < self.episodes:
             raise ValueError(f"index={index}: expected one below {self.episodes}, the episodes of all families")
-        return self.tasks.sources[self.tasks.names[index // self.per_family]]
+        families = len(self.tasks.names)
+        first = index // (PAIR * families) * PAIR  # of a round in which every family has two episodes, or what is left
+        size = min(PAIR, self.per_family - first)
+        family, second = divmod(index - first * families, size)
+        return self.tasks.sources[self.tasks.names[family]], first + second
 
 
 def _missing(name: str, collection: AbstractCollection, count: int, shots: int, queries: int) -> str:

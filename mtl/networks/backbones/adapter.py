@@ -43,6 +43,19 @@ class AbstractAdapter(abc.ABC):
         return {}
 
 
+def check_items(items: Sequence[Any], kind: type, noun: str) -> None:
+    """Refuse raw items of another kind, before a library does in words of its own.
+
+    Raises:
+        ValueError: naming the first item that is no ``kind``.
+    """
+    for i, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise ValueError(
+                f"item {i} is a {type(item).__name__}, but this network reads {noun}; pass a list of those"
+            )
+
+
 def noise(*shape: int) -> Tensor:
     """Standard normal values, the same ones every time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")

@@ -17,7 +17,7 @@ from timm.data.transforms_factory import create_transform
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
+from mtl.networks.backbones.adapter import AbstractAdapter, check_items, noise, unavailable_message
 from mtl.networks.backbones.families import AbstractFamily
 from mtl.networks.readout import Positions
 
@@ -50,6 +50,7 @@ class TimmImages(AbstractAdapter):
         return Positions(prefix, has_class_token=getattr(model, "cls_token", None) is not None)
 
     def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
+        check_items(items, Image.Image, "PIL images")
         mode = {1: "L", 3: "RGB"}.get(self.config["input_size"][0])
         if mode is None:
             channels = self.config["input_size"][0]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
+from mtl.networks.backbones.adapter import AbstractAdapter, check_items, noise, unavailable_message
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.readout import Positions
 
@@ -155,6 +155,7 @@ class HFImages(AbstractAdapter):
         return noise(n, *self.shape)
 
     def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
+        check_items(items, Image.Image, "PIL images")
         mode = "L" if self.shape[0] == 1 else "RGB"
         return self.processor([item.convert(mode) for item in items], return_tensors="pt")["pixel_values"]
 
@@ -224,6 +225,7 @@ class HFText(AbstractAdapter):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def preprocess(self, items: Sequence[str]) -> dict[str, Tensor]:
+        check_items(items, str, "strings")
         limited = self.tokenizer.model_max_length < UNLIMITED
         tokens = self.tokenizer(list(items), padding=True, return_tensors="pt", truncation=limited)
         top = int(tokens["input_ids"].max())
