@@ -54,7 +54,7 @@ def test_controls_mislead_the_conditioned_generator_and_not_the_static_one():
             "a static generator ignores what it is shown"
         )
     metas = []
-    conditioned.adapt = lambda support, steps=None, meta=None: metas.append(meta) or _Guess()  # type: ignore[method-assign]
+    conditioned.adapt = lambda support, steps=None, meta=None, **more: metas.append(meta) or _Guess()  # type: ignore[method-assign]
     own = conditioned.generator(conditioned.view(e.support))
     for method in mtl.fewshot.controls(conditioned):
         method(e)
@@ -114,7 +114,7 @@ def emitted_by_controls(found: mtl.MetaLearner, e: mtl.Episode, monkeypatch) -> 
     metas: list[dict[str, torch.Tensor]] = []
     adapt = found.adapt
 
-    def spy(support, *, steps, meta):
+    def spy(support, *, steps, meta, **more):
         assert torch.equal(support.inputs.tensor, e.support.inputs.tensor)
         assert torch.equal(support.labels, e.support.labels)
         metas.append(meta)
