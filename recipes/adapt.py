@@ -30,6 +30,7 @@ import mtl
 from mtl.data import ImageCollection
 from mtl.data.own.images import SUFFIXES
 from mtl.data.own.texts import read_texts
+from mtl.fewshot.adapted import batched
 
 STANDARDISE_BY = 300  # unlabelled examples; more say nothing new
 Named = tuple[str, Any]
@@ -68,7 +69,7 @@ def main(config: Config) -> list[dict[str, str]]:
     write_checkpoint(adapted, out, wanted=items is None)
     if items is None:
         return []
-    rows = [row for batch in batches(items, config.batch_size) for row in predictions(adapted, batch)]
+    rows = [row for batch in batched(items, config.batch_size) for row in predictions(adapted, batch)]
     out.mkdir(parents=True, exist_ok=True)
     with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, [*(["filename"] if config.images else ["number", "text"]), "label", "probability"])
@@ -170,17 +171,6 @@ def readable(images: ImageCollection, what_for: str, places: Sequence[int] | Non
     if unreadable and places is None:  # named once
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         print(f"left out, unreadable: {len(unreadable)} files, {', '.join(unreadable[:5])}{more}")
-
-
-def batches(items: Iterator[Named], size: int) -> Iterator[list[Named]]:
-    batch: list[Named] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def predictions(adapted: mtl.Adapted, batch: list[Named]) -> list[dict[str, str]]:

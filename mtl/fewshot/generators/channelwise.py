@@ -98,11 +98,11 @@ class ChannelWise(AbstractSiteGenerator):
         say: a run that is resumed repeats them.
         """
         meta = self(view)
-        if self.common.base is None:
+        if (rule := self.rule(meta)) is None:
             return meta
         told = view.features[:, 0].double().abs().sum(-1)
-        alone = ((told * 1e4).frac() < ALONE).to(meta["scale"]).unsqueeze(-1)
-        return meta | {"scale": meta["scale"] * (-alone * self.common.per_channel()).exp()}
+        alone = ((told * 1e4).frac() < ALONE).unsqueeze(-1)
+        return meta | {"scale": torch.where(alone, rule["scale"], meta["scale"])}
 
     def rule(self, meta: Tensors) -> Tensors | None:
         """The same ``meta`` without the scales that are common to all tasks; None where there are none."""
