@@ -158,15 +158,19 @@ class Examples:
 
     Args:
         inputs: a tensor, tensors by name, or :class:`Inputs`; the first two axes are ``(tasks, examples)``.
-        labels: ``(tasks, examples)`` integers in ``0 .. ways - 1``, counted anew in each task.
+        labels: ``(tasks, examples)`` integers in ``0 .. ways - 1``, counted anew in each task: a tensor, an array or
+            nested lists.
+
+    Raises:
+        ValueError: labels are no integers, or not as many as examples.
     """
 
     inputs: Inputs
     labels: Tensor
 
-    def __init__(self, inputs: Inputs | RawInputs, labels: Tensor) -> None:
+    def __init__(self, inputs: Inputs | RawInputs, labels: Any) -> None:
         object.__setattr__(self, "inputs", Inputs.of(inputs))
-        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "labels", _as_labels(labels, self.inputs.shape[:2]))
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Examples:
         """Apply ``f`` to every tensor."""
@@ -175,6 +179,19 @@ class Examples:
     def to(self, device: torch.device | str) -> Examples:
         """Move every tensor to a device."""
         return Examples(self.inputs.to(device), Inputs.of(self.labels).to(device).tensor)
+
+
+def _as_labels(labels: Any, examples: torch.Size) -> Tensor:
+    """Labels as a tensor of 64-bit integers, one for each of the examples ``(tasks, n)``."""
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}: expected integers 0 .. ways - 1, see labels.long()")
+    if labels.shape != examples:
+        way_out = "one label per example; give both a task axis, such as inputs[None] and labels[None] of one task"
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} for (tasks, examples) {tuple(examples)}: expected {way_out}"
+        )
+    return labels.long()
 
 
 @dataclass(frozen=True)

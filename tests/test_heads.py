@@ -56,9 +56,9 @@ def test_ridge_is_ridge_regression():
 
 
 def test_a_penalty_of_zero_is_refused():
-    with pytest.raises(ValueError, match=r"Ridge\(l2=0\): expected a positive penalty"):
+    with pytest.raises(ValueError, match=r"Ridge\(l2=0\): expected a positive, finite number"):
         mtl.Ridge(l2=0)
-    with pytest.raises(ValueError, match=r"CentredRidge\(l2=-1\): expected a positive penalty"):
+    with pytest.raises(ValueError, match=r"CentredRidge\(l2=-1\): expected a positive, finite number"):
         mtl.CentredRidge(l2=-1)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mtl.episode import Examples, Inputs, RawInputs
 from mtl.fewshot.choosing import Choice, mix
-from mtl.fewshot.model import TaskModel, head_weights
+from mtl.fewshot.finite import check_answers
+from mtl.fewshot.model import TaskModel, head_weights, most_likely
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Prepared
 from mtl.networks.merging import Merged, merge
@@ -104,18 +105,27 @@ class Adapted:
         """The most likely class of each input.
 
         Integers ``(tasks, n)`` for tensors with a task axis, a list of class names for a list of images or strings.
+
+        Raises:
+            ValueError: something is not finite: an input, an example of the support set, or what the inner loop made of
+                it; or raw items for several tasks.
         """
         if isinstance(inputs, Inputs | Tensor | Mapping):
-            return self.logits(inputs).argmax(-1)
+            return self._classes(Inputs.of(inputs))
         if (tasks := self.support.labels.shape[0]) != 1:
             way_out = "pass tensors (tasks, n, ...) instead, see backbone.preprocess"
             raise ValueError(f"raw items belong to one task, but {tasks} were adapted to; {way_out}")
-        chosen = [i for batch in batched(inputs, ITEMS_PER_PASS) for i in self._logits_of(batch).argmax(-1).tolist()]
+        chosen = [i for batch in batched(inputs, ITEMS_PER_PASS) for i in self._classes(self._read(batch))[0].tolist()]
         return [self.class_names[i] for i in chosen] if self.class_names else chosen
 
-    def _logits_of(self, items: Sequence[Any]) -> Tensor:
-        """``(n, ways)``, of raw items of the only task."""
-        return self.logits(Inputs.of(self.model.backbone.preprocess(items)).with_task_axis())[0]
+    def _read(self, items: Sequence[Any]) -> Inputs:
+        """Raw items as inputs of the only task."""
+        return Inputs.of(self.model.backbone.preprocess(items)).with_task_axis()
+
+    def _classes(self, inputs: Inputs) -> Tensor:
+        """``(tasks, n)``."""
+        predicted = most_likely(self.logits(inputs))
+        return check_answers(predicted, inputs, self.support, self.weights, self.model.backbone)
 
     @property
     def modulation(self) -> Modulation:
@@ -138,7 +148,7 @@ class Adapted:
 
         Raises:
             ValueError: when no linear classifier predicts the same as the head, on features whose levels are made even,
-                or a mixture of candidates is no single network.
+                or a mixture of candidates is no single network; or the adapted task is not finite.
         """
         if self.model.generator.standard.even:
             raise ValueError("levels of one size are no linear map of features; keep predicting with the learner")
@@ -151,6 +161,8 @@ class Adapted:
         linear = [(w, *self._linear(part, seen, task)) for part, seen, w in counted]
         weight = torch.stack([w * weight for w, weight, _ in linear]).sum(0)
         bias = torch.stack([w * bias for w, _, bias in linear]).sum(0)
+        if not bool(torch.cat([weight.flatten(), bias.flatten()]).isfinite().all()):
+            raise ValueError(f"task {task} is not finite, so there is nothing to export; predict() says what is wrong")
         modulation, sites = self._modulation(counted[0][0]), backbone.modulation_width
         merged = merge(backbone, Modulation(modulation.scale[:, :sites], modulation.shift[:, :sites]), task)
         return merged, weight, bias

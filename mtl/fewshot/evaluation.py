@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, Value, make_methods, usable
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.model import most_likely
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
@@ -45,7 +47,7 @@ def evaluate(
     methods = [learner_method(methods)] if isinstance(methods, MetaLearner) else list(methods)
     _check(methods, episodes, tasks_per_chunk, reference)
     accuracy = {m.name: np.full(episodes, np.nan) for m in methods}
-    seconds = dict.fromkeys(accuracy, 0.0)
+    seconds, missing = dict.fromkeys(accuracy, 0.0), dict.fromkeys(accuracy, 0)
     families: list[str] = [""] * episodes
     ways = 0
     for indices in tqdm(_chunks(episodes, tasks_per_chunk), desc=setting, unit="chunk", disable=not progress):
@@ -59,7 +61,9 @@ def evaluate(
                 predicted = method(episode).cpu()
                 seconds[method.name] += time.perf_counter() + method.shared_seconds() - start
                 _check_shape(method, predicted, episode.query.labels)
+                missing[method.name] += int((predicted < 0).any(1).sum())
                 accuracy[method.name][at] = (predicted == episode.query.labels).float().mean(1).numpy()
+    _warn_of_missing(missing, episodes)
     rows = [
         MethodResult(m.name, m.kind, accuracy[m.name], seconds[m.name] / episodes, m.adapted_values(ways), m.tuned)
         for m in methods
@@ -84,6 +88,13 @@ def _check_shape(method: Method, predicted: Tensor, labels: Tensor) -> None:
     if predicted.shape != labels.shape:
         expected = f"expected (tasks, queries) {tuple(labels.shape)}"
         raise ValueError(f"{method.name!r} predicted {tuple(predicted.shape)} labels; {expected}")
+
+
+def _warn_of_missing(missing: Mapping[str, int], episodes: int) -> None:
+    for name, count in missing.items():
+        if count:
+            why = "are not finite, and count as wrong; look for NaN in the data, or lower the inner step size"
+            warnings.warn(f"{name!r}: answers in {count} of {episodes} episodes {why}", stacklevel=3)
 
 
 def _chunks(episodes: int, size: int) -> list[list[int]]:
@@ -144,7 +155,7 @@ def _method(
         episode = episode.to(learner.device)
         meta = None if emit is None else emit(learner, episode)
         adapted = learner.adapt(episode.support, steps=steps, meta=meta, cross_validate=cross_validate)
-        return adapted.predict(episode.query.inputs)
+        return most_likely(adapted.logits(episode.query.inputs))
 
     shown = learner.inner_steps if steps is None else steps
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"

@@ -123,13 +123,22 @@ class AbstractClosedFormHead(AbstractHead):
         return {}
 
 
+class _Positive:
+    """Options that are all positive: a negative scale would turn every answer round, an infinite one is NaN."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{type(self).__name__}({name}={value}): expected a positive, finite number")
+
+
 @HEADS.register("cosine")
 @dataclass(frozen=True)
-class Cosine(AbstractAdaptedHead):
+class Cosine(_Positive, AbstractAdaptedHead):
     """Cosine to one adapted vector per class, times a scale (arXiv 1804.09458).
 
     Args:
-        scale: logits lie in ``-scale .. scale``.
+        scale: positive; logits lie in ``-scale .. scale``.
     """
 
     scale: float = 10.0
@@ -147,11 +156,11 @@ class Cosine(AbstractAdaptedHead):
 
 @HEADS.register("linear")
 @dataclass(frozen=True)
-class Linear(AbstractAdaptedHead):
+class Linear(_Positive, AbstractAdaptedHead):
     """A linear layer that starts as the nearest-class-mean rule (Proto-MAML, arXiv 1903.03096, section 3.3).
 
     Args:
-        scale: the squared distances that the rule starts from are divided by ``width / scale``.
+        scale: positive; the squared distances that the rule starts from are divided by ``width / scale``.
     """
 
     keeps_logits: ClassVar[bool] = True
@@ -171,13 +180,13 @@ class Linear(AbstractAdaptedHead):
 
 @HEADS.register("ncm")
 @dataclass(frozen=True)
-class NearestClassMean(AbstractClosedFormHead):
+class NearestClassMean(_Positive, AbstractClosedFormHead):
     """Cosine to the mean support feature of each class (arXiv 1703.05175).
 
     It has no fast weights. In the inner loss, a class of one example keeps that example.
 
     Args:
-        scale: logits lie in ``-scale .. scale``.
+        scale: positive; logits lie in ``-scale .. scale``.
     """
 
     scale: float = 10.0
@@ -201,7 +210,7 @@ class NearestClassMean(AbstractClosedFormHead):
 
 @HEADS.register("ridge")
 @dataclass(frozen=True)
-class Ridge(AbstractClosedFormHead):
+class Ridge(_Positive, AbstractClosedFormHead):
     """Ridge regression onto centred one-hot labels, in closed form (R2-D2, arXiv 1805.08136).
 
     It inverts a matrix of the size of the support set.
@@ -211,15 +220,11 @@ class Ridge(AbstractClosedFormHead):
         scale: factor on the regression's outputs, which lie near ``-1 .. 1``.
 
     Raises:
-        ValueError: when ``l2`` is not positive.
+        ValueError: when a number is not positive and finite.
     """
 
     l2: float = 1.0
     scale: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not self.l2 > 0:
-            raise ValueError(f"Ridge(l2={self.l2}): expected a positive penalty, or the solution is not unique")
 
     def _solve(self, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         unit = F.normalize(support[0], dim=-1)
@@ -240,7 +245,7 @@ class Ridge(AbstractClosedFormHead):
 
 @HEADS.register("centred-ridge")
 @dataclass(frozen=True)
-class CentredRidge(AbstractHead):
+class CentredRidge(_Positive, AbstractHead):
     """Ridge regression with an intercept onto one-hot labels, on features as long as they are.
 
     Features are centred by the mean of the support set and divided by the square root of their width. The length of a
@@ -251,16 +256,12 @@ class CentredRidge(AbstractHead):
         scale: factor on the regression's outputs, which lie near ``-1 .. 1``.
 
     Raises:
-        ValueError: when ``l2`` is not positive.
+        ValueError: when a number is not positive and finite.
     """
 
     keeps_logits: ClassVar[bool] = True
     l2: float = 0.1
     scale: float = math.exp(2)
-
-    def __post_init__(self) -> None:
-        if not self.l2 > 0:
-            raise ValueError(f"CentredRidge(l2={self.l2}): expected a positive penalty, or the solution is not unique")
 
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
         return {}

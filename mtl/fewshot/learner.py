@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from mtl.fewshot.model import QueryLoss, TaskModel, cross_entropy
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
-from mtl.metagrad.problem import InnerProblem, solve
+from mtl.metagrad.problem import InnerProblem, solve, without_overflow
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
 
@@ -64,8 +64,8 @@ class MetaLearner:
             step, for support sets that are too large otherwise. None: all.
 
     Raises:
-        ValueError: when the generator was made for another backbone, the optimiser has no field ``lr``, or gradients
-            would flow through no example.
+        ValueError: when the generator was made for another backbone, the optimiser has no field ``lr``, gradients
+            would flow through no example, or the number of inner steps is negative.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class MetaLearner:
     ) -> None:
         if lite_examples is not None and lite_examples < 1:
             raise ValueError(f"MetaLearner(lite_examples={lite_examples}): expected at least one, or None for all")
+        if inner_steps is not None and (inner_steps < 0 or inner_steps != int(inner_steps)):
+            raise ValueError(f"MetaLearner(inner_steps={inner_steps}): expected 0 (no inner loop) or more whole steps")
         readout = len(backbone.levels) > 1 or not backbone.sites
         generator = make_generator("channelwise", backbone) if generator is None else generator
         self.model = TaskModel(backbone, generator, head or (CentredRidge() if readout else Cosine()))
@@ -113,12 +115,15 @@ class MetaLearner:
         >>> step = learner.meta_step(tasks.sample(0))  # doctest: +SKIP
         >>> outer_optimizer.step()  # doctest: +SKIP
         """
-        episode = episode.to(self.device)
+        with torch.inference_mode(False), torch.enable_grad():  # it is all about gradients, wherever it is called
+            return self._meta_step(episode.to(self.device).map(tensors.usable), weight)
+
+    def _meta_step(self, episode: Episode, weight: float) -> MetaStep:
         prepared = self.backbone.prepare(episode.support.inputs)
         meta = self.generator.for_training(self.view(episode.support, prepared, episode.ways))
         problem = self.problem(episode, prepared)
         estimate = lambda problem: self.estimator(problem, tensors.detach(meta))  # noqa: E731
-        found, problem, finite = _without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])
+        found, problem, finite = without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])
         if finite:
             if (scale := problem.execution.loss_scale) is not None:
                 self.backbone.configure(loss_scale=scale)  # the next step starts at the one that did not overflow
@@ -167,7 +172,6 @@ class MetaLearner:
 
     # --- adaptation --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def adapt(
         self,
         support: Examples | Mapping[str, Sequence[Any]],
@@ -190,13 +194,23 @@ class MetaLearner:
         Raises:
             ValueError: fewer than two classes, or a class without examples; ``meta`` together with ``cross_validate``.
         """
+        with torch.inference_mode(False), torch.no_grad():  # the inner loop needs gradients
+            return self._adapt(support, steps, meta, cross_validate)
+
+    def _adapt(
+        self,
+        support: Examples | Mapping[str, Sequence[Any]],
+        steps: int | None,
+        meta: Tensors | None,
+        cross_validate: bool,
+    ) -> Adapted:
         if meta is not None and cross_validate:
             raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
         names: tuple[str, ...] = ()
         if not isinstance(support, Examples):
             names, support = tuple(support), self.labelled(support)
         ways = _ways(support.labels)
-        support = support.to(self.device)
+        support = support.to(self.device).map(tensors.usable)
         prepared = self.backbone.prepare(support.inputs)
         view = self.view(support, prepared, ways) if meta is None else None
         found: Tensors = self.generator(view) if meta is None else meta
@@ -218,7 +232,7 @@ class MetaLearner:
         support = Examples(prepared.inputs, labels)
         problem = self.problem(Episode(support, support, ways), prepared)
         problem = problem if steps is None else replace(problem, num_steps=steps)
-        weights, *_ = _without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
+        weights, *_ = without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
         return weights
 
     def _choose(self, view: SupportView, prepared: Prepared, steps: int | None) -> Choice | None:
@@ -257,22 +271,6 @@ class MetaLearner:
         return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
 
 
-T = TypeVar("T")
-
-
-def _without_overflow(
-    problem: InnerProblem, compute: Callable[[InnerProblem], T], values: Callable[[T], Iterable[Tensor]]
-) -> tuple[T, InnerProblem, bool]:
-    """The result, the problem it is of, and whether its values are finite; in float16, at the largest loss scale that
-    makes them so."""
-    while True:
-        found, execution = compute(problem), problem.execution
-        finite = execution.all_finite(values(found))
-        if finite or (lower := execution.at_lower_loss_scale()) is None:
-            return found, problem, finite
-        problem = replace(problem, execution=lower)
-
-
 def _with_step_sizes(
     optimizer: AbstractInnerOptimizer, step_sizes: Callable[[Tensors], Tensors]
 ) -> AbstractInnerOptimizer:
@@ -293,6 +291,8 @@ def _ways(labels: Tensor) -> int:
     ways = int(labels.max()) + 1 if labels.numel() else 0
     if ways < 2:
         raise ValueError(f"a support set needs at least two classes with an example each; its labels name {ways}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"a label of the support set is {int(labels.min())}; number classes 0, 1, ... without gaps")
     absent = (~F.one_hot(labels, ways).any(1)).nonzero().tolist()
     if absent:
         task, label = absent[0]

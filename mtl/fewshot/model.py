@@ -146,6 +146,11 @@ def head_weights(weights: Tensors) -> Tensors:
     return {k.removeprefix(HEAD): v for k, v in weights.items() if k.startswith(HEAD)}
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The class of the largest logit, ``(..., ways) -> (...)``; -1, which is no class, where one is not finite."""
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
+
+
 def at_least_float32(features: Tensor) -> Tensor:
     """Neither NumPy nor the small differences of a head's logits go well with half precision."""
     return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
@@ -170,7 +175,7 @@ class QueryLoss:
 
     def __call__(self, weights: Tensors, meta: Tensors) -> Tensor:
         logits = self.logits(weights, meta)
-        self.accuracy = (logits.detach().argmax(-1) == self.labels).float().mean(1)
+        self.accuracy = (most_likely(logits.detach()) == self.labels).float().mean(1)
         return cross_entropy(logits, self.labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -57,13 +58,14 @@ class InnerSGD(AbstractInnerOptimizer):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not callable(self.lr) and not self.lr > 0:
+        if not callable(self.lr) and not 0 < self.lr < math.inf:
             raise ValueError(
-                f"InnerSGD(lr={self.lr}): the inner step size must be positive; for no adaptation use num_steps=0"
+                f"InnerSGD(lr={self.lr}): the inner step size must be positive and finite; for no adaptation use "
+                "num_steps=0"
             )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"InnerSGD(momentum={self.momentum}): expected 0 <= momentum < 1")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"InnerSGD(weight_decay={self.weight_decay}): expected a number >= 0")
 
     def init(self, weights: Tensors) -> Tensors:
@@ -86,7 +88,8 @@ class InnerAdam(AbstractInnerOptimizer):
               \theta \leftarrow \theta - \alpha \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
 
     Element-wise, so a batch of tasks moves as each would alone. A meta-gradient through the first steps is dominated by
-    elements whose gradient is near zero, where a step of Adam is nearly a sign: a larger ``eps`` tames it.
+    elements whose gradient is near zero, where a step of Adam is nearly a sign: a larger ``eps`` tames it. The averages
+    of weights in half precision are in float32, where squares of small gradients and ``0.999 ** t`` are not lost.
 
     Args:
         lr: as in :class:`InnerSGD`.
@@ -102,16 +105,16 @@ class InnerAdam(AbstractInnerOptimizer):
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        if not callable(self.lr) and not self.lr > 0:
-            raise ValueError(f"InnerAdam(lr={self.lr}): the inner step size must be positive")
+        if not callable(self.lr) and not 0 < self.lr < math.inf:
+            raise ValueError(f"InnerAdam(lr={self.lr}): the inner step size must be positive and finite")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"InnerAdam(betas={self.betas}): expected two numbers, each 0 <= beta < 1")
-        if not self.eps > 0:
+        if not 0 < self.eps < math.inf:
             raise ValueError(f"InnerAdam(eps={self.eps}): expected a positive number; 1e-8 is Adam's own")
 
     def init(self, weights: Tensors) -> Tensors:
-        zeros = tensors.zeros_like(weights)
-        count = next(iter(weights.values())).new_zeros(())
+        zeros = {k: torch.zeros_like(v, dtype=_precise(v.dtype)) for k, v in weights.items()}
+        count = next(iter(zeros.values())).new_zeros(())
         return {"step": count} | {f"m.{k}": v for k, v in zeros.items()} | {f"v.{k}": v for k, v in zeros.items()}
 
     def update(self, weights: Tensors, state: Tensors, gradient: Tensors, meta: Tensors) -> tuple[Tensors, Tensors]:
@@ -120,12 +123,19 @@ class InnerAdam(AbstractInnerOptimizer):
         step = state["step"].detach() + 1
         new_weights, new_state = {}, {"step": step}
         for k, g in gradient.items():
+            g = g.to(state[f"m.{k}"].dtype)
             m = new_state[f"m.{k}"] = b1 * state[f"m.{k}"] + (1 - b1) * g
             v = new_state[f"v.{k}"] = b2 * state[f"v.{k}"] + (1 - b2) * g * g
             # The root has no derivative at zero; a weight that the loss never reads would turn it into NaN.
             root = (v / (1 - b2**step)).clamp_min(torch.finfo(v.dtype).tiny).sqrt()
-            new_weights[k] = weights[k] - lr[k] * m / (1 - b1**step) / (root + self.eps)
+            moved = weights[k] - lr[k] * m / (1 - b1**step) / (root + self.eps)
+            new_weights[k] = moved.to(weights[k].dtype)
         return new_weights, new_state
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """Float32 in place of a half precision."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 INNER_OPTIMIZERS = Registry("inner optimiser", "mtl.metagrad.INNER_OPTIMIZERS")

@@ -10,8 +10,9 @@ or learned step sizes need no code in any estimator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -148,13 +149,32 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
     return Trajectory(weights_at, states, gradients, -(-problem.num_steps // reuse), reached)
 
 
-@torch.no_grad()
 def solve(problem: InnerProblem, meta: Tensors) -> Tensors:
-    """The adapted weights ``theta_K``, for use after meta-training. Keeps no state of the steps before."""
-    meta = tensors.detach(meta)
-    weights = tensors.detach(problem.init(meta))
-    state = problem.optimizer.init(weights)
-    for step in range(problem.num_steps):
-        gradient = inner_gradient(problem, weights, meta, step)
-        weights, state = problem.optimizer.update(weights, state, gradient, meta)
-    return weights
+    """The adapted weights ``theta_K``, for use after meta-training. Keeps no state of the steps before.
+
+    Works in :class:`torch.inference_mode` too, as long as the losses read no tensor that was made in it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        meta = {k: tensors.usable(v.detach()) for k, v in meta.items()}
+        weights = tensors.detach(problem.init(meta))
+        state = problem.optimizer.init(weights)
+        for step in range(problem.num_steps):
+            gradient = inner_gradient(problem, weights, meta, step)
+            weights, state = problem.optimizer.update(weights, state, gradient, meta)
+        return weights
+
+
+T = TypeVar("T")
+
+
+def without_overflow(
+    problem: InnerProblem, compute: Callable[[InnerProblem], T], values: Callable[[T], Iterable[Tensor]]
+) -> tuple[T, InnerProblem, bool]:
+    """The result, the problem it is of, and whether its values are finite; in float16, at the largest loss scale that
+    makes them so."""
+    while True:
+        found, execution = compute(problem), problem.execution
+        finite = execution.all_finite(values(found))
+        if finite or (lower := execution.at_lower_loss_scale()) is None:
+            return found, problem, finite
+        problem = replace(problem, execution=lower)

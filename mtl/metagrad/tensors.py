@@ -22,13 +22,27 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def leaf(tensors: Mapping[str, Tensor], requires_grad: bool = True) -> Tensors:
-    """Detached views of the tensors, new leaves of the graph. Integer tensors never require a gradient."""
+    """Detached views of the tensors, new leaves of the graph. Integer tensors never require a gradient.
+
+    Raises:
+        RuntimeError: in :class:`torch.inference_mode`, where they would require one and never get it.
+    """
+    if requires_grad and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "no gradient can be computed in torch.inference_mode(); use torch.no_grad() around this call, which is no "
+            "slower, or call it outside"
+        )
     return {k: v.detach().requires_grad_(requires_grad and v.is_floating_point()) for k, v in tensors.items()}
 
 
 def detach(tensors: Mapping[str, Tensor]) -> Tensors:
     """The same values outside every graph."""
     return {k: v.detach() for k, v in tensors.items()}
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it was made in inference mode: no graph takes one of those."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def zeros_like(tensors: Mapping[str, Tensor]) -> Tensors:

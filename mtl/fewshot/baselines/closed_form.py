@@ -13,6 +13,7 @@ from mtl.fewshot.baselines.classifiers import channel_weights, lda_scores, logis
 from mtl.fewshot.baselines.methods import Method
 from mtl.fewshot.baselines.setup import STANDARDISED, Setup, Value
 from mtl.fewshot.heads import AbstractHead, NearestClassMean, Ridge
+from mtl.fewshot.model import most_likely
 
 WEIGHTED_L2 = 0.01
 
@@ -31,7 +32,7 @@ def head_in_closed_form(setup: Setup, name: str, head: AbstractHead, centre: Ten
             shift = centre[-seen.shape[-1] :].to(seen.device)
             seen, asked = seen - shift, asked - shift
         labels = episode.support.labels.to(seen.device)
-        return head.logits(asked, {}, (seen, labels), episode.ways).argmax(-1)
+        return most_likely(head.logits(asked, {}, (seen, labels), episode.ways))
 
     return setup.method(name, predict)
 
@@ -109,13 +110,16 @@ Classify = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 def _ridge(l2: float) -> Classify:
     def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
         root = seen.shape[-1] ** 0.5  # unit length, in the units of the penalty: a mean square of one
-        return ridge_scores(root * _unit(seen), labels, root * _unit(asked), ways, l2).argmax(-1)
+        return most_likely(ridge_scores(root * _unit(seen), labels, root * _unit(asked), ways, l2))
 
     return classify
 
 
 def _lda(shrinkage: float) -> Classify:
-    return lambda seen, labels, asked, ways: lda_scores(_unit(seen), labels, _unit(asked), ways, shrinkage).argmax(-1)
+    def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
+        return most_likely(lda_scores(_unit(seen), labels, _unit(asked), ways, shrinkage))
+
+    return classify
 
 
 def _on_last(

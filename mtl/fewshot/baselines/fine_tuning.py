@@ -12,7 +12,7 @@ from mtl.episode import READOUT, Episode, Examples, Inputs
 from mtl.fewshot.baselines.methods import Method, one_by_one
 from mtl.fewshot.baselines.setup import Setup
 from mtl.fewshot.heads import Cosine
-from mtl.fewshot.model import HEAD, at_least_float32, cross_entropy, head_weights
+from mtl.fewshot.model import HEAD, at_least_float32, cross_entropy, head_weights, most_likely
 from mtl.metagrad import tensors
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
@@ -55,7 +55,7 @@ def fine_tune(
         _descend(head_weights(weights).values(), lambda: loss(seen), lr, head_steps)
     with torch.no_grad():
         asked = features(weights, episode.query.inputs)
-        return head.logits(asked, head_weights(weights), (asked[:, :0], support.labels), ways).argmax(-1)
+        return most_likely(head.logits(asked, head_weights(weights), (asked[:, :0], support.labels), ways))
 
 
 def _descend(weights: Iterable[Tensor], loss: Callable[[], Tensor], lr: float, steps: int) -> None:

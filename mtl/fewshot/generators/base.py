@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -54,7 +55,7 @@ class AbstractGenerator(nn.Module, abc.ABC):
             features by each task's support set, see :class:`Standardisation`.
 
     Raises:
-        ValueError: when the levels are not as wide as the features.
+        ValueError: when the levels are not as wide as the features, or a number is outside its range.
     """
 
     reads_levels: ClassVar[bool] = False
@@ -64,6 +65,11 @@ class AbstractGenerator(nn.Module, abc.ABC):
         self, sites: Sequence[Site], width: int, step_size: float, *, levels: Sequence[Level] = (), **options: Any
     ) -> None:
         super().__init__()
+        if not 0 < step_size < math.inf:
+            raise ValueError(f"{type(self).__name__}(step_size={step_size}): expected a positive, finite number")
+        for size in options.keys() & {"hidden", "size"}:
+            if options[size] < 1:
+                raise ValueError(f"{type(self).__name__}({size}={options[size]}): expected at least 1")
         self.options: dict[str, Any] = {"step_size": step_size, **options}
         self.widths = (*(s.width for s in sites), width)
         self.levels = tuple(levels) or (Level("own", "own", 0, 1.0, width),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,6 +42,8 @@ class SupportConditioned(AbstractSiteGenerator):
         self, sites: Sequence[Site], width: int, step_size: float = 0.1, hidden: int = 128, gate: float = 1e-2
     ) -> None:
         super().__init__(sites, width, step_size, hidden=hidden, gate=gate)
+        if not 0 <= gate < math.inf:
+            raise ValueError(f"SupportConditioned(gate={gate}): expected a number >= 0; 0 starts as no change")
         distinct = sorted(set(self.widths))
         self.encoder = TaskEncoder(width, hidden)
         self.site_embedding = nn.Embedding(len(self.widths), hidden)

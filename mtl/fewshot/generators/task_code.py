@@ -31,8 +31,6 @@ class TaskCode(AbstractGenerator):
 
     def __init__(self, sites: Sequence[Site], width: int, step_size: float = 0.1, size: int = 100) -> None:
         super().__init__(sites, width, step_size, size=size)
-        if size < 1:
-            raise ValueError(f"TaskCode(size={size}): expected at least one number, about 100 is usual")
         # A random decoder and a zero code: the identity at first, and a gradient for both.
         self.decoder = nn.Parameter(torch.randn(2 * self.modulation_width, size) * size**-0.5)
         self.base = nn.Parameter(torch.zeros(2 * self.modulation_width))

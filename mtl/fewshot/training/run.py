@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.model import most_likely
 from mtl.fewshot.saving import CONFIG, inner_options, save_pretrained
 from mtl.fewshot.training.check import FILE, check_estimator
 from mtl.fewshot.training.checkpoints import METRICS, Checkpoints, append, forget_after
@@ -142,7 +143,9 @@ class Run:
             indices = mine[first : first + self.tasks_per_chunk]
             for places, episode in stack_by_shape([tasks.sample(i) for i in indices]):
                 adapted = self.learner.adapt(episode.support)
-                hits = adapted.predict(episode.query.inputs) == episode.query.labels.to(self.accelerator.device)
+                hits = most_likely(adapted.logits(episode.query.inputs)) == episode.query.labels.to(
+                    self.accelerator.device
+                )
                 correct[[indices[p] for p in places]] = hits.float().mean(1)
         mean, half = mean_interval(self._sum(correct).cpu().numpy())
         if mean > self.best["accuracy"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import warnings
 
 import torch
@@ -29,8 +30,8 @@ class AbstractEstimator(abc.ABC):
         """
 
     def _require(self, fine: bool, option: str, expected: str) -> None:
-        """Refuse the value of an option, unless it is fine."""
-        if not fine:
+        """Refuse the value of an option, unless it is fine; infinity never is."""
+        if not fine or getattr(self, option) == math.inf:
             raise ValueError(f"{type(self).__name__}({option}={getattr(self, option)!r}): expected {expected}")
 
 
