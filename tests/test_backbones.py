@@ -304,5 +304,5 @@ def test_an_option_set_as_an_attribute_is_refused():
 
 
 def test_items_of_another_kind_are_refused_in_words():
-    with pytest.raises(ValueError, match=r"item 0 is a str, but this network reads PIL images"):
+    with pytest.raises(ValueError, match=r"item 0: a text cannot be decoded \(No such file or directory\)"):
         load_backbone("mtl/glyphs").preprocess(["a text"])

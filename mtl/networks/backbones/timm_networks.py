@@ -11,13 +11,13 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mtl.networks.backbones.adapter import AbstractAdapter, check_items, noise, unavailable_message
+from mtl.items import Mode, as_images
+from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import AbstractFamily
 from mtl.networks.readout import Positions
 
@@ -49,13 +49,13 @@ class TimmImages(AbstractAdapter):
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         return Positions(prefix, has_class_token=getattr(model, "cls_token", None) is not None)
 
-    def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
-        check_items(items, Image.Image, "PIL images")
-        mode = {1: "L", 3: "RGB"}.get(self.config["input_size"][0])
+    def preprocess(self, items: Sequence[Any]) -> Tensor:
+        modes: dict[int, Mode] = {1: "L", 3: "RGB"}
+        mode = modes.get(self.config["input_size"][0])
         if mode is None:
             channels = self.config["input_size"][0]
             raise ValueError(f"the network takes {channels} channels, an image has 1 or 3; pass tensors instead")
-        return torch.stack([self._transform(item.convert(mode)) for item in items])
+        return torch.stack([self._transform(image) for image in as_images(items, mode)])
 
     def preprocessing(self) -> Mapping[str, Any]:
         return self.config

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, cast
 
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from mtl.items import as_images
 from mtl.networks.backbones.adapter import AbstractAdapter, check_items, noise, unavailable_message
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.readout import Positions
@@ -154,10 +154,9 @@ class HFImages(AbstractAdapter):
     def example(self, n: int) -> Tensor:
         return noise(n, *self.shape)
 
-    def preprocess(self, items: Sequence[Image.Image]) -> Tensor:
-        check_items(items, Image.Image, "PIL images")
-        mode = "L" if self.shape[0] == 1 else "RGB"
-        return self.processor([item.convert(mode) for item in items], return_tensors="pt")["pixel_values"]
+    def preprocess(self, items: Sequence[Any]) -> Tensor:
+        images = as_images(items, "L" if self.shape[0] == 1 else "RGB")
+        return self.processor(images, return_tensors="pt")["pixel_values"]
 
     def preprocessing(self) -> Mapping[str, Any]:
         return self.processor.to_dict()

@@ -8,8 +8,9 @@ from functools import partial
 
 from tqdm import tqdm
 
-from mtl.data.own.images.collection import ImageCollection, Mode, Reader, check_mode
+from mtl.data.own.images.collection import ImageCollection, Reader
 from mtl.data.own.sources.listing import Listing
+from mtl.items import RANGE_IN_PIXELS, Mode, as_image, reason
 
 
 def check_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unreadable: str) -> ImageCollection:
@@ -43,11 +44,10 @@ def _reason(reader: Reader, decode: bool, index: int) -> str:
     """Why an image cannot be read; empty when it can."""
     try:
         with reader.open(index) as image:
-            check_mode(image)
-            if decode:
-                image.load()
+            if decode or image.mode in RANGE_IN_PIXELS:
+                as_image(image)
             else:
                 image.verify()
-    except Exception as error:  # see ImageCollection.image
-        return str(error) or type(error).__name__
+    except Exception as error:  # see as_image
+        return reason(error)
     return ""

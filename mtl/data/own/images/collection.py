@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mtl.data.own.collection import AbstractCollection
 from mtl.episode import Inputs
-
-Mode = Literal["RGB", "L"]
+from mtl.items import Mode, as_image, reason
 
 
 class Reader(Protocol):
@@ -62,34 +60,16 @@ class ImageCollection(AbstractCollection):
         return inputs.tensor.is_floating_point() and inputs.tensor.dim() == 4
 
     def image(self, index: int) -> Image.Image:
-        """Decode the image at a position: upright, 8 bits, in :attr:`mode`.
+        """Decode the image at a position, see :func:`mtl.items.as_image`: upright, 8 bits, in :attr:`mode`.
 
         Raises:
             ValueError: naming an image that cannot be decoded.
         """
         try:
             with self.reader.open(index) as image:
-                return _convert(image, self.mode)
-        except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, zlib.error, ...
+                return as_image(image, self.mode)
+        except Exception as error:  # see as_image
             raise ValueError(
-                f"{self.reader.name(index)} cannot be decoded ({error}); remove it, "
+                f"{self.reader.name(index)} cannot be decoded ({reason(error)}); remove it, "
                 'or open the images with verify="decode", which finds such images up front'
             ) from error
-
-
-def check_mode(image: Image.Image) -> Image.Image:
-    """Refuse what :meth:`ImageCollection.image` cannot convert."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
-    return image
-
-
-def _convert(image: Image.Image, mode: Mode) -> Image.Image:
-    """Upright, 8 bits, opaque. ``convert`` alone clips 16-bit pixels to white and uncovers transparent ones."""
-    image = ImageOps.exif_transpose(check_mode(image))
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)

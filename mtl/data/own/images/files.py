@@ -13,8 +13,9 @@ from mtl.data.own.sources.csv_tables import csv_rows
 from mtl.data.own.sources.listing import LABEL_COLUMNS, Listing, Options, column_of
 from mtl.data.own.sources.paths import class_files, folders_in
 from mtl.data.own.splits import class_labels
+from mtl.items import IMAGE_SUFFIXES
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = IMAGE_SUFFIXES
 IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "file", "path", "image_path", "filepath")
 
 

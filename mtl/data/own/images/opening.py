@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from mtl.data.own.images.arrow_tables import from_tables
 from mtl.data.own.images.checking import check_collection
-from mtl.data.own.images.collection import ImageCollection, Mode, Reader
+from mtl.data.own.images.collection import ImageCollection, Reader
 from mtl.data.own.images.files import from_csv, from_folders
 from mtl.data.own.sources.arrow_tables import open_tables
 from mtl.data.own.sources.listing import Listing, Options, check_choices, refuse
 from mtl.data.own.sources.paths import CSV, kind_of, table_files
+from mtl.items import Mode
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
