@@ -64,8 +64,8 @@ def test_controls_mislead_the_conditioned_generator_and_not_the_static_one():
 
 
 class _Guess:
-    def predict(self, inputs):
-        return torch.zeros(inputs.shape[:2], dtype=torch.long)
+    def logits(self, inputs):
+        return torch.zeros(*inputs.shape[:2], 3)
 
 
 @pytest.mark.parametrize("i", range(8))
