@@ -69,14 +69,14 @@ def test_frozen_whatever_a_parent_asks(tmp_path: Path):
     assert all(torch.equal(v, state[k]) for k, v in backbone.model.state_dict().items())
 
 
-def test_bfloat16_storage_takes_float32_images_and_keeps_the_fingerprint(tmp_path: Path):
+def test_bfloat16_storage_takes_float32_images_and_keeps_the_former_fingerprint(tmp_path: Path):
     backbone = build("vit_tiny_patch16_224", tmp_path)
     inputs, m = batch(backbone), modulation_of(backbone)
-    full, mark = backbone(inputs, m), backbone.fingerprint()
+    full, mark = backbone(inputs, m), backbone.former_fingerprint()
     low = backbone.to(torch.bfloat16)(inputs, m)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), full, rtol=0.1, atol=0.1)
-    assert backbone.fingerprint() == mark
+    assert backbone.former_fingerprint() == mark
 
 
 def test_input_errors(tmp_path: Path):

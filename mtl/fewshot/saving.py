@@ -22,6 +22,7 @@ from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
 from mtl.metagrad.registry import Registry
 from mtl.networks.backbones import Backbone, load_backbone
+from mtl.networks.backbones.identity import differences
 from mtl.tools.files import atomic_folder, explain_write_errors
 
 CONFIG, WEIGHTS = "config.json", "generator.safetensors"
@@ -166,11 +167,15 @@ def _built(cls: type, options: dict[str, Any], make: Callable[..., Any]) -> Any:
 
 
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
-    found = backbone.spec() if backbone.load_args is not None else {"fingerprint": backbone.fingerprint()}
-    if saved["fingerprint"] != found["fingerprint"] or saved["modulation_width"] != backbone.modulation_width:
+    """Refuse a backbone whose features are not those that the generator was trained on."""
+    if "weights" in saved:
+        changed = differences(saved, backbone.identity())
+    else:  # by version 0.1.0, which hashed a sample of the weights
+        now = {"fingerprint": backbone.former_fingerprint(), "modulation_width": backbone.modulation_width}
+        changed = [f"{k}: {saved[k]} there, {now[k]} now" for k in now if saved[k] != now[k]]
+    if changed:
         raise ValueError(
-            f"{folder} was trained for the backbone {saved['load']['name']!r} with {saved['modulation_width']} "
-            f"modulated channels (fingerprint {saved['fingerprint']}), not for {backbone.name!r} with "
-            f"{backbone.modulation_width} ({found['fingerprint']}); load that backbone with the same weights and "
-            "sites, or train a generator for this one"
+            f"{folder} was trained for the backbone {saved['load']['name']!r}, and {backbone.name!r} differs from it "
+            f"({'; '.join(changed)}); load that backbone with the same weights and arguments, or train a generator "
+            "for this one"
         )

@@ -38,6 +38,11 @@ class AbstractAdapter(abc.ABC):
         del model
         return Positions()
 
+    def reading(self, model: nn.Module) -> Mapping[str, Any]:
+        """How :meth:`features` reads the network's output, as JSON holds it: its pooling, the most tokens it takes."""
+        del model
+        return {}
+
     def preprocessing(self) -> Mapping[str, Any]:
         """What :meth:`preprocess` depends on, beside the arguments of :func:`mtl.load_backbone`."""
         return {}

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
-from mtl.networks.backbones.identity import cache_key, fingerprint, json_arguments
+from mtl.networks.backbones.identity import (
+    WeightHashes,
+    cache_key,
+    describe_features,
+    former_fingerprint,
+    json_arguments,
+)
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.packing import Packing, find_packing
 from mtl.networks.backbones.passes import Passes
@@ -65,7 +71,7 @@ class Backbone(nn.Module):
         self.load_args = load_args
         self.options = ForwardOptions()
         self.placement = placement
-        self._fingerprint: str | None = None
+        self._weights = WeightHashes(self.model)
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
@@ -337,8 +343,16 @@ class Backbone(nn.Module):
         return self.options.precision is not None or self.dtype in (torch.bfloat16, torch.float16)
 
     def fingerprint(self) -> str:
-        """A short hash of parameter names, shapes and some values; the same on every device and in bfloat16."""
-        return self._fingerprint or fingerprint(self.model)
+        """A hash of every parameter and buffer as it is stored: names, shapes, dtypes and values.
+
+        The same on every device, and for weights that are spread or sharded. Hashing takes a second per GB; asking
+        again takes a tenth of that, and notices weights that were changed in place.
+        """
+        return self._weights.everything()
+
+    def former_fingerprint(self) -> str:
+        """The fingerprint that version 0.1.0 saved with a generator."""
+        return former_fingerprint(self.model)
 
     def cache_key(self) -> str:
         """A hash of weights, arguments of loading, preprocessing and precision, for :class:`mtl.data.InputCache`.
@@ -350,21 +364,32 @@ class Backbone(nn.Module):
         return cache_key(self.spec(), preprocessing, self.options.precision)
 
     def freeze_fingerprint(self) -> None:
-        """Remember the fingerprint, before weights go where their values cannot be read."""
-        self._fingerprint = self.fingerprint()
+        """Remember the hashes of the weights, before these go where their values cannot be read."""
+        self._weights.freeze()
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-able: what features depend on, so that backbones of the same identity make the same features.
+
+        Returns:
+            ``fingerprint``; ``weights``, hashes of the checkpoint by dtype; ``width`` and ``modulation_width``;
+            ``features``: dtype, pooling, most tokens, names of sites and levels; ``preprocessing``: size, mean,
+            deviation, crop and interpolation of images, or what the tokenizer does; None where there is none.
+        """
+        return {
+            "width": self.width,
+            "modulation_width": self.modulation_width,
+            "fingerprint": self.fingerprint(),
+            "weights": self._weights.by_dtype(),
+            **describe_features(self.model, self.adapter, [site.name for site in self.sites], self.levels),
+        }
 
     def spec(self) -> dict[str, Any]:
-        """JSON-able: ``load_backbone(**spec["load"])`` builds this backbone again, ``fingerprint`` says whether it did.
+        """JSON-able: ``load_backbone(**spec["load"])`` builds this backbone again; the rest is :meth:`identity`.
 
         Raises:
             ValueError: built without :func:`load_backbone`, or with an argument that JSON cannot hold.
         """
-        return {
-            "load": json_arguments(self.name, self.load_args),
-            "width": self.width,
-            "modulation_width": self.modulation_width,
-            "fingerprint": self.fingerprint(),
-        }
+        return {"load": json_arguments(self.name, self.load_args), **self.identity()}
 
 
 def _features_of(adapter: AbstractAdapter, model: nn.Module, inputs: Inputs) -> Tensor:

@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -48,6 +49,11 @@ class TimmImages(AbstractAdapter):
     def positions(self, model: nn.Module) -> Positions:
         prefix = int(getattr(model, "num_prefix_tokens", 0))
         return Positions(prefix, has_class_token=getattr(model, "cls_token", None) is not None)
+
+    def reading(self, model: nn.Module) -> Mapping[str, Any]:
+        pools = [module.pool_type for module in model.modules() if isinstance(module, SelectAdaptivePool2d)]
+        own = getattr(model, "global_pool", None)  # a word in networks of tokens
+        return {"pooling": own if isinstance(own, str) else pools[-1] if pools else None}
 
     def preprocess(self, items: Sequence[Any]) -> Tensor:
         modes: dict[int, Mode] = {1: "L", 3: "RGB"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,8 @@ from mtl.networks.backbones.adapter import AbstractAdapter, check_items, noise, 
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.readout import Positions
 
+# Shows whether a tokenizer folds case and accents, and how it divides words.
+PROBE = "Hello, WORLD!  Na\u00efve caf\u00e9\n3.50 \u20ac, don't; \u4f60\u597d"
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
 
 
@@ -151,6 +155,9 @@ class HFImages(AbstractAdapter):
         registers = int(getattr(model.config, "num_register_tokens", 0) or 0)
         return Positions(len(tokens) + registers, has_class_token="cls_token" in tokens)
 
+    def reading(self, model: nn.Module) -> Mapping[str, Any]:
+        return {"pooling": self.pooling}
+
     def example(self, n: int) -> Tensor:
         return noise(n, *self.shape)
 
@@ -159,7 +166,8 @@ class HFImages(AbstractAdapter):
         return self.processor(images, return_tensors="pt")["pixel_values"]
 
     def preprocessing(self) -> Mapping[str, Any]:
-        return self.processor.to_dict()
+        described = self.processor.to_dict()
+        return {k: v for k, v in described.items() if not k.endswith(("_type", "_class"))}
 
     @cached_property
     def processor(self) -> Any:
@@ -218,6 +226,9 @@ class HFText(AbstractAdapter):
         # The tokenizers of the T5 family put nothing before a text.
         return Positions(has_class_token=not causal and "t5" not in model.config.model_type, causal=causal)
 
+    def reading(self, model: nn.Module) -> Mapping[str, Any]:
+        return {"pooling": self.pooling, "max_length": self.max_length}
+
     def example(self, n: int) -> dict[str, Tensor]:
         length = min(8, self.max_length or 8)
         ids = torch.randint(self.vocabulary, (n, length), generator=torch.Generator().manual_seed(0))
@@ -234,7 +245,13 @@ class HFText(AbstractAdapter):
 
     def preprocessing(self) -> Mapping[str, Any]:
         tokenizer = self.tokenizer
-        return {"kind": type(tokenizer).__name__, "tokens": len(tokenizer), "max_length": tokenizer.model_max_length}
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        return {
+            "tokens": len(tokenizer),
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16],
+            "probe": tokenizer(PROBE, truncation=True)["input_ids"],
+            "max_length": tokenizer.model_max_length,
+        }
 
     @torch.no_grad()
     def _is_causal(self, model: Any) -> bool:
