@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import transformers
 import tyro
 from tokenizers import BertWordPieceTokenizer
+from tokenizers.models import WordPiece
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -71,12 +72,19 @@ def main(config: Config) -> Path:
 
 
 def make_tokenizer(texts: list[str], config: Config) -> transformers.PreTrainedTokenizerFast:
-    """Word pieces of these texts."""
+    """Word pieces of these texts, the same ones every time."""
+    special = {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     pieces = BertWordPieceTokenizer()
-    pieces.train_from_iterator(texts, vocab_size=config.vocabulary, show_progress=False)
-    special = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+    rest = sorted({f"##{letter}" for text in texts for letter in pieces._tokenizer.normalizer.normalize_str(text)})
+    # Pieces inside words are numbered as they are met, in an order that differs from process to process, and the
+    # numbers decide which of two equally frequent pairs is merged. Special tokens are numbered first, in their order.
+    pieces.train_from_iterator(
+        texts, vocab_size=config.vocabulary, special_tokens=[*special.values(), *rest], show_progress=False
+    )
+    plain = BertWordPieceTokenizer()._tokenizer  # in which they are special no more
+    plain.model = WordPiece(pieces.get_vocab(), unk_token=special["unk"])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=pieces._tokenizer,
+        tokenizer_object=plain,
         model_max_length=config.length,
         **{f"{name}_token": token for name, token in special.items()},
     )

@@ -59,3 +59,13 @@ def test_the_small_encoder_is_made_once(encoder):
     assert (Path(encoder) / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="not made by this recipe"):
         pretrain_docstrings.main(pretrain_docstrings.Config(out=str(Path(encoder).parent), **LITTLE_ENCODER))
+
+
+def test_word_pieces_are_the_same_every_time():
+    """Tokenizers numbers pieces as its hash tables give them, which differ between two calls too."""
+    texts = [f"{a}{b}{c} {c}{a}" for a in "aqzm" for b in "elio" for c in "snrt"]
+    config = pretrain_docstrings.Config(vocabulary=60, length=8)
+    found = [pretrain_docstrings.make_tokenizer(texts, config) for _ in range(5)]
+    first = found[0].get_vocab()
+    assert all(t.get_vocab() == first for t in found)
+    assert [first[t] for t in ("[PAD]", "[UNK]")] == [0, 1]
