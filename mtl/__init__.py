@@ -11,8 +11,8 @@ any bilevel problem), :mod:`mtl.networks`, :mod:`mtl.fewshot`, :mod:`mtl.data`, 
 from importlib.metadata import version
 
 from mtl import data, fewshot, metagrad, networks, tools
-from mtl.data import ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
-from mtl.episode import Alternating, Episode, Examples, Inputs, TaskSource, stack_by_shape
+from mtl.data import Alternating, ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
+from mtl.episode import Episode, Examples, Inputs, TaskSource, stack_by_shape
 from mtl.fewshot import (
     Adapted,
     CentredRidge,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -253,15 +253,17 @@ class TaskSource(Protocol):
     def sample(self, index: int) -> Episode: ...
 
 
-@dataclass(frozen=True)
-class Alternating:
-    """Blocks of ``block`` episodes from each source in turn, such as one of five shots and one of a single shot."""
+@runtime_checkable
+class Identified(Protocol):
+    """Says what it is: two that differ in anything that counts have different identities.
 
-    sources: Sequence[TaskSource]
-    block: int = 1
+    Task sources, collections, preprocessing and backbones have one. A run that is continued compares it with the one
+    that it began with; it has to be the same in every process and on every device.
+    """
 
-    def sample(self, index: int) -> Episode:
-        return self.sources[index // self.block % len(self.sources)].sample(index)
+    def identity(self) -> dict[str, Any]:
+        """Settings by name, and digests of what is too long to tell, as JSON gives them back."""
+        ...
 
 
 def stack_by_shape(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:

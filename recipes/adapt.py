@@ -151,6 +151,9 @@ class Files:
     def open(self, index: int) -> Image.Image:
         return Image.open(self.paths[index])
 
+    def contents(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
 
 def collect(folder: Path) -> ImageCollection:
     """As a collection, so that images are turned upright and converted just as the labelled ones are."""

@@ -152,11 +152,11 @@ def test_readouts_of_images_are_kept(images: mtl.data.ImageCollection, tmp_path:
 
 
 def test_images_in_no_file_are_told_apart_by_their_pixels(images: mtl.data.ImageCollection, monkeypatch: Any):
-    named = [images.identity(i) for i in range(8)]
+    named = [images.identity_of_example(i) for i in range(8)]
     monkeypatch.setattr(type(images.reader), "name", lambda self, i: f"row {i}")
-    hashed = [images.identity(i) for i in range(8)]
+    hashed = [images.identity_of_example(i) for i in range(8)]
     assert len(set(named)) == len(set(hashed)) == 8
-    assert [images.identity(i) for i in range(8)] == hashed
+    assert [images.identity_of_example(i) for i in range(8)] == hashed
 
 
 def test_the_key_of_a_backbone_tells_what_makes_other_features():

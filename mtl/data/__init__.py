@@ -12,6 +12,7 @@ from mtl.data.families import (
     divide_families,
     open_families,
 )
+from mtl.data.own.alternating import Alternating
 from mtl.data.own.class_tasks import ClassTasks
 from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.images import ImageCollection, open_images
@@ -21,6 +22,7 @@ from mtl.data.own.texts import TextCollection, open_texts
 
 __all__ = [
     "AbstractCollection",
+    "Alternating",
     "CharacterTasks",
     "ClassSplit",
     "ClassTasks",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mtl
+from mtl.tools.identity import identity_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class KeptTasks:
     backbone: mtl.Backbone
     count: int
     _kept: dict[int, mtl.Episode] = field(default_factory=dict, repr=False)
+
+    def identity(self) -> dict[str, Any]:
+        """Of the episodes and of the network that reads them; see :class:`mtl.episode.Identified`."""
+        source = identity_of(self.source, (0, self.count // 2, self.count - 1))
+        return {"kind": "KeptTasks", "count": self.count, "source": source, "backbone": self.backbone.identity()}
 
     def sample(self, index: int) -> mtl.Episode:
         index %= self.count

@@ -152,7 +152,7 @@ def _batches(rows: InputCache, divided: DividedFamilies, part: str, shown: str) 
     with tqdm(total=len(found), desc=shown, unit="example") as bar:
         for members in by_source.values():
             collection = members[0][0]
-            places = sorted((p for _, p in members), key=lambda p: len(str(collection.identity(p))))
+            places = sorted((p for _, p in members), key=lambda p: len(str(collection.identity_of_example(p))))
             for start in range(0, len(places), BATCH):
                 chunk = places[start : start + BATCH]
                 yield rows(collection, chunk)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from mtl.data.embedded.glyph_drawing import MEAN, STD, any_typeface, load_bank, typeset
-from mtl.data.embedded.glyphs import SPLITS, Split
+from mtl.data.embedded.glyphs import SPLITS, Split, load_scripts
 from mtl.data.embedded.scans import SIDE, Document
 from mtl.data.own.class_tasks import EpisodeIndices
 from mtl.data.own.ranges import at_least
 from mtl.episode import Episode
+from mtl.tools.identity import digest
 
 CROPPED = 28  # side of an image: Omniglot's habit; a letter is at most 22 long and 1.5 off the centre
 JITTER = 10.0  # degrees by which an image is turned besides, at most
@@ -51,6 +54,12 @@ class CharacterTasks:
                 f"ways={ways}: split {split!r} has {len(self.classes)} classes; ask for at most that many"
                 + ("" if rotations else ", or for rotations, which make about four of one")
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Settings and the letters that there are; see :class:`~mtl.episode.Identified`."""
+        names = ("split", "ways", "shots", "queries", "seed")
+        settings = {name: getattr(self, name) for name in names}
+        return {"kind": "CharacterTasks"} | settings | {"letters": digest(load_scripts(self.split), self.classes)}
 
     def sample(self, index: int) -> Episode:
         """Episode number ``index`` (``>= 0``); images ``(1, examples, 1, 28, 28)``, one task."""

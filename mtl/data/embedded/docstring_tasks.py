@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from mtl.data.embedded.docstrings import Docstring, grouped, load_docstrings
 from mtl.data.own.class_tasks import ClassTasks
@@ -81,6 +81,10 @@ class DocstringTasks:
                     family=family,
                 )
             )
+
+    def identity(self) -> dict[str, Any]:
+        """The identities of all families; see :class:`~mtl.episode.Identified`. Other versions of Python differ."""
+        return {"kind": "DocstringTasks", "families": {tasks.family: tasks.identity() for tasks in self.sources}}
 
     def read(self, index: int) -> tuple[list[str], list[str], list[str]]:
         """Class names, support texts and query texts of episode ``index``; see :meth:`mtl.ClassTasks.read`."""

@@ -9,16 +9,18 @@ document conditions (:class:`~mtl.data.embedded.scans.Document`) that the shippe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from mtl.data.embedded.glyph_drawing import Attributes, draw_images, load_bank
-from mtl.data.embedded.glyphs import SPLITS, Split
+from mtl.data.embedded.glyphs import SPLITS, Split, load_scripts
 from mtl.data.embedded.scans import ANGLES, DEFECTS, STYLES, Document
 from mtl.data.own.ranges import IntOrRange, as_range
 from mtl.episode import Episode, Examples
+from mtl.tools.identity import digest
 
 FAMILIES = ("character", "typeface", "orientation", "defect")
 # Fewest and most values of a nuisance in an episode; always fewer than ways, so that the label stands out.
@@ -92,6 +94,19 @@ class GlyphTasks:
                 )
         if not self.families:
             raise ValueError(f"families=(): name at least one of {', '.join(FAMILIES)}")
+
+    def identity(self) -> dict[str, Any]:
+        """Settings and the letters that there are; see :class:`~mtl.episode.Identified`."""
+        return {
+            "kind": "GlyphTasks",
+            "split": self.split,
+            "ways": list(self.ways),
+            "shots": list(self.shots),
+            "queries": self.queries,
+            "families": list(self.families),
+            "seed": self.seed,
+            "letters": digest(load_scripts(self.split)),
+        }
 
     def sample(self, index: int) -> Episode:
         """Episode number ``index`` (``>= 0``); images ``(1, examples, 1, 32, 32)``, one task."""

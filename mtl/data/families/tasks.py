@@ -81,6 +81,11 @@ class FamilyTasks:
                 f"{' (' + '; '.join(left_out) + ')' if left_out else ''}; use fewer --ways, --shots or --queries"
             )
 
+    def identity(self) -> dict[str, Any]:
+        """The identities of all families; see :class:`~mtl.episode.Identified`."""
+        families = {name: tasks.identity() for name, tasks in self.sources.items()}
+        return {"kind": "FamilyTasks", "seed": self.seed, "names": list(self.names), "families": families}
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the families."""
@@ -119,6 +124,10 @@ class EvaluationTasks:
     def episodes(self) -> int:
         """For ``evaluate(..., episodes=tasks.episodes)``."""
         return self.per_family * len(self.tasks.sources)
+
+    def identity(self) -> dict[str, Any]:
+        """The identity of the families, and how many episodes of each; see :class:`~mtl.episode.Identified`."""
+        return {"kind": "EvaluationTasks", "per_family": self.per_family, "tasks": self.tasks.identity()}
 
     def sample(self, index: int) -> Episode:
         """Episode ``index``, below :attr:`episodes`, alone on its task axis."""

@@ -127,6 +127,21 @@ class ClassTasks:
         support, query = (self.inputs(self.collection, side) for side in (draw.support, draw.query))
         return draw.episode(support, query, self.family)
 
+    def identity(self) -> dict[str, Any]:
+        """Settings, classes, contents and preprocessing; see :class:`~mtl.episode.Identified`."""
+        drawn = self.collection.select({name: self.collection.items[name] for name in self.classes})
+        return {
+            "kind": "ClassTasks",
+            "ways": list(self.ways),
+            "shots": list(self.shots),
+            "queries": self.queries,
+            "seed": self.seed,
+            "family": self.family,
+            "classes": list(self.classes),
+            "data": drawn.identity(),
+            "preprocessing": self.inputs.identity(drawn),
+        }
+
     def _check_classes(self) -> None:
         known = self.collection.items
         if unknown := [c for c in self.classes if c not in known]:

@@ -7,7 +7,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from tqdm.auto import tqdm
+
 from mtl.episode import Inputs
+from mtl.tools.identity import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class AbstractCollection(abc.ABC):
     skipped: tuple[str, ...] = field(default=(), kw_only=True)
     groups: Mapping[int, str] = field(default_factory=dict, kw_only=True)
     origin: AbstractCollection | None = field(default=None, kw_only=True)
+    _digests: dict[int, str] = field(default_factory=dict, init=False, repr=False)  # of the contents, by position
 
     @abc.abstractmethod
     def read(self, positions: Sequence[int]) -> list[Any]:
@@ -58,9 +62,32 @@ class AbstractCollection(abc.ABC):
     def _read_by(self) -> AbstractCollection:
         return self if self.origin is None else self.origin
 
-    def identity(self, position: int) -> str | None:
+    def identity_of_example(self, position: int) -> str | None:
         """What tells an example from all others, also in other runs; None keeps it out of caches on disk."""
         return None
+
+    def digest_of_example(self, position: int) -> str:
+        """A hash of the contents of an example; by default of what :meth:`read` makes of it."""
+        return digest(*self.read([position]))
+
+    def identity(self) -> dict[str, Any]:
+        """Kind, size, and digests of labels, contents and groups; see :class:`~mtl.episode.Identified`.
+
+        Reads every example once, with a progress bar when that takes more than a moment. Where the collection lies,
+        and what its files are called, does not count.
+        """
+        known = self._read_by._digests
+        missing = [p for places in self.items.values() for p in places if p not in known]
+        for position in tqdm(missing, desc=f"contents of {self.source}", unit=self.noun, delay=3, leave=False):
+            known[position] = self.digest_of_example(position)
+        members = list(self.items.items())
+        return {
+            "kind": type(self).__name__,
+            "examples": len(self),
+            "labels": digest([[name, len(places)] for name, places in members]),
+            "contents": digest([[known[p] for p in places] for _, places in members]),
+            "groups": digest([[self.groups.get(p) for p in places] for _, places in members]) if self.groups else None,
+        }
 
     def accepts(self, inputs: Inputs) -> bool:
         """Whether preprocessed examples look like :attr:`expected`."""

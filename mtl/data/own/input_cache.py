@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.ranges import at_least
 from mtl.data.own.row_store import RowStore
-from mtl.episode import PREFIX, Inputs, RawInputs
+from mtl.episode import PREFIX, Identified, Inputs, RawInputs
+from mtl.tools.identity import describe_inputs
 
 MASK = "attention_mask"
 Preprocess = Callable[[list[Any]], Inputs | RawInputs]
@@ -124,6 +125,24 @@ class InputCache:
         if self._store is not None:
             self._store.flush()
 
+    def identity(self, collection: AbstractCollection) -> dict[str, Any]:
+        """What tells this preprocessing from others; see :class:`~mtl.episode.Identified`.
+
+        The identity of the preprocessing, or of the backbone whose method it is; or else the version; or else what it
+        makes of some examples. Where preprocessed examples are kept does not count.
+
+        Args:
+            collection: has the examples that are preprocessed.
+        """
+        owner = getattr(self.preprocess, "__self__", None)  # of a bound method
+        if isinstance(self.preprocess, Identified):
+            return self.preprocess.identity()
+        if isinstance(owner, Identified):
+            return {"method": self.preprocess.__name__} | owner.identity()  # pyright: ignore[reportFunctionMemberAccess]
+        if self.version is not None:
+            return {"version": self.version}
+        return describe_inputs(self(collection, _some(collection)))
+
     def _stored(self, collection: AbstractCollection, positions: Mapping[Hashable, int]) -> dict[Hashable, Inputs]:
         if self._store is None:
             return {}
@@ -143,7 +162,7 @@ class InputCache:
         if self._store is None:
             return None
         if key not in self._names:
-            identity = collection.identity(position)
+            identity = collection.identity_of_example(position)
             self._names[key] = None if identity is None else digest_of(identity)
         return self._names[key]
 
@@ -161,6 +180,14 @@ class InputCache:
             self.size += _bytes(row)
             while self.size > self.limit:
                 self.size -= _bytes(self._rows.popitem(last=False)[1])
+
+
+def _some(collection: AbstractCollection) -> list[int]:
+    """Positions of some examples of different classes, and of the longest text, which a shorter limit would cut."""
+    first = [places[0] for places in collection.items.values()][:4]
+    texts = [p for places in collection.items.values() for p in places] if collection.noun == "texts" else []
+    longest = sorted(texts, key=lambda p: -len(str(collection.identity_of_example(p))))[:4]
+    return list(dict.fromkeys([*first, *longest]))
 
 
 def digest_of(text: str | None) -> str:

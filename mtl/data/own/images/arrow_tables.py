@@ -47,7 +47,10 @@ class _Rows:
         return f"row {index} of column {self.column!r}"
 
     def open(self, index: int) -> Image.Image:
+        return Image.open(io.BytesIO(self.contents(index)))
+
+    def contents(self, index: int) -> bytes:
         cell = self.table[index][self.column]
         if cell is None:
             raise ValueError("the row has no image")
-        return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else self.root / cell["path"])
+        return cell["bytes"] if cell["bytes"] is not None else (self.root / cell["path"]).read_bytes()

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from PIL import Image
 
 from mtl.data.own.collection import AbstractCollection
 from mtl.episode import Inputs
 from mtl.items import Mode, as_image, reason
+from mtl.tools.identity import digest
 
 
 class Reader(Protocol):
@@ -21,6 +22,9 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
     def open(self, index: int) -> Image.Image: ...
+    def contents(self, index: int) -> bytes:
+        """The encoded image."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class ImageCollection(AbstractCollection):
         """Decode the images at these positions."""
         return [self.image(position) for position in positions]
 
-    def identity(self, position: int) -> str:
+    def identity_of_example(self, position: int) -> str:
         """Path, size and time of change of the file, or of the archive around it; elsewhere a hash of the pixels."""
         name = self.reader.name(position)
         path = Path(name)
@@ -52,6 +56,14 @@ class ImageCollection(AbstractCollection):
                 return f"{path.absolute()} {status.st_size} {status.st_mtime_ns} {self.mode}"
         image = self.image(position)
         return f"{image.mode} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"
+
+    def digest_of_example(self, position: int) -> str:
+        """A hash of the encoded image; decoding is not needed."""
+        return digest(self.reader.contents(position))
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`~mtl.data.own.collection.AbstractCollection.identity`; and the mode."""
+        return super().identity() | {"mode": self.mode}
 
     def accepts(self, inputs: Inputs) -> bool:
         """Whether these are floats ``(n, channels, height, width)``, or what a frozen part made of such, by name."""

@@ -34,6 +34,9 @@ class Files:
     def open(self, index: int) -> Image.Image:
         return Image.open(self.paths[index])
 
+    def contents(self, index: int) -> bytes:
+        return Path(self.paths[index]).read_bytes()
+
 
 def from_folders(root: Path) -> Listing[Reader]:
     """Class folders, or train/val/test folders of such."""

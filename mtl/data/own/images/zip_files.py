@@ -28,7 +28,10 @@ class ZippedFiles:
         return f"{self.archive}/{self.names[index]}"
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(io.BytesIO(_opened(self.archive, os.getpid()).read(self.names[index])))
+        return Image.open(io.BytesIO(self.contents(index)))
+
+    def contents(self, index: int) -> bytes:
+        return _opened(self.archive, os.getpid()).read(self.names[index])
 
 
 def class_members(archive: Path) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ class TextCollection(AbstractCollection):
         """The text itself, so that collections with the same texts share its tokens."""
         return self.texts[position]
 
-    def identity(self, position: int) -> str:
+    def identity_of_example(self, position: int) -> str:
         """The text itself."""
         return self.texts[position]
 
