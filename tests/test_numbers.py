@@ -91,6 +91,17 @@ def test_no_estimator_returns_zero_in_inference_mode(name):
         estimator(problem, {"w": torch.ones(1, 2)})
 
 
+def test_a_comparison_in_inference_mode_is_the_same(learner):
+    def accuracies() -> list[list[float]]:
+        torch.manual_seed(0)
+        methods = [learner_method(learner), *mtl.baselines(learner.backbone, table=some("head", "modulation"), steps=3)]
+        return [row.accuracy.tolist() for row in mtl.evaluate(methods, Blobs(), episodes=2, progress=False).rows]
+
+    expected = accuracies()
+    with torch.inference_mode():
+        assert accuracies() == expected
+
+
 # --- not finite -------------------------------------------------------------------------------------------------------
 
 

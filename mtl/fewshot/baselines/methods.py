@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.episode import Episode, Examples
+from mtl.metagrad.tensors import usable
 from mtl.tools.comparison import Kind
 
 Predict = Callable[[Episode], Tensor]
@@ -38,7 +39,9 @@ class Method:
     def __call__(self, episode: Episode) -> Tensor:
         """Predictions for the queries, whose labels are blanked first: no method sees them, by mistake or otherwise."""
         blank = Examples(episode.query.inputs, torch.zeros_like(episode.query.labels))
-        return self.predict(replace(episode, query=blank))
+        episode = replace(episode, query=blank)
+        with torch.inference_mode(False):  # fine-tuning needs gradients, wherever the comparison runs
+            return self.predict(episode.map(usable) if episode.support.labels.is_inference() else episode)
 
 
 def one_by_one(predict: Predict) -> Predict:
