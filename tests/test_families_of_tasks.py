@@ -320,7 +320,7 @@ def test_parts_that_came_with_the_data_are_kept(tmp_path):
             for i in range(4):
                 file = tmp_path / "toys" / part / f"type{t}" / f"{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (4, 4)).save(file)
+                Image.new("RGB", (4, 4), (t, i, 0)).save(file)
     divided = divide_families(open_families(tmp_path / "toys"), request=replace(REQUEST, split="class"))
     assert {part: list(found["toys.class"].items) for part, found in divided.parts.items()} == {
         "train": ["type0", "type1", "type2", "type3"],

@@ -10,8 +10,10 @@ from typing import Literal
 from mtl.data.families.data_set import DataSet, Family
 from mtl.data.families.image_sets import open_image_set
 from mtl.data.families.text_sets import open_text_set
-from mtl.data.own.images.collection import Mode
-from mtl.data.own.sources.listing import check_choices
+from mtl.data.own.images.opening import Verify
+from mtl.data.own.sources.decoding import check_encoding
+from mtl.data.own.sources.listing import Options, check_choices
+from mtl.items import Mode
 
 Sources = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
@@ -23,19 +25,24 @@ def open_families(
     kind: Literal["images", "texts"] = "images",
     groups: Sequence[str] = (),
     text_column: str | None = None,
+    image_column: str | None = None,
+    image_folder: str | Path | None = None,
+    encoding: str | None = None,
+    class_level: int | None = None,
     mode: Mode = "RGB",
-    verify: Literal["header", "decode", "off"] = "header",
+    verify: Verify = "header",
 ) -> list[Family]:
     """Open data sets whose examples have several labels: one family of tasks per data set and label column.
 
     A source is a folder of class folders, a zip archive of them or a folder with one; an ``attributes.csv`` or
     ``metadata.csv`` beside the class folders or the archive has further labels: a column ``file`` (or ``file_name``)
     with paths such as ``ash/0001.jpg``, and others with a label of that photograph each. The class folders themselves
-    are the column ``class``. Or a source is a csv or tsv of file names or texts with several label columns, a jsonl or
-    jsonl.gz of texts, or anything else that :func:`~mtl.open_images` and :func:`~mtl.open_texts` take.
+    are the column ``class``. Or a source is a table of file names or texts with several label columns (csv, tsv, jsonl,
+    json, also packed), or anything else that :func:`~mtl.open_images` and :func:`~mtl.open_texts` take.
 
     All families of a data set share its examples: each is read and preprocessed once. Blank labels and ``NA`` are left
-    out of that column's family.
+    out of that column's family. An example that is there several times counts once, with the labels of all; where they
+    disagree it has none.
 
     Args:
         sources: paths, named after their folder or file; or paths by name.
@@ -44,7 +51,9 @@ def open_families(
         kind: what the examples are.
         groups: for each data set a column, such as the patient or the author, or a regular expression that is searched
             in the path within the data set, such as ``"signs:.*track\\d+"``. Support and query never share a group.
-        text_column: column of texts, where it goes by no usual name.
+        text_column, image_column: column of texts or file names, where it goes by no usual name.
+        image_folder: what the file names of tables are relative to; by default the folder of the table.
+        encoding, class_level: see :func:`~mtl.open_images`.
         mode, verify: see :func:`~mtl.open_images`. Unreadable images are left out and counted.
 
     Raises:
@@ -54,12 +63,15 @@ def open_families(
     check_choices(
         kind=(kind, ("images", "texts")), mode=(mode, ("RGB", "L")), verify=(verify, ("header", "decode", "off"))
     )
+    column = image_column if kind == "images" else text_column
+    folder = None if image_folder is None else Path(image_folder).expanduser()
+    options = Options(column, None, None, None, folder, check_encoding(encoding), class_level)
     named = _named(sources)
     asked = {name: _asked_of(name, columns) for name in named}
     data_sets = [
-        open_image_set(name, path, asked[name], mode, verify)
+        open_image_set(name, path, asked[name], options, mode, verify)
         if kind == "images"
-        else open_text_set(name, path, asked[name], text_column)
+        else open_text_set(name, path, asked[name], options)
         for name, path in named.items()
     ]
     _check_columns(columns, data_sets)

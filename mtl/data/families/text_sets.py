@@ -8,37 +8,44 @@ from typing import Any
 
 from mtl.data.families.data_set import CLASS, DataSet, is_blank
 from mtl.data.families.image_sets import usual_column
-from mtl.data.own.sources.listing import column_of
-from mtl.data.own.sources.paths import CSV, JSONL, kind_of, table_files
+from mtl.data.own.sources.listing import Options, column_of
+from mtl.data.own.sources.paths import kind_of, table_files
+from mtl.data.own.sources.tables import read_table
 from mtl.data.own.texts.collection import TextCollection
-from mtl.data.own.texts.opening import TEXT_COLUMNS, open_texts, table_rows
+from mtl.data.own.texts.opening import TEXT_COLUMNS, as_texts, open_texts
 
 
-def open_text_set(name: str, path: str | Path, columns: Sequence[str], text_column: str | None) -> DataSet:
+def open_text_set(name: str, path: str | Path, columns: Sequence[str], options: Options) -> DataSet:
     """The data set at a path; ``columns`` are those asked for, which parquet and hub data sets need to know."""
     root = Path(path).expanduser()
-    kind = kind_of(root, "text", jsonl=True) if root.exists() else "hub"
-    if kind in ("csv", "jsonl"):
-        return _table_set(name, table_files(root, CSV if kind == "csv" else JSONL), text_column)
-    return _listed_set(name, path, columns, text_column)
+    kind = kind_of(root, "text") if root.exists() else "hub"
+    if kind in ("table", "zip"):
+        return _table_set(name, table_files(root), options)
+    return _listed_set(name, path, columns, options)
 
 
-def _table_set(name: str, files: Mapping[str | None, Path], text_column: str | None) -> DataSet:
-    rows: list[tuple[str, Mapping[str, Any]]] = []
+def _table_set(name: str, files: Mapping[str | None, Path], options: Options) -> DataSet:
+    texts: list[str] = []
+    rows: list[Mapping[str, Any]] = []
     columns: dict[str, None] = {}
+    notes: list[str] = []
     for file in files.values():
-        names, table = table_rows(file)
-        text = column_of(names, text_column, TEXT_COLUMNS, "text", str(file))
-        columns |= dict.fromkeys(k for k in names if k and k != text)
-        rows += [("" if row.get(text) is None else str(row[text]).strip(), row) for row in table]
+        table = read_table(file, options.encoding)
+        text = column_of(table.columns, options.column, TEXT_COLUMNS, "text", str(file))
+        columns |= dict.fromkeys(k for k in table.columns if k != text)
+        texts += as_texts(table.cells(text), str(file))
+        rows += table.rows
+        notes += table.notes
     source = ", ".join(map(str, files.values()))
-    return _distinct(name, source, [t for t, _ in rows], {k: [row.get(k) for _, row in rows] for k in columns})
+    return _distinct(name, source, texts, {k: [row.get(k) for row in rows] for k in columns}, notes=tuple(notes))
 
 
-def _listed_set(name: str, path: str | Path, columns: Sequence[str], text_column: str | None) -> DataSet:
+def _listed_set(name: str, path: str | Path, columns: Sequence[str], options: Options) -> DataSet:
     """Folders, parquet, hub: opened once for each column that is asked for."""
-    opened: dict[str, TextCollection] = {c: open_texts(path, text_column=text_column, label_column=c) for c in columns}
-    opened = opened or {CLASS: open_texts(path, text_column=text_column)}
+    more: dict[str, Any] = {"encoding": options.encoding, "class_level": options.class_level}
+    opened: dict[str, TextCollection] = {
+        c or CLASS: open_texts(path, text_column=options.column, label_column=c, **more) for c in columns or (None,)
+    }
     first = next(iter(opened.values()))
     labels: dict[str, list[Any]] = {}
     for column, collection in opened.items():
@@ -53,6 +60,7 @@ def _distinct(
     texts: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     given: Mapping[str, Sequence[str]] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> DataSet:
     """Each text once, with the labels of all rows that have it; a column in which they disagree has none for it."""
     place = {text: i for i, text in enumerate(dict.fromkeys(t for t in texts if t))}
@@ -68,7 +76,9 @@ def _distinct(
         for i in disagree[column]:
             labels[column][i] = None
     several = {c: f"{len(d)} of them because rows of one text disagree" for c, d in disagree.items() if d}
-    notes = (f"{n} blank texts",) if (n := sum(not t for t in texts)) else ()
+    blank = sum(not t for t in texts)
+    counts = {"blank texts": blank, "texts that are given again": len(texts) - blank - len(place)}
+    notes += tuple(f"{n} {what}" for what, n in counts.items() if n)
     examples = TextCollection(source, {}, list(place))
     usual = usual_column(list(columns))
     return DataSet(name, examples, list(place), labels, usual, given or {}, notes, several)

@@ -23,6 +23,7 @@ class AbstractCollection(abc.ABC):
         parts: class names of train, val and test where the source came divided *by class*; otherwise empty. For
             ``given=`` of :func:`~mtl.data.own.splits.split_classes`.
         skipped: names of the examples that were left out, each with the reason.
+        notes: one line each about what was left out when the source was opened: files, rows, duplicates, classes.
         groups: what an example belongs to, by position, such as the patient or the track; empty without groups.
             :class:`~mtl.ClassTasks` never draws support and query from one group.
         origin: the collection that this one is a selection of; they share cached examples.
@@ -37,6 +38,7 @@ class AbstractCollection(abc.ABC):
     items: Mapping[str, tuple[int, ...]]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
     skipped: tuple[str, ...] = field(default=(), kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
     groups: Mapping[int, str] = field(default_factory=dict, kw_only=True)
     origin: AbstractCollection | None = field(default=None, kw_only=True)
     _digests: dict[int, str] = field(default_factory=dict, init=False, repr=False)  # of the contents, by position

@@ -214,7 +214,13 @@ def class_labels(values: Sequence[object], where: str, names: Sequence[str] | No
             f"{where}: labels are fractions such as {texts[0]}; expected class names or integers "
             "(integers turn into fractions when a spreadsheet or pandas saves a column that had blanks)"
         )
-    return [names[int(t)] for t in texts] if names is not None else texts
+    if names is None:
+        return texts
+    if outside := [t for t in texts if not t.isdecimal() or int(t) >= len(names)]:
+        raise ValueError(
+            f"{where}: a label is {outside[0]}; expected integers below {len(names)}, the number of classes"
+        )
+    return [names[int(t)] for t in texts]
 
 
 def shared_classes(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:

@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mtl.data.own.images.collection import Reader
+from mtl.data.own.images.duplicates import ContentReader
 from mtl.data.own.images.files import IMAGE_COLUMNS
-from mtl.data.own.sources.arrow_tables import labels_and_parts
+from mtl.data.own.sources.arrow_tables import labels_and_parts, shared_column
 from mtl.data.own.sources.listing import Listing, Options, column_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def from_tables(tables: Mapping[str, Dataset], options: Options, root: Path, where: str) -> Listing[Reader]:
+def from_tables(tables: Mapping[str, Dataset], options: Options, root: Path, where: str) -> Listing[ContentReader]:
     """The images of tables by split; ``where`` is what messages call them."""
     import datasets
 
-    features = next(iter(tables.values())).features
-    pictures = [k for k, f in features.items() if isinstance(f, datasets.Image)]
-    image = column_of(features, options.column, pictures or IMAGE_COLUMNS, "image", where)
+    def choose(table: Dataset, name: str) -> str:
+        pictures = [k for k, f in table.features.items() if isinstance(f, datasets.Image)]
+        return column_of(table.features, options.column, pictures or IMAGE_COLUMNS, "image", name)
+
+    image = shared_column(tables, where, choose)
     labels, parts = labels_and_parts(tables, options, where)
     undecoded = [t.select_columns([image]).cast_column(image, datasets.Image(decode=False)) for t in tables.values()]
     folder = root.parent if root.is_file() else root
@@ -48,6 +50,9 @@ class _Rows:
 
     def open(self, index: int) -> Image.Image:
         return Image.open(io.BytesIO(self.contents(index)))
+
+    def size(self, index: int) -> int:
+        return len(self.contents(index))
 
     def contents(self, index: int) -> bytes:
         cell = self.table[index][self.column]

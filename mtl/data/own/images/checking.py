@@ -9,18 +9,32 @@ from functools import partial
 from tqdm import tqdm
 
 from mtl.data.own.images.collection import ImageCollection, Reader
-from mtl.data.own.sources.listing import Listing
+from mtl.data.own.images.duplicates import ContentReader, find_duplicates, note_duplicates
+from mtl.data.own.sources.listing import Listing, one_line
 from mtl.items import RANGE_IN_PIXELS, Mode, as_image, reason
 
 
-def check_collection(listing: Listing[Reader], mode: Mode, verify: str, on_unreadable: str) -> ImageCollection:
-    """The readable images by class; the caller of the caller is warned of the others."""
+def check_collection(
+    listing: Listing[ContentReader], mode: Mode, verify: str, on_unreadable: str, min_per_class: int
+) -> ImageCollection:
+    """The readable images by class, each once; the caller of the caller is warned of those that cannot be used."""
     reader = listing.examples
     bad = {} if verify == "off" else find_unreadable(reader, decode=verify == "decode")
-    reasons = tuple(f"{reader.name(i)} ({reason})" for i, reason in bad.items())
-    listing.warn_of(reasons, "image", on_unreadable)
-    items = listing.by_class(bad, "image", "repair or remove them")
-    return ImageCollection(listing.source, items, reader, mode, parts=listing.divided(), skipped=reasons)
+    same = [] if verify == "off" else find_duplicates(reader, bad)
+    again: list[tuple[int, int]] = []
+    for first, *others in same:
+        classes = sorted({listing.labels[i] for i in (first, *others)})
+        if len(classes) > 1:
+            bad |= {i: f"the same image is in {' and '.join(map(repr, classes))}" for i in (first, *others)}
+        else:
+            again += [(i, first) for i in others]
+    reasons = tuple(f"{reader.name(i)} ({reason})" for i, reason in sorted(bad.items()))
+    warned = listing.warn_of(reasons, "image", on_unreadable)
+    items, small = listing.by_class({*bad, *(i for i, _ in again)}, "image", min_per_class)
+    notes = (*listing.notes, *warned, *note_duplicates(reader, again), *small)
+    return ImageCollection(
+        listing.source, items, reader, mode, parts=listing.divided(items), skipped=reasons, notes=notes
+    )
 
 
 def find_unreadable(reader: Reader, decode: bool) -> dict[int, str]:
@@ -49,5 +63,5 @@ def _reason(reader: Reader, decode: bool, index: int) -> str:
             else:
                 image.verify()
     except Exception as error:  # see as_image
-        return reason(error)
+        return one_line(reason(error))
     return ""

@@ -7,11 +7,15 @@ import os
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
+from mtl.data.own.images.duplicates import ContentReader
 from mtl.data.own.images.files import SUFFIXES
+from mtl.data.own.sources.class_folders import ClassFiles, Contents, class_files
+from mtl.data.own.sources.decoding import is_hidden
+from mtl.data.own.sources.listing import Listing, Options
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,50 @@ class ZippedFiles:
     def open(self, index: int) -> Image.Image:
         return Image.open(io.BytesIO(self.contents(index)))
 
+    def size(self, index: int) -> int:
+        return _opened(self.archive, os.getpid()).getinfo(self.names[index]).file_size
+
     def contents(self, index: int) -> bytes:
         return _opened(self.archive, os.getpid()).read(self.names[index])
 
 
-def class_members(archive: Path) -> list[tuple[str, str]]:
-    """Class and member name of the images in an archive of class folders, which may lie in one folder together.
+def from_zip(archive: Path, options: Options) -> Listing[ContentReader]:
+    """Class folders in an archive, or train/val/test folders of such."""
+    folder, found = class_members(archive, options.class_level)
+    reader = ZippedFiles(str(archive), tuple(folder + path for path in found.paths))
+    return Listing(str(archive), reader, found.labels, found.parts, found.notes)
+
+
+def class_members(archive: Path, level: int | None = None) -> tuple[str, ClassFiles]:
+    """The folder that the class folders of an archive lie in together, and the images in them relative to it.
+
+    Args:
+        level: see :func:`~mtl.data.own.sources.class_folders.class_files`.
 
     Raises:
         ValueError: the file is no zip archive, or has fewer than two class folders.
     """
     try:
         names = _opened(str(archive), os.getpid()).namelist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{archive} is no readable zip archive ({error}); pack it anew, or unpack it") from error
-    members = sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES and not _hidden(n))
-    depth = 0
-    while len({n.split("/")[depth] for n in members if n.count("/") > depth}) == 1:
-        depth += 1
-    found = [(n.split("/")[depth], n) for n in members if n.count("/") > depth]
-    if not found:
+    names = sorted({n for n in names if not is_hidden(n.rstrip("/"))})
+    images = [n for n in names if n.lower().endswith(tuple(SUFFIXES))]
+    folder = ""
+    while len(tops := {n[len(folder) :].split("/")[0] for n in images if n.startswith(folder)}) == 1:
+        if f"{folder}{min(tops)}" in images:
+            break
+        folder += f"{min(tops)}/"
+    inside = [n.removeprefix(folder) for n in names if n.startswith(folder) and n != folder]
+    if not any("/" in n for n in inside):
         raise ValueError(f"{archive} has no two folders of images; expected one folder per class")
-    return found
+    files = [n for n in inside if not n.endswith("/")]
+    folders = {n[:i] for n in inside for i, c in enumerate(n) if c == "/"}
+    found = class_files(Contents(str(archive), files, sorted(folders)), SUFFIXES, "image", level)
+    return folder, found
 
 
 @lru_cache(maxsize=32)
 def _opened(archive: str, process: int) -> zipfile.ZipFile:
     # By process: forked ones would share the position in the file. Threads may share, ZipFile has a lock.
     return zipfile.ZipFile(archive)
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

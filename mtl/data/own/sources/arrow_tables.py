@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mtl.data.own.sources.listing import LABEL_COLUMNS, Options, column_of
+from mtl.data.own.sources.listing import LABEL_COLUMNS, Options, column_of, one_line
 from mtl.data.own.splits import class_labels, part_named
 
 if TYPE_CHECKING:
@@ -27,16 +27,40 @@ def open_tables(
     return _by_split(data, options.split, str(source))
 
 
+def shared_column(tables: Mapping[str, Dataset], where: str, choose: Callable[[Dataset, str], str]) -> str:
+    """The column that is chosen in every table.
+
+    Args:
+        choose: of a table and what messages call it; see :func:`~mtl.data.own.sources.listing.column_of`.
+
+    Raises:
+        ValueError: a table lacks it, or another one is chosen there.
+    """
+    if not tables:
+        raise ValueError(f"{where} has no splits; expected at least one")
+    try:
+        found = {key: choose(table, f"{where} {key}".strip()) for key, table in tables.items()}
+    except ValueError as error:
+        raise ValueError(f"{error}{', or leave that split out with split=' * (len(tables) > 1)}") from error
+    if len(names := sorted(set(found.values()))) > 1:
+        raise ValueError(f"the splits of {where} differ in their columns, {names}; name one split with split=")
+    return names[0]
+
+
 def labels_and_parts(tables: Mapping[str, Dataset], options: Options, where: str) -> tuple[list[str], list[str | None]]:
     """The class of every row of all tables, and the part that it comes in."""
     import datasets
 
-    features = next(iter(tables.values())).features
-    classes = [k for k, f in features.items() if isinstance(f, datasets.ClassLabel)]
-    label = column_of(features, options.label_column, classes or LABEL_COLUMNS, "label", where)
+    def classes(table: Dataset) -> list[str]:
+        return [k for k, f in table.features.items() if isinstance(f, datasets.ClassLabel)]
+
+    def choose(table: Dataset, name: str) -> str:
+        return column_of(table.features, options.label_column, classes(table) or LABEL_COLUMNS, "label", name)
+
+    label = shared_column(tables, where, choose)
     labels: list[str] = []
     for key, table in tables.items():
-        names = table.features[label].names if label in classes else None
+        names = table.features[label].names if label in classes(table) else None
         labels += class_labels(table.select_columns([label])[:][label], f"{where} {key}".strip(), names)
     return labels, [part_named(key) for key, table in tables.items() for _ in range(len(table))]
 
@@ -45,10 +69,21 @@ def _from_disk(kind: Literal["hub", "parquet", "disk"] | None, root: Path) -> Da
     """Parquet files, or a ``save_to_disk`` folder."""
     import datasets
 
-    if kind == "disk":
-        return datasets.load_from_disk(str(root))
     where = {"data_files": str(root)} if root.is_file() else {"data_dir": str(root)}
-    return datasets.load_dataset("parquet", **where)  # type: ignore[return-value]
+    try:
+        if kind == "disk":
+            return datasets.load_from_disk(str(root))
+        return datasets.load_dataset("parquet", **where)  # type: ignore[return-value]
+    except Exception as error:  # of datasets and pyarrow, several lines each
+        what = "a data set that save_to_disk wrote" if kind == "disk" else "parquet"
+        raise ValueError(
+            f"{root} cannot be read as {what} ({one_line(_cause(error))}); write it again, or pass another format"
+        ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What ``datasets`` wraps into an error of its own."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def _from_hub(name: str, options: Options) -> Dataset | DatasetDict:
@@ -60,7 +95,7 @@ def _from_hub(name: str, options: Options) -> Dataset | DatasetDict:
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{name!r} is no file or folder here, and loading it as a hub data set failed "
-            f"({type(error).__name__}: {error}); check the path, or the id and the network"
+            f"({type(error).__name__}: {one_line(error)}); check the path, or the id and the network"
         ) from error
 
 
