@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from helpers.answers import answer
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -189,7 +189,4 @@ def described(name: str, item: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config))
-    except (OSError, ValueError) as error:  # what the person who typed this can act on
-        raise SystemExit(str(error)) from None
+    answer(main, Config)

@@ -10,12 +10,15 @@ also go to ``--out``. Data sets of images are given by --images, with --img-size
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
+from helpers.answers import answer
+from helpers.options import Checked, Count, CountList, Counts, Folder, Positive, Seed, TwoOrMore, complaints_of
 from helpers.readouts import Data, Network, open_network
 
 import mtl
@@ -23,22 +26,29 @@ from mtl.fewshot import choose_baselines, tune_baselines
 
 
 @dataclass(frozen=True)
-class Config:
-    out: str = "runs/readouts_compared"  # output folder; run again with the same one to continue
+class Config(Checked):
+    out: Folder = "runs/readouts_compared"  # output folder; run again with the same one to continue
     data: Annotated[Data, tyro.conf.OmitArgPrefixes] = field(default_factory=Data)
     backbone: str = "mtl/smollm2"  # the frozen network
-    img_size: int | None = None  # height and width of images, for a timm network
-    shots: tuple[int, ...] = (5, 1)  # numbers of shots to test
-    training_shots: tuple[int, ...] = (5, 1, 5, 1, 2, 3)  # trained on in turn
-    queries: int = 10  # query examples per class
-    steps: int = 500  # outer steps
-    tasks_per_step: int = 8  # tasks per outer step
-    outer_lr: float = 2e-3  # peak learning rate
-    validation_tasks: int = 96  # episodes that choose the best generator
-    tuning_episodes: int = 60  # validation episodes that choose the setting of a baseline
-    test_episodes: int = 300  # of each number of shots, as many of each family
+    img_size: Count | None = None  # height and width of images, for a timm network
+    shots: Counts = (5, 1)  # numbers of shots to test
+    training_shots: CountList = (5, 1, 5, 1, 2, 3)  # trained on in turn
+    queries: Count = 10  # query examples per class
+    steps: Count = 500  # outer steps
+    tasks_per_step: Count = 8  # tasks per outer step
+    outer_lr: Positive = 2e-3  # peak learning rate
+    validation_tasks: Count = 96  # episodes that choose the best generator
+    tuning_episodes: Count = 60  # validation episodes that choose the setting of a baseline
+    test_episodes: TwoOrMore = 300  # of each number of shots, as many of each family
     baselines: tuple[str, ...] = ("logistic", "logistic_all", "ridge", "ridge_all", "ridge_weighted")  # rows
-    seed: int = 0  # of weights and episodes
+    seed: Seed = 0  # of weights and episodes
+
+    def contradictions(self) -> Iterator[str]:
+        if bool(self.data.images) == bool(self.data.texts):
+            yield "name what to compare on: expected either --images or --texts"
+        if self.data.images and self.backbone == Config.backbone:
+            yield f"--images: {self.backbone} reads texts; name a network that reads images with --backbone"
+        yield from complaints_of(lambda: choose_baselines(*self.baselines))
 
 
 def main(config: Config) -> list[mtl.Comparison]:
@@ -61,8 +71,7 @@ def main(config: Config) -> list[mtl.Comparison]:
 def open_data(config: Config) -> Network:
     kind = "images" if config.data.images else "texts"
     divided = config.data.of_kind(kind)
-    if divided is None:
-        raise ValueError("nothing to train on: give --images or --texts")
+    assert divided is not None, "checked with the options"
     print("\n".join(divided.report))
     options: dict[str, Any] = {} if config.img_size is None else {"img_size": config.img_size}
     return open_network(config.backbone, config.data, divided, **options)
@@ -112,4 +121,4 @@ def compare(network: Network, config: Config, ours: list[mtl.fewshot.Method], sh
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -6,25 +6,21 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import timm
 import torch
 import transformers
-import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from helpers.questions import Questions, episodes_of, with_unseen
+from helpers.questions import episodes_of, with_unseen
+from helpers.settings import Settings
 
 import mtl
 from mtl.tools.comparison import MethodResult
 
-Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
-Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
-Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
-Asked = Annotated[Questions, tyro.conf.OmitArgPrefixes]  # --label-columns, --hold-out-families, ...
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 MoreRows = Callable[[int], tuple[MethodResult, ...]]
@@ -32,59 +28,6 @@ MoreRows = Callable[[int], tuple[MethodResult, ...]]
 Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
 STATISTICS_EPISODES = 100
-BASELINES = tuple(key for key in mtl.fewshot.BASELINES if key != "full")  # full fine-tuning is by far the slowest
-
-
-@dataclass(frozen=True)
-class Memory:
-    """For backbones and support sets that are too large otherwise; docs/large-backbones.md says what to try first."""
-
-    checkpoint_blocks: bool = False  # recompute the activations of modulated blocks on the way back
-    examples_per_chunk: int | None = None  # examples of a task in one forward pass, each chunk recomputed
-    lite_examples: int | None = None  # support examples of a task that carry gradients (LITE)
-    dtype: str | None = None  # dtype of the stored weights; bfloat16 halves their memory
-    device_map: str | None = None  # auto spreads the weights over devices, main memory and disk
-    quantization: Literal["8bit", "4bit"] | None = None  # load a transformers network in fewer bits (bitsandbytes)
-    shard: bool = False  # divide the weights over all processes (FSDP2)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be said of any few-shot run; each recipe adds its data and has defaults of its own."""
-
-    out: str = "runs/few_shot"  # output folder; run again with the same one to continue
-    data: tuple[str, ...] = ()  # your own data, one set or several; the embedded tasks when not given
-    backbone: str = ""  # name of the frozen network
-    img_size: int | None = None  # side of the images in pixels, of a timm network; its own when not given
-    levels: Literal["last", "all"] = "all"  # features: the network's own, or mean, deviation and grid of all its stages
-    sites: Literal["none", "norm", "ssf"] = "none"  # modulated inside: nothing, normalisations, or linear layers too
-    last_k: int | None = None  # modulate only the last k blocks
-    generator: Generator = "channelwise"  # one small network for all channels; dense: one output per channel
-    ways: int = 5  # classes per task
-    shots: tuple[int, ...] = (5, 1)  # examples per class; trained on in turn, tested one by one
-    queries: int = 10  # query examples per class; half as many in training through modulated sites
-    head: Head = "centred-ridge"  # how features become logits
-    inner_steps: int = 0  # gradient steps per task
-    step_size: float = 0.01  # where the learned inner step sizes start
-    gate: float = 0.1  # size of the generator's first changes to the network; 0 starts as no change
-    warm_steps: int = 1500  # outer steps of the first stage, without an inner loop (cheap)
-    steps: int = 40  # outer steps of the second stage, through the inner loop
-    tasks_per_step: int = 16  # tasks per outer step; half as many through the inner loop
-    tasks_per_chunk: int = 16  # tasks in one forward pass; lower it when memory is short
-    kept_episodes: int = 2000  # different training episodes of embedded tasks, whose features are computed once
-    outer_lr: float = 2e-3  # learning rate of the generator; a quarter of it in the second stage
-    validation_tasks: int = 48  # episodes that choose the best generator
-    tuning_episodes: int = 6  # validation episodes that choose each baseline's setting, per number of shots
-    test_episodes: int = 80  # test episodes per number of shots; papers use 600
-    cache_dir: str | None = None  # keep preprocessed examples on disk, for later runs on the same network and data
-    cross_validate: bool = True  # a row more: the generator, followed as far as left-out support examples agree
-    tuned_inside: bool = False  # a row more: scale and shift tuned per task inside the network, by far the slowest
-    baselines: tuple[str, ...] = BASELINES  # rows of the table; full, lora and ia3 are there too
-    mixed_precision: str | None = None  # no, bf16 or fp16; by default what accelerate launch was told
-    seed: int = 0  # seed of the generator, the split and the episodes
-    questions: Asked = field(default_factory=Questions)  # label columns of your own data, and how they are divided
-    estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
-    memory: Memory = field(default_factory=Memory)  # for large backbones
 
 
 def input_cache(config: Settings, backbone: mtl.Backbone, preprocess: Callable[[Any], Any]) -> mtl.data.InputCache:
@@ -221,16 +164,17 @@ def statistics_of(backbone: mtl.Backbone, train: mtl.TaskSource) -> mtl.fewshot.
 
 
 def tuned_inside(
-    config: Settings, accelerator: Accelerator, make: Make, **options: Any
+    config: Settings, accelerator: Accelerator, name: str, make: Make, **options: Any
 ) -> Callable[[int], tuple[MethodResult, ...]]:
     """Scale and shift of every normalisation inside the network, tuned on each task: the strongest plain method.
 
     Args:
+        name: of the network.
         make: tasks with raw inputs.
         options: how to load the network.
     """
     inner = replace(config, sites="norm", levels="last")
-    backbone = backbone_of(inner, accelerator, config.backbone, **options)
+    backbone = backbone_of(inner, accelerator, name, **options)
     table = mtl.fewshot.choose_baselines("modulation")
 
     def rows(shots: int) -> tuple[MethodResult, ...]:

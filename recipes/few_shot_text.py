@@ -14,41 +14,57 @@ Stopped at any moment, the same command goes on. few_shot.py has what this share
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import few_shot
-import tyro
 from assets import pretrain_docstrings
+from helpers.answers import answer
+from helpers.options import Count, CountOrZero, Distinct, Folder, OneOf, Positive, TwoOrMore
 from helpers.questions import are_asked, make_family_tasks
+from helpers.settings import Generator, Head, Settings
 
 import mtl
+from mtl.data.embedded.docstring_tasks import FAMILIES
 
 
 @dataclass(frozen=True)
-class Config(few_shot.Settings):
-    out: str = "runs/few_shot_text"  # output folder; run again with the same one to continue
+class Config(Settings):
+    out: Folder = "runs/few_shot_text"  # output folder; run again with the same one to continue
     data: tuple[str, ...] = ()  # csv, jsonl(.gz), parquet, folder of .txt or hub id; docstrings when not given
     text_column: str | None = None  # column of texts, where the table has no usual name for it
     backbone: str = ""  # mtl/minilm, hf/<id> or a folder; a small encoder, pretrained now, when not given
-    encoder: str = "runs/docstring_encoder"  # where that small encoder is kept
+    encoder: Folder = "runs/docstring_encoder"  # where that small encoder is kept
     pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
-    max_length: int = 32  # tokens that are read of a text
+    max_length: Count = 32  # tokens that are read of a text
     levels: Literal["last", "all"] = "last"  # features: the network's own, or mean and deviation of all its layers
     sites: Literal["none", "norm", "ssf"] = "norm"  # modulated inside: nothing, normalisations, or linear layers too
-    generator: few_shot.Generator = "dense"  # channelwise: one small network for all channels
-    head: few_shot.Head = "ridge"  # how features become logits
-    inner_steps: int = 5  # gradient steps per task
-    step_size: float = 0.1  # where the learned inner step sizes start
-    warm_steps: int = (
+    generator: Generator = "dense"  # channelwise: one small network for all channels
+    head: Head = "ridge"  # how features become logits
+    inner_steps: CountOrZero = 5  # gradient steps per task
+    step_size: Positive = 0.1  # where the learned inner step sizes start
+    warm_steps: CountOrZero = (
         60  # outer steps without inner loop (cheap), before; with few classes more only learn them by heart
     )
-    steps: int = 20  # outer steps through the inner loop
-    tasks_per_step: int = 8  # tasks per outer step; half as many through the inner loop
-    outer_lr: float = 1e-3  # of the generator; a quarter of it through the inner loop
-    test_episodes: int = 48  # per number of shots; 600 is the field's habit
-    families: tuple[str, ...] = ("module", "file", "owner")  # kinds of docstring tasks to train on; tested on modules
+    steps: CountOrZero = 20  # outer steps through the inner loop
+    tasks_per_step: Count = 8  # tasks per outer step; half as many through the inner loop
+    outer_lr: Positive = 1e-3  # of the generator; a quarter of it through the inner loop
+    test_episodes: TwoOrMore = 48  # per number of shots; 600 is the field's habit
+    # kinds of docstring tasks to train on; tested on modules
+    families: Annotated[tuple[Annotated[str, OneOf(FAMILIES)], ...], Distinct()] = FAMILIES
+
+    @property
+    def suggested(self) -> str:
+        return "such as mtl/minilm, hf/<id> or a folder (the small encoder knows nothing but docstrings of Python)"
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.text_column is not None and not self.data:
+            yield f"--text-column {self.text_column} is about data of your own: name it with --data"
+        if self.data and self.families != FAMILIES:
+            yield f"--families {' '.join(self.families)} is about the embedded docstrings, not about --data"
 
 
 def main(config: Config) -> list[mtl.Comparison]:
@@ -113,4 +129,4 @@ def cell(text: str, most: int = 100) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -2,7 +2,7 @@
 
     python recipes/few_shot_vision.py                                   # embedded glyphs, offline
     python recipes/few_shot_vision.py --data photos/ --backbone vit_small_patch16_224.dino
-    python recipes/few_shot_vision.py --data fashion/ signs/ --label-columns class colour season
+    python recipes/few_shot_vision.py --data fashion/ signs/ --label-columns class colour --backbone resnet18.a1_in1k
     accelerate launch recipes/few_shot_vision.py --out runs/mine
 
 Minutes on two cores for the first; docs/results.md says what to expect. The frozen network reads each picture once, at
@@ -12,33 +12,53 @@ moment, the same command goes on. few_shot.py has what this shares with few_shot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import few_shot
-import tyro
+from helpers.answers import answer
 from helpers.kept_tasks import KeptTasks
+from helpers.options import Folder
 from helpers.questions import are_asked, make_family_tasks
+from helpers.settings import Settings
 
 import mtl
+from mtl.networks.backbones import EMBEDDED
 
 
 @dataclass(frozen=True)
-class Config(few_shot.Settings):
-    out: str = "runs/few_shot_vision"  # output folder; run again with the same one to continue
+class Config(Settings):
+    out: Folder = "runs/few_shot_vision"  # output folder; run again with the same one to continue
     data: tuple[str, ...] = ()  # class folders, zip, csv, parquet or hub id, one or several; glyphs when not given
-    backbone: str = "mtl/glyphs"  # mtl/glyphs, any timm name, or hf/<id>
+    backbone: str = ""  # any timm name, hf/<id> or mtl/<name>; mtl/glyphs, for the glyphs, when not given
     checkpoint: str | None = None  # file of weights for a timm backbone
+
+    @property
+    def network(self) -> str:
+        return self.backbone or EMBEDDED
+
+    @property
+    def suggested(self) -> str:
+        return (
+            "such as resnet18.a1_in1k, vit_small_patch16_224.dino or, without a download, mtl/efficientnet-lite0 "
+            f"({EMBEDDED} knows nothing but letters of 32 pixels)"
+        )
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.cache_dir is not None and not self.data:
+            yield f"--cache-dir {self.cache_dir} keeps examples of --data; the embedded glyphs are not kept on disk"
 
 
 def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
-    backbone = few_shot.backbone_of(config, accelerator, config.backbone, checkpoint=config.checkpoint)
+    backbone = few_shot.backbone_of(config, accelerator, config.network, checkpoint=config.checkpoint)
     sources = few_shot.Sources.of(maker(config, backbone), config)
     inside = None
     if config.tuned_inside:  # needs the pictures themselves
         pictures = maker(replace(config, sites="norm"), backbone)
-        inside = few_shot.tuned_inside(config, accelerator, pictures, checkpoint=config.checkpoint)
+        inside = few_shot.tuned_inside(config, accelerator, config.network, pictures, checkpoint=config.checkpoint)
     return few_shot.run(config, backbone, sources, accelerator, draw_episodes, inside)
 
 
@@ -82,4 +102,4 @@ def pictures(backbone: mtl.Backbone, tasks: mtl.TaskSource, index: int) -> mtl.E
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

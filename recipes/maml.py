@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from helpers import maml_results
+from helpers.answers import answer, keeping
+from helpers.options import Checked, Count, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -34,29 +35,38 @@ from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     data: str | None = None  # class folders, csv, parquet or hub id of images; the embedded letters when not given
-    ways: int = 5  # classes per task
-    shots: int = 1  # support examples per class
-    queries: int = 5  # query examples per class
-    inner_steps: int = 5  # inner steps per task, K
-    inner_lr: float = 0.1  # inner step size, or where learned step sizes start
-    momentum: float = 0.0  # momentum of the inner loop
+    ways: TwoOrMore = 5  # classes per task
+    shots: Count = 1  # support examples per class
+    queries: Count = 5  # query examples per class
+    inner_steps: Count = 5  # inner steps per task, K
+    inner_lr: Positive = 0.1  # inner step size, or where learned step sizes start
+    momentum: PositiveOrZero = 0.0  # momentum of the inner loop
     learned_sizes: Literal["none", "layer", "weight"] = "none"  # step sizes to learn (MAML++, Meta-SGD)
-    window: int = 5  # inner steps that share a linearisation, in windowed methods
-    filters: int = 64  # filters of each convolution
-    tasks: int = 4  # tasks per outer step
-    steps: int = 200  # outer steps
-    outer_lr: float = 1e-3  # step size of Adam; ten times that for logarithms of inner step sizes
+    window: Count = 5  # inner steps that share a linearisation, in windowed methods
+    filters: Count = 64  # filters of each convolution
+    tasks: Count = 4  # tasks per outer step
+    steps: Count = 200  # outer steps
+    outer_lr: Positive = 1e-3  # step size of Adam; ten times that for logarithms of inner step sizes
     methods: tuple[str, ...] = ()  # first words of methods to run, such as lazy Reptile; all when empty, exact always
     part: Literal["test", "val"] = "test"  # classes that the table is measured on; use val while you choose settings
-    test_tasks: int = 300  # test tasks per method; papers use 600
-    validation_tasks: int = 40  # validation tasks for each point of a curve
-    points: int = 8  # points of each learning curve
+    test_tasks: Count = 300  # test tasks per method; papers use 600
+    validation_tasks: Count = 40  # validation tasks for each point of a curve
+    points: Count = 8  # points of each learning curve
     device: str = "cpu"  # cpu or cuda; seconds are processor time on a CPU and wall-clock time on a GPU
-    threads: int = 1  # CPU threads
-    seed: int = 0  # seed of the initial weights and the episodes
-    out: str = "runs/maml"  # output folder
+    threads: Count = 1  # CPU threads
+    seed: Seed = 0  # seed of the initial weights and the episodes
+    out: Folder = "runs/maml"  # output folder
+
+    def contradictions(self) -> Iterator[str]:
+        if self.window > self.inner_steps:
+            yield f"--window {self.window}: expected at most --inner-steps {self.inner_steps}"
+            return
+        names = all_methods(self)
+        for first in self.methods:
+            if not any(name.startswith(first) for name in names):
+                yield f"--methods {first}: expected first words of some of {'; '.join(names)}"
 
 
 EXACT = "exact"  # the name of the method that the others are compared with
@@ -80,8 +90,14 @@ class Method:
 
 
 def methods_of(config: Config) -> dict[str, Method]:
+    """Those that are asked for, and the exact one."""
+    found = all_methods(config)
+    return {k: m for k, m in found.items() if k == EXACT or not config.methods or k.startswith(config.methods)}
+
+
+def all_methods(config: Config) -> dict[str, Method]:
     w = config.window
-    found = {
+    return {
         EXACT: Method(mtl.Rematerialised()),
         "unrolled, exact": Method(mtl.Exact(), trained=False),
         f"adaptive windows of {w}": Method(mtl.Windowed(w)),
@@ -93,11 +109,16 @@ def methods_of(config: Config) -> dict[str, Method]:
         "first-order": Method(mtl.FirstOrder()),
         "Reptile": Method(mtl.metagrad.Reptile(), joint=True),
     }
-    return {k: m for k, m in found.items() if k == EXACT or not config.methods or k.startswith(config.methods)}
 
 
 def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
+    with keeping(f"finished methods and the last point of each curve are in {config.out}: the same command goes on"):
+        return compare(config)
+
+
+def compare(config: Config) -> list[dict[str, Any]]:
+    """All methods, one after the other."""
     learner, out = Learner(config), Path(config.out)
     said = settings_of(config)
     results, rows = {}, []
@@ -258,4 +279,4 @@ def clock_of(config: Config) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

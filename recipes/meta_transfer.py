@@ -16,17 +16,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from accelerate import Accelerator
 from assets import pretrain_scans
 from helpers import transfer_data, transfer_report
-from helpers.transfer_runs import SMALL, Run, Training, Workplace, methods, source_head, target_maker, train
+from helpers.answers import answer, keeping
+from helpers.options import Checked, Count, Counts, Folder, OneOf, Positives, Seeds, complaints_of
+from helpers.transfer_runs import (
+    SMALL,
+    Run,
+    Training,
+    Workplace,
+    methods,
+    source_head,
+    target_maker,
+    target_options,
+    train,
+)
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -38,6 +50,7 @@ from mtl.transfer import Source
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 TUNING_SEED = 1000
 HEAD = "source, new head"
+MethodName = Annotated[str, OneOf((HEAD, *methods(1)))]
 MAIN = ("rematerialised", "windowed, adaptive", "windowed, lazy", "fewer, larger steps")
 # What may change without making a finished run another one.
 LOOSE = {"out", "only", "inner_steps", "main", "seeds", "betas", "inner_lrs", "meta_lrs", "mixed_precision", "threads"}
@@ -45,31 +58,42 @@ LOOSE |= {"checkpoint"}  # the weights count, not where they lie
 
 
 @dataclass(frozen=True)
-class Config:
-    out: str = "runs/meta_transfer"  # output folder; run again with the same one to continue
+class Config(Checked):
+    out: Folder = "runs/meta_transfer"  # output folder; run again with the same one to continue
     data: str | None = None  # class folders, csv, parquet or hub id; the embedded letters when not given
-    # frozen source: a timm name, hf/<id>, or mtl/glyphs, which is trained further unless --checkpoint is given
-    source: str = "mtl/glyphs"
+    # frozen source: a timm name, hf/<id> or mtl/glyphs, which is trained further unless --checkpoint is given and is
+    # the source for the embedded letters
+    source: str = ""
     checkpoint: str | None = None  # file of weights for a timm source
     target: str = SMALL  # network to train from random weights: small (four convolutions) or any timm name
     target_args: str = "{}"  # arguments of the target network, as JSON
-    stages: int = 3  # pair the last so many stages of source and target
-    only: tuple[str, ...] = ()  # methods by name; all when empty
-    inner_steps: tuple[int, ...] = (
-        10,
-        2,
-        5,
-        20,
-    )  # virtual steps, K; only --main uses all of them
-    main: tuple[str, ...] = MAIN  # methods that run with every number of virtual steps
-    seeds: tuple[int, ...] = (0, 1, 2)  # seeds of weights and minibatches
-    betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to tune over
-    inner_lrs: tuple[float, ...] = (0.01,)  # step sizes of virtual steps to tune over
-    meta_lrs: tuple[float, ...] = (0.001, 0.003)  # step sizes of Adam on the meta-networks to tune over
+    stages: Count = 3  # pair the last so many stages of source and target
+    only: tuple[MethodName, ...] = ()  # methods by name; all when empty
+    inner_steps: Counts = (10, 2, 5, 20)  # virtual steps, K; only --main uses all of them
+    main: tuple[MethodName, ...] = MAIN  # methods that run with every number of virtual steps
+    seeds: Seeds = (0, 1, 2)  # seeds of weights and minibatches
+    betas: Positives = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to tune over
+    inner_lrs: Positives = (0.01,)  # step sizes of virtual steps to tune over
+    meta_lrs: Positives = (0.001, 0.003)  # step sizes of Adam on the meta-networks to tune over
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class of each part
     training: Training = field(default_factory=Training)  # training of the target, the same for every method
-    mixed_precision: str | None = None  # no or bf16; by default what accelerate launch was told
-    threads: int = 1  # CPU threads
+    mixed_precision: Literal["no", "bf16"] | None = None  # no or bf16; by default what accelerate launch was told
+    threads: Count = 1  # CPU threads
+
+    @property
+    def network(self) -> str:
+        return self.source or EMBEDDED
+
+    def contradictions(self) -> Iterator[str]:
+        if self.data is not None and not self.source:
+            yield f"--data {self.data}: name the network to transfer from with --source, such as resnet34.a1_in1k"
+        window = self.training.window
+        if uneven := [k for k in self.inner_steps if k % min(window, k)]:
+            yield (
+                f"--inner-steps {' '.join(map(str, uneven))}: expected multiples of --training.window {window}, or a "
+                "window would reach over the step on the target's own loss"
+            )
+        yield from complaints_of(lambda: target_options(self.target_args))
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -84,8 +108,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     source = Source(backbone, most=config.stages)
     place = Workplace(config.training, data, source, make, config.stages, backbone.options.precision)
     bench = Bench(config, place, accelerator)
-    runs = bench.tuned()
-    rows = bench.rows(runs)
+    with keeping(f"every finished run is in {config.out}: the same command goes on with the next"):
+        rows = bench.rows(bench.tuned())
     if accelerator.is_main_process:
         transfer_report.write(rows, Path(config.out), source.taps.names, config.inner_steps[0])
     accelerator.end_training()
@@ -94,10 +118,10 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def source_of(config: Config, accelerator: Accelerator) -> mtl.Backbone:
     checkpoint = config.checkpoint
-    if checkpoint is None and config.source == EMBEDDED:
+    if checkpoint is None and config.network == EMBEDDED:
         with accelerator.main_process_first():
             checkpoint = str(pretrain_scans.main(pretrain_scans.Config()))
-    backbone = mtl.load_backbone(config.source, checkpoint=checkpoint).to(accelerator.device)
+    backbone = mtl.load_backbone(config.network, checkpoint=checkpoint).to(accelerator.device)
     return backbone.configure(precision=PRECISIONS[accelerator.mixed_precision])
 
 
@@ -122,13 +146,6 @@ class Bench:
         """The runs of the experiment, with the settings that are best on validation images."""
         c, table = self.config, methods(self.config.training.window)
         wanted = [n for n in (HEAD, *table) if not c.only or n in c.only]
-        if unknown := set(c.only) - {HEAD, *table}:
-            raise ValueError(f"only={sorted(unknown)}: expected some of {[HEAD, *table]}")
-        if uneven := [k for k in c.inner_steps if k % min(c.training.window, k)]:
-            raise ValueError(
-                f"inner_steps={uneven} are no multiples of --training.window {c.training.window}: a window would reach "
-                "over the step on the target's own loss"
-            )
         plain = Run("", 0, TUNING_SEED)
         asked = {table[n].regulariser for n in wanted if n != HEAD}
         asked |= {"all"} if "learned" in asked else set()  # untrained meta-networks are all pairs alike
@@ -171,7 +188,7 @@ class Bench:
     def _file(self, run: Run) -> Path:
         """A run with other settings is another file."""
         facts = asdict(self.config) | {"run": asdict(run), "precision": self.accelerator.mixed_precision}
-        facts |= {"weights": self.place.source.backbone.fingerprint()}
+        facts |= {"source": self.config.network, "weights": self.place.source.backbone.fingerprint()}
         facts = {k: v for k, v in facts.items() if k not in LOOSE}
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
         words = "".join(c if c.isalnum() else "-" for c in run.method)
@@ -179,4 +196,4 @@ class Bench:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -19,13 +19,15 @@ Settings were chosen among six on other seeds.
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
+from helpers.answers import answer
+from helpers.options import Checked, Count, Folder, Positive, Seed, Share, TwoOrMore
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 from sklearn.datasets import load_digits
@@ -34,6 +36,7 @@ from torch import Tensor
 
 import mtl.metagrad as metagrad
 
+DIGITS = 1797  # images of scikit-learn's digits
 ESTIMATORS: dict[str, metagrad.AbstractEstimator] = {
     "windowed": metagrad.Windowed(5),
     "exact": metagrad.Rematerialised(),
@@ -43,19 +46,24 @@ ESTIMATORS: dict[str, metagrad.AbstractEstimator] = {
 
 
 @dataclass(frozen=True)
-class Config:
-    seeds: int = 8  # number of seeds, each with its own split, wrong labels and initial weights
-    first_seed: int = 100  # the settings below were chosen on seeds 0 to 7
-    training: int = 1000  # examples whose labels are noisy
-    clean: int = 100  # examples with true labels, for the outer loss
-    noise: float = 0.5  # fraction of training labels that are wrong
-    hidden: int = 32  # hidden units of the network
-    steps: int = 100  # inner steps: the whole training of the network
-    inner_lr: float = 0.25  # step size of the inner loop
-    outer_steps: int = 30  # steps of Adam on the weights of the examples
-    outer_lr: float = 0.2  # step size of Adam
-    threads: int = 1  # CPU threads
-    out: str = "runs/reweighting"  # folder for reweighting.csv and reweighting.png
+class Config(Checked):
+    seeds: TwoOrMore = 8  # number of seeds, each with its own split, wrong labels and initial weights
+    first_seed: Seed = 100  # the settings below were chosen on seeds 0 to 7
+    training: Count = 1000  # examples whose labels are noisy
+    clean: Count = 100  # examples with true labels, for the outer loss
+    noise: Share = 0.5  # fraction of training labels that are wrong
+    hidden: Count = 32  # hidden units of the network
+    steps: Count = 100  # inner steps: the whole training of the network
+    inner_lr: Positive = 0.25  # step size of the inner loop
+    outer_steps: Count = 30  # steps of Adam on the weights of the examples
+    outer_lr: Positive = 0.2  # step size of Adam
+    threads: Count = 1  # CPU threads
+    out: Folder = "runs/reweighting"  # folder for reweighting.csv and reweighting.png
+
+    def contradictions(self) -> Iterator[str]:
+        if self.training + self.clean >= DIGITS:
+            given = f"--training {self.training} and --clean {self.clean}"
+            yield f"{given}: expected fewer than {DIGITS} together, all the images that there are"
 
 
 @dataclass(frozen=True)
@@ -216,4 +224,4 @@ def write(rows: list[Row], logit: Tensor, wrong: Tensor, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

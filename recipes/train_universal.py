@@ -24,6 +24,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from helpers.answers import answer
+from helpers.options import Checked, Count, CountList, CountOrZero, Folder, Positive, Seed, Share
 from helpers.pupils import Pupil, Pupils, first_of, pupils_of, tasks_of
 from helpers.readouts import Data, Network, joined, open_network
 from torch import Tensor, nn
@@ -39,25 +41,31 @@ ROWS = ("logistic", "ridge_all")
 
 
 @dataclass(frozen=True)
-class Config:
-    out: str = "runs/universal"  # folder for universal.safetensors and universal.json
+class Config(Checked):
+    out: Folder = "runs/universal"  # folder for universal.safetensors and universal.json
     data: Annotated[Data, tyro.conf.OmitArgPrefixes] = field(default_factory=Data)
     image_backbones: tuple[str, ...] = LITES  # networks that read images
     text_backbones: tuple[str, ...] = ("mtl/minilm", "mtl/mpnet", "mtl/smollm2")  # networks that read texts
     keep_out: tuple[str, ...] = ()  # networks to leave out of the training and to test on instead
-    img_size: int = 96  # height and width of images
-    hidden: int = 64  # width of the generator's layers
-    steps: int = 320  # optimiser steps; each is of one network and one number of shots
-    tasks_per_step: int = 8  # tasks per step
-    shots: tuple[int, ...] = (1, 1, 1, 2, 3, 5, 5, 5, 10)  # examples per class, drawn from this list
-    queries: int = 6  # query examples per class
-    by_support: float = 0.25  # share of steps that standardise by the support set alone, as a new network may have to
-    lr: float = 2e-3  # peak learning rate of AdamW
-    warmup: int = 30  # steps of linear warm-up, before a cosine decay
-    validations: int = 4  # how often, evenly spaced
-    validation_tasks: int = 12  # episodes of each family, network and number of shots in a validation
-    test_tasks: int = 20  # episodes of each test family and number of shots; 0 for no table
-    seed: int = 0  # of weights and episodes
+    img_size: Count = 96  # height and width of images
+    hidden: Count = 64  # width of the generator's layers
+    steps: Count = 320  # optimiser steps; each is of one network and one number of shots
+    tasks_per_step: Count = 8  # tasks per step
+    shots: CountList = (1, 1, 1, 2, 3, 5, 5, 5, 10)  # examples per class, drawn from this list
+    queries: Count = 6  # query examples per class
+    by_support: Share = 0.25  # share of steps that standardise by the support set alone, as a new network may have to
+    lr: Positive = 2e-3  # peak learning rate of AdamW
+    warmup: CountOrZero = 30  # steps of linear warm-up, before a cosine decay
+    validations: Count = 4  # how often, evenly spaced
+    validation_tasks: Count = 12  # episodes of each family, network and number of shots in a validation
+    test_tasks: CountOrZero = 20  # episodes of each test family and number of shots; 0 for no table
+    seed: Seed = 0  # of weights and episodes
+
+    def contradictions(self) -> Iterator[str]:
+        if not self.data.images and not self.data.texts:
+            yield "nothing to train on: give --images or --texts"
+        if unknown := [n for n in self.keep_out if n not in (*self.image_backbones, *self.text_backbones)]:
+            yield f"--keep-out {' '.join(unknown)}: expected some of the networks to train on"
 
 
 def main(config: Config) -> Path:
@@ -89,13 +97,7 @@ def tested(name: str, config: Config) -> bool:
 
 
 def open_networks(config: Config) -> dict[str, Network]:
-    """All networks, those kept out too, with the families of their kind of data.
-
-    Raises:
-        ValueError: nothing to train on.
-    """
-    if unknown := set(config.keep_out) - {*config.image_backbones, *config.text_backbones}:
-        raise ValueError(f"--keep-out {' '.join(sorted(unknown))}: expected some of the networks to train on")
+    """All networks, those kept out too, with the families of their kind of data."""
     asked = {"images": config.image_backbones, "texts": config.text_backbones}
     found: dict[str, Network] = {}
     for kind, names in asked.items():
@@ -107,8 +109,6 @@ def open_networks(config: Config) -> dict[str, Network]:
         for name in names:
             parts = ("train", "val", "test") if config.test_tasks and tested(name, config) else ("train", "val")
             found[name] = open_network(name, config.data, divided, parts, **options)
-    if not found:
-        raise ValueError("nothing to train on: give --images or --texts")
     return found
 
 
@@ -249,4 +249,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    print(main(tyro.cli(Config)))
+    answer(lambda config: print(main(config)), Config)

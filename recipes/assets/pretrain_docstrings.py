@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-import tyro
 from tokenizers import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 from torch import Tensor
@@ -28,22 +28,27 @@ import mtl
 from mtl.data.embedded.docstrings import all_texts
 from mtl.tools.files import atomic_folder
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
+
+from helpers.answers import answer
+from helpers.options import Checked, Count, Folder, Positive, Seed, Share
+
 MADE = "pretraining.json"  # in the folder: the settings that made it
 
 
 @dataclass(frozen=True)
-class Config:
-    out: str = "runs/docstring_encoder"  # output folder; reused when it was made with the same settings
-    layers: int = 2  # layers of the encoder
-    width: int = 128  # width of its features
-    vocabulary: int = 6000  # number of word pieces
-    length: int = 32  # tokens that are read of each text
-    steps: int = 600  # optimiser steps
-    batch: int = 64  # pairs of texts per step
-    temperature: float = 0.1  # temperature of the cosine similarities
-    dropped: float = 0.1  # share of words left out at random
-    lr: float = 2e-3  # peak learning rate of the one-cycle schedule
-    seed: int = 0  # seed of the split, the weights and the pairs
+class Config(Checked):
+    out: Folder = "runs/docstring_encoder"  # output folder; reused when it was made with the same settings
+    layers: Count = 2  # layers of the encoder
+    width: Count = 128  # width of its features
+    vocabulary: Count = 6000  # number of word pieces
+    length: Count = 32  # tokens that are read of each text
+    steps: Count = 600  # optimiser steps
+    batch: Count = 64  # pairs of texts per step
+    temperature: Positive = 0.1  # temperature of the cosine similarities
+    dropped: Share = 0.1  # share of words left out at random
+    lr: Positive = 2e-3  # peak learning rate of the one-cycle schedule
+    seed: Seed = 0  # seed of the split, the weights and the pairs
 
 
 def main(config: Config) -> Path:
@@ -161,4 +166,4 @@ def contrastive(features: Tensor, temperature: float) -> Tensor:
 
 
 if __name__ == "__main__":
-    print(main(tyro.cli(Config)))
+    answer(lambda config: print(main(config)), Config)

@@ -9,6 +9,7 @@ images. The clean Latin pages seen here have none of the document conditions of 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,28 +20,32 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtl.data.embedded.glyph_drawing import MEAN, STD, labelled_images, load_bank
 from mtl.data.embedded.scans import ANGLES, DEFECTS, SLANTS, STYLES, WEIGHTS, WIDTHS
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
+
+from helpers.answers import answer
+from helpers.options import Checked, Count, CountList, Positive, PositiveOrZero, Seed
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     out: Path = Path("runs/pretrain_glyphs")  # folder for glyphs_backbone.safetensors and .json
     model: str = "resnet10t"  # any timm name; the widths below are ResNet arguments
-    channels: tuple[int, ...] = (24, 48, 96, 160)  # widths of the four stages; the last is the feature width
-    stem_width: int = 12  # width of the stem
+    channels: CountList = (24, 48, 96, 160)  # widths of the four stages; the last is the feature width
+    stem_width: Count = 12  # width of the stem
     act_layer: str = "silu"  # activation; a smooth one suits finite differences
-    steps: int = 4000  # optimiser steps
-    batch: int = 96  # images per step, always new ones
-    lr: float = 3e-3  # peak learning rate of the one-cycle schedule
-    weight_decay: float = 0.02  # weight decay of AdamW
-    test_images: int = 4000  # fresh images for the final accuracies
-    seed: int = 0  # seed of weights and images
-    threads: int = 1  # CPU threads
+    steps: Count = 4000  # optimiser steps
+    batch: Count = 96  # images per step, always new ones
+    lr: Positive = 3e-3  # peak learning rate of the one-cycle schedule
+    weight_decay: PositiveOrZero = 0.02  # weight decay of AdamW
+    test_images: Count = 4000  # fresh images for the final accuracies
+    seed: Seed = 0  # seed of weights and images
+    threads: Count = 1  # CPU threads
 
 
 def targets(attributes: Any) -> dict[str, np.ndarray]:
@@ -135,4 +140,4 @@ def save(backbone: nn.Module, info: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(main(tyro.cli(Config)))
+    answer(lambda config: print(main(config)), Config)

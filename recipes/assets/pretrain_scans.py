@@ -8,12 +8,12 @@ accuracy of .92 on fresh pages; the shipped backbone has seen clean pages only. 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -22,15 +22,20 @@ import mtl
 from mtl.data.embedded.glyph_images import letter_images
 from mtl.tools.files import atomic_write
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
+
+from helpers.answers import answer
+from helpers.options import Checked, Count, Folder, Positive
+
 SCRIPTS = (("latin",), ("greek", "cyrillic", "extended_latin"))
 
 
 @dataclass(frozen=True)
-class Config:
-    out: str = "runs/pretrain_scans"  # folder for source.safetensors
-    steps: int = 600  # optimiser steps, each on a new page of every group of scripts
-    lr: float = 3e-3  # peak learning rate of the one-cycle schedule
-    threads: int = 1  # CPU threads
+class Config(Checked):
+    out: Folder = "runs/pretrain_scans"  # folder for source.safetensors
+    steps: Count = 600  # optimiser steps, each on a new page of every group of scripts
+    lr: Positive = 3e-3  # peak learning rate of the one-cycle schedule
+    threads: Count = 1  # CPU threads
 
 
 def main(config: Config) -> Path:
@@ -78,4 +83,4 @@ def accuracy(network: nn.Module) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

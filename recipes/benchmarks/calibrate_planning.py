@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import tyro
+from command import Checked, Count, Folder, OneOf, answer
 from measuring import resident_mib
 
 import mtl
@@ -41,16 +41,20 @@ TEXT: dict[str, dict[str, Any]] = {
     | {"intermediate_size": 384, "vocab_size": 500},
 }
 IMAGES = {"vit": "test_vit", "convnext": "test_convnext", "resnet": "resnet10t", "efficientnet": "test_efficientnet"}
+NetworkName = Annotated[str, OneOf((*IMAGES, *TEXT))]
 
 
 @dataclass(frozen=True)
-class Config:
-    networks: tuple[str, ...] = (*IMAGES, *TEXT)  # some of vit, convnext, resnet, efficientnet, bert, gpt2, llama
-    inner_steps: int = 4  # inner steps, K
+class Config(Checked):
+    networks: tuple[Annotated[str, OneOf((*IMAGES, *TEXT))], ...] = (
+        *IMAGES,
+        *TEXT,
+    )  # some of vit, convnext, resnet, efficientnet, bert, gpt2, llama
+    inner_steps: Count = 4  # inner steps, K
     precision: Precision = "fp32"  # precision of the frozen network
     every: bool = False  # run every estimator and pull, not only one of each kind
     resident: bool = False  # also measure the resident memory of a fresh process
-    out: str = "runs/calibrate_planning"  # folder for calibration.csv and calibration.md
+    out: Folder = "runs/calibrate_planning"  # folder for calibration.csv and calibration.md
 
 
 @dataclass(frozen=True)
@@ -153,4 +157,4 @@ def write(rows: list[Row], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

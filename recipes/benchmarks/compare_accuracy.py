@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
+from command import Checked, Count, Folder, Positive, Seed, answer
 from tqdm.auto import tqdm
 
 import mtl
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     # names of the table of estimators
     estimators: tuple[str, ...] = ("rematerialised", "windowed(5), adaptive", "windowed(5), lazy", "first-order")
-    seconds: float = 60.0  # seconds of training per estimator
-    inner_steps: int = 10  # inner steps, K
-    step_size: float = 0.01  # where the learned inner step sizes start
-    tasks: int = 4  # tasks per outer step
-    outer_lr: float = 1e-3  # learning rate of the generator
-    validation_tasks: int = 120  # validation tasks, the same for all estimators
-    threads: int = 1  # CPU threads
-    seed: int = 0  # seed of the generator and the episodes
-    out: str = "runs/compare_estimators"  # folder for accuracy.csv
+    seconds: Positive = 60.0  # seconds of training per estimator
+    inner_steps: Count = 10  # inner steps, K
+    step_size: Positive = 0.01  # where the learned inner step sizes start
+    tasks: Count = 4  # tasks per outer step
+    outer_lr: Positive = 1e-3  # learning rate of the generator
+    validation_tasks: Count = 120  # validation tasks, the same for all estimators
+    threads: Count = 1  # CPU threads
+    seed: Seed = 0  # seed of the generator and the episodes
+    out: Folder = "runs/compare_estimators"  # folder for accuracy.csv
 
 
 def main(config: Config) -> mtl.Comparison:
@@ -82,4 +82,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
+from command import Checked, Count, Counts, Folder, Positive, PositiveOrZero, TwoOrMore, answer
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from measuring import device_of, measure
@@ -37,21 +37,21 @@ from mtl.tools.files import write_csv
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     networks: tuple[Literal["vit", "bert"], ...] = ("vit", "bert")  # vit_tiny_patch16_224 at 64 px; a small random BERT
-    depth: int = 4  # number of blocks
-    last_k: int | None = None  # modulate only the last k blocks; blocks below are computed once
-    inner_steps: tuple[int, ...] = (5, 10, 20)  # inner steps, K
-    curvature: float = 0.1  # sets the inner step size: step size times the largest curvature at the start
-    ways: int = 5  # classes
-    shots: int = 5  # support examples per class
-    queries: int = 15  # query examples per class
-    repeats: int = 1  # timed runs; the fastest counts
-    threads: int = 1  # CPU threads
+    depth: Count = 4  # number of blocks
+    last_k: Count | None = None  # modulate only the last k blocks; blocks below are computed once
+    inner_steps: Counts = (5, 10, 20)  # inner steps, K
+    curvature: Positive = 0.1  # sets the inner step size: step size times the largest curvature at the start
+    ways: TwoOrMore = 5  # classes
+    shots: Count = 5  # support examples per class
+    queries: Count = 15  # query examples per class
+    repeats: Count = 1  # timed runs; the fastest counts
+    threads: Count = 1  # CPU threads
     device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
     peers: bool = False  # measure other libraries too, each in its own process
-    accuracy_seconds: float = 0.0  # train a generator for so many seconds with each of a few estimators; 0: do not
-    out: str = "runs/compare_estimators"  # folder for tables (csv) and pictures (png)
+    accuracy_seconds: PositiveOrZero = 0.0  # train a generator so long with each of a few estimators; 0: do not
+    out: Folder = "runs/compare_estimators"  # folder for tables (csv) and pictures (png)
 
 
 SIZE = 5  # of every window, and of the truncation
@@ -184,4 +184,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

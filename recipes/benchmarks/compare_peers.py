@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from command import Checked, Count, Counts, Folder, Positive, answer
 from measuring import device_of, measure
 from torch import Tensor, nn
 
@@ -29,15 +29,15 @@ from mtl.tools.files import write_csv
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     backbone: str = "vit_tiny_patch16_224"  # a vision transformer of timm, with random weights
-    depth: int = 4  # number of blocks
-    inner_steps: tuple[int, ...] = (5, 10, 20)  # inner steps, K
-    step_size: float = 0.002  # step size of the inner loop
-    image_size: int = 64  # width and height of images, in pixels
+    depth: Count = 4  # number of blocks
+    inner_steps: Counts = (5, 10, 20)  # inner steps, K
+    step_size: Positive = 0.002  # step size of the inner loop
+    image_size: Count = 64  # width and height of images, in pixels
     device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
-    repeats: int = 2  # timed runs; the fastest counts
-    out: str = "runs/compare_estimators"  # folder for peers.csv
+    repeats: Count = 2  # timed runs; the fastest counts
+    out: Folder = "runs/compare_estimators"  # folder for peers.csv
     only: str | None = None  # measure one library in this process; used by the benchmark itself
 
 
@@ -229,4 +229,4 @@ def against(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> dict[
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

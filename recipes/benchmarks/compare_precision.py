@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import compare_estimators
 import torch
-import tyro
+from command import Checked, Count, Folder, answer
 from measuring import flat
 
 import mtl
@@ -39,15 +39,15 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     networks: tuple[Literal["vit", "bert"], ...] = ("vit", "bert")  # vit_tiny_patch16_224 at 64 px; a small random BERT
-    depth: int = 2  # number of blocks
-    inner_steps: int = 5  # inner steps, K
-    shots: int = 1  # support examples per class
-    queries: int = 2  # query examples per class
-    threads: int = 1  # CPU threads
+    depth: Count = 2  # number of blocks
+    inner_steps: Count = 5  # inner steps, K
+    shots: Count = 1  # support examples per class
+    queries: Count = 2  # query examples per class
+    threads: Count = 1  # CPU threads
     device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
-    out: str = "runs/compare_precision"  # folder for precision.csv
+    out: Folder = "runs/compare_precision"  # folder for precision.csv
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -110,4 +110,4 @@ def agreement(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import compare_estimators
 import torch
-import tyro
+from command import Checked, Count, Folder, answer
 from measuring import MIB, device_of, flat, timed
 
 import mtl
@@ -33,15 +33,15 @@ from mtl.tools.memory import LiveBytes
 
 
 @dataclass(frozen=True)
-class Config:
-    depth: int = 12  # number of blocks
-    inner_steps: int = 5  # inner steps, K
-    tasks: int = 8  # tasks of the chunk
-    repeats: int = 3  # timed runs; the fastest counts
-    threads: int = 1  # CPU threads
+class Config(Checked):
+    depth: Count = 12  # number of blocks
+    inner_steps: Count = 5  # inner steps, K
+    tasks: Count = 8  # tasks of the chunk
+    repeats: Count = 3  # timed runs; the fastest counts
+    threads: Count = 1  # CPU threads
     device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
     compile: bool = False  # measure torch.compile of the inner gradient too
-    out: str = "runs/compare_speed"  # folder for the networks' configurations
+    out: Folder = "runs/compare_speed"  # folder for the networks' configurations
 
 
 def main(config: Config) -> dict[str, float]:
@@ -164,4 +164,4 @@ def ratio(config: Config, name: str, without: Callable[[], object], with_it: Cal
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
+from command import Checked, Count, Counts, Folder, answer
 from tqdm.auto import tqdm
 
 import mtl
@@ -32,20 +32,20 @@ Judge = Callable[[mtl.ClassTasks, int], float]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     backbone: str = "mtl/minilm"  # mtl/minilm, hf/<id> or a folder
     generator: str | None = None  # folder of a trained generator for this backbone
     data: str | None = None  # csv, jsonl, parquet, folder of .txt or hub id
     text_column: str | None = None  # column of texts, where the table has no usual name for it
     label_column: str | None = None  # column of labels, where the table has no usual name for it
-    last_k: int | None = None  # modulate only the last k blocks; must match the generator
-    max_length: int = 32  # tokens that are read of each text
-    shots: tuple[int, ...] = (8, 16)  # examples per class
-    queries: int = 10  # test examples per class
-    draws: int = 10  # random draws of examples
+    last_k: Count | None = None  # modulate only the last k blocks; must match the generator
+    max_length: Count = 32  # tokens that are read of each text
+    shots: Counts = (8, 16)  # examples per class
+    queries: Count = 10  # test examples per class
+    draws: Count = 10  # random draws of examples
     setfit: bool = False  # compare with SetFit too
     peft: bool = False  # compare with LoRA and IA3 too
-    out: str = "runs/compare_text"  # folder for text.csv
+    out: Folder = "runs/compare_text"  # folder for text.csv
 
 
 def main(config: Config) -> list[Result]:
@@ -109,4 +109,4 @@ def setfit_accuracy(backbone: mtl.Backbone, tasks: mtl.ClassTasks, index: int) -
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

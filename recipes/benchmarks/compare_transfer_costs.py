@@ -18,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import tyro
+from command import Checked, Count, CountOrZero, Counts, Folder, OneOf, Positive, PositiveOrZero, answer
 from measuring import MIB, flat, measure
 from torch import Tensor
 
@@ -35,24 +35,27 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import transfer_data
 from helpers.transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker
 
+NAMES = ("exact, unrolled", "rematerialised", "windowed, adaptive", "windowed, exact forward", "windowed, lazy",
+         "truncated, half", "truncated, 1", "one-step", "first-order")  # fmt: skip
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     target: str = SMALL  # network to train: small (four convolutions) or any timm name
     target_args: str = "{}"  # arguments of the target network, as JSON
     checkpoint: str | None = None  # file of weights for the source, which is the shipped glyph backbone
-    stages: int = 3  # pair the last so many stages of source and target
-    only: tuple[str, ...] = ()  # estimators by name; all when empty
-    inner_steps: tuple[int, ...] = (2, 5, 10, 20)  # inner steps, K
-    window: int = 5  # inner steps that share a linearisation, at most K
-    inner_lr: float = 0.01  # step size of virtual steps
-    momentum: float = 0.9  # momentum of virtual steps
-    batch: int = 16  # images of a minibatch
+    stages: Count = 3  # pair the last so many stages of source and target
+    only: tuple[Annotated[str, OneOf(NAMES)], ...] = ()  # estimators by name; all when empty
+    inner_steps: Counts = (2, 5, 10, 20)  # inner steps, K
+    window: Count = 5  # inner steps that share a linearisation, at most K
+    inner_lr: Positive = 0.01  # step size of virtual steps
+    momentum: PositiveOrZero = 0.9  # momentum of virtual steps
+    batch: Count = 16  # images of a minibatch
     same_batch: bool = False  # take all steps on one minibatch
-    warm_steps: int = 100  # ordinary training steps before measuring
-    repeats: int = 3  # timed runs; the fastest counts
-    threads: int = 1  # CPU threads
-    out: str = "runs/transfer_costs"  # folder for costs.csv
+    warm_steps: CountOrZero = 100  # ordinary training steps before measuring
+    repeats: Count = 3  # timed runs; the fastest counts
+    threads: Count = 1  # CPU threads
+    out: Folder = "runs/transfer_costs"  # folder for costs.csv
 
 
 @dataclass(frozen=True)
@@ -155,4 +158,4 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

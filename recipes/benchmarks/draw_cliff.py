@@ -14,7 +14,7 @@ from pathlib import Path
 
 import compare_estimators
 import torch
-import tyro
+from command import Checked, Count, Folder, Positives, answer
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -22,12 +22,12 @@ import mtl
 
 
 @dataclass(frozen=True)
-class Config:
-    depth: int = 2  # number of blocks
-    inner_steps: int = 10  # inner steps, K
-    curvatures: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)  # step size times curvature
-    threads: int = 1  # CPU threads
-    out: str = "runs/compare_estimators"  # folder for cliff.png
+class Config(Checked):
+    depth: Count = 2  # number of blocks
+    inner_steps: Count = 10  # inner steps, K
+    curvatures: Positives = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)  # step size times curvature
+    threads: Count = 1  # CPU threads
+    out: Folder = "runs/compare_estimators"  # folder for cliff.png
 
 
 SIZE = 5  # of the windows
@@ -72,4 +72,4 @@ def draw(config: Config, found: dict[str, list[mtl.metagrad.Agreement]], pulls: 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

@@ -30,7 +30,7 @@ import compare_peers
 import compare_precision
 import large_backbone
 import torch
-import tyro
+from command import Checked, Count, CountOrZero, Counts, Folder, answer
 from measuring import Cost, device_of, measure
 
 import mtl
@@ -45,19 +45,19 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     parts: tuple[Part, ...] = ("large", "peers", "precision")  # in this order
     peers: str = "vit_small_patch16_224"  # network of the comparison with plain PyTorch
-    peers_size: int = 224  # its pixels
-    inner_steps: tuple[int, ...] = (5, 20)  # K, of that comparison
-    depth: int = 12  # blocks of the networks of peers and precision
+    peers_size: Count = 224  # its pixels
+    inner_steps: Counts = (5, 20)  # K, of that comparison
+    depth: Count = 12  # blocks of the networks of peers and precision
     large: str = "vit_large_patch16_224"  # network of the large outer step
-    large_steps: int = 20  # inner steps of the large outer step
-    large_shots: int = 5  # support and query examples per class of the large outer step
-    repeats: int = 1  # after one warm-up; the fastest counts
+    large_steps: Count = 20  # inner steps of the large outer step
+    large_shots: Count = 5  # support and query examples per class of the large outer step
+    repeats: Count = 1  # after one warm-up; the fastest counts
     device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
-    threads: int = 0  # processor threads; all cores when 0
-    out: str = "runs/gpu"  # results.json and a csv for each part
+    threads: CountOrZero = 0  # processor threads; all cores when 0
+    out: Folder = "runs/gpu"  # results.json and a csv for each part
 
 
 def main(config: Config) -> dict[Part, list[Row]]:
@@ -203,4 +203,4 @@ PARTS: dict[Part, Callable[[Config, torch.device], Iterator[Row]]] = {
 }
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

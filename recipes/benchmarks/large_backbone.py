@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from command import Checked, Count, Folder, Positive, TwoOrMore, answer
 from measuring import device_of, resident_mib, timed
 from tqdm.auto import tqdm
 
@@ -30,22 +31,22 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     backbone: str = "vit_large_patch16_224"  # name of a timm network
     pretrained: bool = False  # load trained weights; random ones cost the same
     precision: Literal["stored-bf16", "bf16", "fp16", "fp32"] = "stored-bf16"  # bf16 and fp16 are autocast
     sites: Literal["norm", "ssf"] = "norm"  # which layers are modulated
-    last_k: int | None = 1  # modulate only the last k blocks; all when None
+    last_k: Count | None = 1  # modulate only the last k blocks; all when None
     checkpoint_blocks: bool = False  # recompute activations of modulated blocks in the backward pass
-    examples_per_chunk: int | None = 5  # examples in one forward pass
-    ways: int = 5  # classes
-    shots: int = 5  # support examples per class
-    queries: int = 5  # query examples per class
-    inner_steps: int = 10  # inner steps, K
+    examples_per_chunk: Count | None = 5  # examples in one forward pass
+    ways: TwoOrMore = 5  # classes
+    shots: Count = 5  # support examples per class
+    queries: Count = 5  # query examples per class
+    inner_steps: Count = 10  # inner steps, K
     estimator: Annotated[EstimatorOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=EstimatorOptions)
-    radius: float = 0.1  # radius of finite differences, which are used unless --pull names something else
-    threads: int = 1  # CPU threads
-    out: str = "runs/large_backbone"  # folder for result.json
+    radius: Positive = 0.1  # radius of finite differences, which are used unless --pull names something else
+    threads: Count = 1  # CPU threads
+    out: Folder = "runs/large_backbone"  # folder for result.json
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -123,4 +124,4 @@ def meta_step(learner: mtl.MetaLearner, task: mtl.Episode) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    answer(main, Config)

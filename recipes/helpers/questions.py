@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mtl
+from helpers.options import Count
 from mtl.data import DividedFamilies, EvaluationTasks, FamilyRequest, FamilyTasks, InputCache
 
 
@@ -20,7 +21,11 @@ class Questions:
     split: Literal["class", "example", "family"] | None = None  # test on new classes, photographs or families
     hold_out_families: tuple[str, ...] = ()  # for the test alone, such as emoji.vendor or "omniglot.*"
     validation_families: tuple[str, ...] = ()  # for early stopping alone, likewise
-    min_per_class: int | None = None  # leave out smaller classes; by default those too small for shots + queries
+    min_per_class: Count | None = None  # leave out smaller classes; by default those too small for shots + queries
+
+    def asked(self) -> list[str]:
+        """The options that were given, as they are typed."""
+        return [f"--{k.replace('_', '-')}" for k, default in vars(Questions()).items() if getattr(self, k) != default]
 
 
 Make = Callable[[str, int, int], FamilyTasks | EvaluationTasks]

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import mtl
+from helpers.options import Count, Folder, TwoOrMore
 from mtl.data import DividedFamilies, FamilyRequest, FamilyTasks, InputCache
 from mtl.data.own.collection import AbstractCollection
 from mtl.fewshot import FeatureStatistics
@@ -30,11 +31,11 @@ class Data:
     group_column: tuple[str, ...] = ()  # column, or pattern in file names; support and query never share a group
     validation_families: tuple[str, ...] = ()  # unseen families that choose the best weights
     hold_out_families: tuple[str, ...] = ()  # unseen families for the test
-    ways: int = 5  # classes per task
-    examples_per_class: int = 20  # at most, of each class in each part
-    classes_per_family: int = 40  # at most, in each part
-    min_per_class: int = 8  # leave out smaller classes
-    cache_dir: str = "runs/readouts"  # where readouts are kept; may be deleted
+    ways: TwoOrMore = 5  # classes per task
+    examples_per_class: Count = 20  # at most, of each class in each part
+    classes_per_family: Count = 40  # at most, in each part
+    min_per_class: Count = 8  # leave out smaller classes
+    cache_dir: Folder = "runs/readouts"  # where readouts are kept; may be deleted
 
     def of_kind(self, kind: Literal["images", "texts"]) -> DividedFamilies | None:
         """Families of the images or the texts, at most so many examples per class; None where there are none."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mtl
+from helpers.options import Count
 from mtl.data.embedded.glyph_images import letter_images
 
 Part = Literal["train", "held_out", "validation", "test"]
@@ -20,10 +21,10 @@ SCRIPTS = ("georgian", "armenian")  # of the embedded data: 60 letters that the 
 class PartSizes:
     """Images per class of each part."""
 
-    train: int = 5  # the target is trained on
-    held_out: int = 5  # outer losses are taken on
-    validation: int = 5  # settings are chosen on
-    test: int = 20  # everything is judged on, at most
+    train: Count = 5  # the target is trained on
+    held_out: Count = 5  # outer losses are taken on
+    validation: Count = 5  # settings are chosen on
+    test: Count = 20  # everything is judged on, at most
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
+from helpers.options import Count, Positive, PositiveOrZero
 from helpers.small_convnet import SmallConvNet
 from helpers.transfer_data import Data, Part
 from mtl.transfer import (
@@ -92,15 +93,15 @@ class Run:
 class Training:
     """How any target is trained."""
 
-    steps: int = 300  # training steps
-    batch: int = 16  # images per minibatch
-    lr: float = 0.1  # peak step size; cosine schedule to zero
-    momentum: float = 0.9  # momentum of SGD
-    weight_decay: float = 1e-4  # weight decay of SGD
-    clip: float = 5.0  # largest norm of a training step's gradient; a matching loss may grow sixfold
-    inner_momentum: float = 0.9  # momentum of virtual steps
-    every: int = 12  # training steps per outer step
-    window: int = 5  # virtual steps that share a linearisation; at most K, and must divide it
+    steps: Count = 300  # training steps
+    batch: Count = 16  # images per minibatch
+    lr: Positive = 0.1  # peak step size; cosine schedule to zero
+    momentum: PositiveOrZero = 0.9  # momentum of SGD
+    weight_decay: PositiveOrZero = 1e-4  # weight decay of SGD
+    clip: Positive = 5.0  # largest norm of a training step's gradient; a matching loss may grow sixfold
+    inner_momentum: PositiveOrZero = 0.9  # momentum of virtual steps
+    every: Count = 12  # training steps per outer step
+    window: Count = 5  # virtual steps that share a linearisation; at most K, and must divide it
     same_batch: bool = False  # as in the paper: outer loss and virtual steps use the training step's minibatch
     states_on_host: bool = False  # keep the states of virtual steps in main memory, for large targets
 
@@ -222,10 +223,25 @@ def where(scheme: Transfer, data: Data) -> list[list[float]]:
 
 def target_maker(name: str, args: str, classes: int, channels: int) -> Callable[[], nn.Module]:
     """Targets with new random weights, by name and JSON of what they are to be built with."""
-    options = {"num_classes": classes, "in_chans": channels, **json.loads(args)}
+    options = {"num_classes": classes, "in_chans": channels, **target_options(args)}
     if name == SMALL:
         return lambda: SmallConvNet(**options)
     return lambda: timm.create_model(name, pretrained=False, **options)
+
+
+def target_options(args: str) -> dict[str, Any]:
+    """The arguments that a target is built with, from JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        options = json.loads(args)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--target-args {args}: expected JSON such as '{{\"drop_rate\": 0.1}}' ({error})") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"--target-args {args}: expected names and values, such as '{{\"drop_rate\": 0.1}}'")
+    return options
 
 
 def source_head(place: Workplace, seed: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib
 import re
 
 import pytest
-import tyro
+from helpers.answers import parse
 
 import mtl
 
@@ -25,7 +25,7 @@ ASSETS = ["assets.pretrain_docstrings", "assets.pretrain_glyphs", "assets.pretra
 def test_help_is_plain_text(name, capsys):
     config = importlib.import_module(name).Config
     with pytest.raises(SystemExit) as stopped:
-        tyro.cli(config, args=["--help"], console_outputs=True)
+        parse(config, ["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert not re.search(r"\\[a-z]+|:math:|:class:|``|\$", text), "no LaTeX and no markup in a terminal"
@@ -34,9 +34,9 @@ def test_help_is_plain_text(name, capsys):
 @pytest.mark.parametrize("name", ["few_shot_text", "few_shot_vision", "large_backbone"])
 def test_an_estimator_is_a_name_with_plain_options(name):
     module = importlib.import_module(name)
-    config = tyro.cli(module.Config, args=["--estimator", "windowed", "--window", "3", "--pull", "reverse"])
+    config = parse(module.Config, ["--estimator", "windowed", "--window", "3", "--pull", "reverse"])
     assert config.estimator.build() == mtl.Windowed(3, pull="reverse")
-    config = tyro.cli(module.Config, args=["--estimator", "truncated", "--last-steps", "2"])
+    config = parse(module.Config, ["--estimator", "truncated", "--last-steps", "2"])
     assert config.estimator.build() == mtl.metagrad.Truncated(2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import few_shot_vision
 import pytest
-import tyro
+from helpers.answers import parse
 from small_data import pictures
 
 import mtl
@@ -39,9 +39,9 @@ def test_few_shot_vision_on_glyphs(tmp_path):
 )
 def test_few_shot_vision_on_a_folder_of_images(tmp_path, inner_steps, modulated):
     config = few_shot_vision.Config(
-        out=str(tmp_path / "run"), data=(str(pictures(tmp_path / "data", 10, 4)),), ways=2, shots=(2,), queries=2,
-        inner_steps=inner_steps, warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2, tuning_episodes=1,
-        test_episodes=2, **modulated,
+        out=str(tmp_path / "run"), data=(str(pictures(tmp_path / "data", 10, 4)),), backbone="mtl/glyphs", ways=2,
+        shots=(2,), queries=2, inner_steps=inner_steps, warm_steps=1, steps=1, tasks_per_step=2, validation_tasks=2,
+        tuning_episodes=1, test_episodes=2, **modulated,
     )  # fmt: skip
     [found] = few_shot_vision.main(config)
     assert len(found.families) == 2
@@ -57,8 +57,8 @@ def test_few_shot_vision_on_two_data_sets_with_several_columns(tmp_path, capsys)
         (folder / "attributes.csv").write_text("\n".join(["file,shade,track", *rows]))
     line = "--ways 2 --shots 2 --queries 2 --inner-steps 0 --warm-steps 2 --tasks-per-step 2 --validation-tasks 4"
     line += " --tuning-episodes 1 --test-episodes 5 --label-columns class shade --group-column toys:track"
-    line += " --hold-out-families tools.shade --baselines ncm --data"
-    config = tyro.cli(few_shot_vision.Config, args=[*line.split(), *map(str, data), "--out", str(tmp_path / "run")])
+    line += " --hold-out-families tools.shade --baselines ncm --backbone mtl/glyphs --data"
+    config = parse(few_shot_vision.Config, [*line.split(), *map(str, data), "--out", str(tmp_path / "run")])
     [found] = few_shot_vision.main(config)
     names = ("toys.class", "toys.shade", "tools.class", "tools.shade")
     assert found.families == tuple(name for name in names for _ in range(2))
