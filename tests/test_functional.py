@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,3 +194,110 @@ def test_weights_that_are_left_out_are_constants_of_the_network():
     found = functional(head, images())
     assert torch.equal(found, functional(weights | head, images()))
     assert not found.requires_grad
+
+
+# --- layers that are hard to batch ---
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.layer, nn.RNNBase):
+            return self.layer(x)[0]
+        state = self.layer(x[:, 0], None)
+        return self.layer(x[:, 1], state)[0] if isinstance(state, tuple) else self.layer(x[:, 1], state)
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+HARD = {
+    "attention": Attention,
+    "encoder": encoder,
+    "lstm": lambda: Recurrent(nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True)),
+    "gru": lambda: Recurrent(nn.GRU(4, 3, batch_first=True)),
+    "rnn": lambda: Recurrent(nn.RNN(4, 3, batch_first=True)),
+    "lstm cell": lambda: Recurrent(nn.LSTMCell(4, 3)),
+    "gru cell": lambda: Recurrent(nn.GRUCell(4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_tasks_of_attention_and_recurrent_layers(name: str, mode: str, graph: bool):
+    torch.manual_seed(0)
+    functional = Functional(HARD[name]().double().train(mode == "train"))
+    x, weights = torch.randn(TASKS, 2, 3, 4).double(), varied(functional)
+    leaves = {k: v.requires_grad_() for k, v in weights.items()}
+    with torch.set_grad_enabled(graph):
+        found = functional(leaves, x)
+    rows = [{k: v.detach()[t : t + 1].requires_grad_() for k, v in weights.items()} for t in range(TASKS)]
+    alone = [functional(row, x[t : t + 1]) for t, row in enumerate(rows)]
+    torch.testing.assert_close(found, torch.cat(alone).detach(), rtol=1e-12, atol=1e-12)
+    assert torch.backends.mha.get_fastpath_enabled()
+    if graph:
+        together = torch.autograd.grad(found.square().sum(), list(leaves.values()))
+        for t, (row, out) in enumerate(zip(rows, alone, strict=True)):
+            apart = torch.autograd.grad(out.square().sum(), list(row.values()))
+            for g, h in zip(together, apart, strict=True):
+                torch.testing.assert_close(g[t], h[0], rtol=1e-10, atol=1e-12)
+
+
+class Branching(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def test_what_cannot_be_batched_is_named():
+    functional = Functional(Branching(2, 2))
+    functional(functional.weights(1), torch.ones(1, 3, 2))
+    with pytest.raises(ValueError, match=r"Branching cannot take 2 tasks at once.*one task at a time"):
+        functional(functional.weights(2), torch.ones(2, 3, 2))
+    with pytest.raises(RuntimeError, match="Expected size"):  # any other mistake keeps its own words
+        Functional(nn.Linear(2, 2))(Functional(nn.Linear(2, 2)).weights(2), torch.ones(2, 3, 5))
+
+
+@pytest.mark.parametrize("what", ["network", "functional"])
+def test_compiled_networks_have_first_derivatives_and_say_so(what: str):
+    network = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    compiled = torch.compile(network, backend="aot_eager")
+    functional = Functional(compiled) if what == "network" else Functional(network)
+    weights, x = functional.weights(), torch.ones(1, 2, 4)
+    call = functional if what == "network" else torch.compile(functional, backend="aot_eager")
+    problem = mtl.InnerProblem(
+        lambda meta: weights,
+        lambda w, meta, step: call(w, x * meta["size"]).square().mean((1, 2)),
+        lambda w, meta: call(w, x).square().mean((1, 2)),
+        num_steps=2,
+        optimizer=mtl.InnerSGD(0.1),
+    )
+    meta = {"size": torch.tensor(2.0)}
+    plain = replace(problem, inner_loss=lambda w, meta, step: loss_of(network, w, x * meta["size"]))
+    expected = mtl.FirstOrder()(problem, meta)
+    for estimator in (mtl.metagrad.Exact(), mtl.Rematerialised()):
+        with pytest.raises(RuntimeError, match=r"compiled code has no second derivative.*finite-difference"):
+            estimator(problem, meta)
+    found = mtl.Rematerialised(mtl.metagrad.FiniteDifference(1e-2))(problem, meta)
+    assert torch.allclose(expected.losses, found.losses)
+    assert torch.allclose(found.grads["size"], mtl.metagrad.Exact()(plain, meta).grads["size"], rtol=1e-2, atol=1e-5)
+
+
+def loss_of(network: nn.Module, weights: dict, x: torch.Tensor) -> torch.Tensor:
+    named = {k.removeprefix("_orig_mod."): v for k, v in weights.items()}
+    return Functional(network)(named, x).square().mean((1, 2))

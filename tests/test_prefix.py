@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mtl.networks.backbones.prefix import FrozenPrefix
+from mtl.networks.modulation import Modulator, Site
 
 
 def gradients(backbone, inputs, modulation) -> list[Tensor]:
@@ -82,7 +83,7 @@ def test_a_module_used_on_both_sides_is_computed():
             return self.twice(self.norm(self.twice(self.once(x))))
 
     model, x = Shared(), torch.randn(2, 4)
-    prefix = FrozenPrefix(model, ["norm"], lambda n: model(torch.randn(n, 4)))
+    prefix = FrozenPrefix(Modulator(model, [Site("norm", 4, -1, "")]), lambda n: model(torch.randn(n, 4)))
     stored = prefix.record(lambda: model(x))
     assert len(stored.outputs) == 1, "the first layer alone"
     with prefix.replaying(stored):

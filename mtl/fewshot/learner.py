@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -92,6 +93,14 @@ class MetaLearner:
         self.estimator = estimator or Windowed()
         self.lite_examples = lite_examples
         self._last: Adapted | None = None
+        self._here = _Here()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_here"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._here = _Here()
 
     @property
     def device(self) -> torch.device:
@@ -224,8 +233,9 @@ class MetaLearner:
         else:
             choice, starts = None, (start(emitted),)
         readout = None if self.backbone.sites else prepared
-        self._last = Adapted(self.model, support, ways, starts[-1].weights, emitted, names, choice, starts, readout)
-        return self._last
+        adapted = Adapted(self.model, support, ways, starts[-1].weights, emitted, names, choice, starts, readout)
+        self._last = self._here.last = adapted
+        return adapted
 
     def _solve(self, prepared: Prepared, labels: Tensor, ways: int, meta: Tensors, steps: int | None) -> Tensors:
         """Fast weights after the inner loop."""
@@ -255,10 +265,15 @@ class MetaLearner:
         return choose(tuple(scores), torch.stack(list(scores.values()), 1), len(out) // tasks, out.numel() // tasks)
 
     def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
-        """Predictions of the task last adapted to, see :meth:`Adapted.predict`."""
-        if self._last is None:
+        """Predictions of the task last adapted to, see :meth:`Adapted.predict`.
+
+        That is the last of this thread; of any, where this one has adapted to none. Where there are several tasks, keep
+        what :meth:`adapt` returns.
+        """
+        last = self._here.last or self._last
+        if last is None:
             raise ValueError("nothing to predict with: call adapt(support) first")
-        return self._last.predict(inputs)
+        return last.predict(inputs)
 
     def labelled(self, support: Mapping[str, Sequence[Any]]) -> Examples:
         """Images or strings by class name as the examples of one task; classes are numbered in order."""
@@ -269,6 +284,12 @@ class MetaLearner:
         items = [item for group in support.values() for item in group]
         labels = [i for i, group in enumerate(support.values()) for _ in group]
         return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
+
+
+class _Here(threading.local):
+    """The task that a thread last adapted to."""
+
+    last: Adapted | None = None
 
 
 def _with_step_sizes(

@@ -20,20 +20,38 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtl.metagrad import tensors
 from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.shared import SharedSetting
 from mtl.metagrad.tensors import Tensors
 
 Products = Callable[[Tensors], tuple[Tensors, Tensors]]
 """``cotangent -> (H c, M c)`` at a fixed anchor."""
 
 
+_MATH_ATTENTION = SharedSetting(lambda: sdpa_kernel(SDPBackend.MATH))
+
+
+_COMPILED = ("donated buffers", "aot_autograd")
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Use the one attention kernel that has a second derivative, and give the choice back after.
 
-    The fused ones have none (PyTorch issue 116350).
+    The fused ones have none (PyTorch issue 116350). PyTorch chooses for the whole process.
+
+    Raises:
+        RuntimeError: a network that ``torch.compile`` compiled was differentiated twice.
     """
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    try:
+        with _MATH_ATTENTION.held():
+            yield
+    except RuntimeError as e:
+        if not any(words in str(e) for words in _COMPILED):
+            raise
+        raise RuntimeError(
+            "compiled code has no second derivative: give the network without torch.compile, or use "
+            "pull='finite-difference', as in Windowed(pull='finite-difference'), or FirstOrder"
+        ) from e
 
 
 class AbstractPull(abc.ABC):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from mtl.networks.modulation import Hook, watching
 
 Out = TypeVar("Out")
 MOST_PREFIX_TOKENS = 16  # class and register tokens; five are common
@@ -102,15 +105,11 @@ class Taps:
     def _record(self, forward: Callable[[], Out]) -> tuple[Out, dict[str, Any]]:
         outputs: dict[str, Any] = {}
 
-        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            return lambda module, inputs, output: outputs.__setitem__(name, output)
+        def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[name] = output
 
-        handles = [module.register_forward_hook(keep(name)) for name, module in self._modules.items()]
-        try:
+        with watching(Hook(module, partial(keep, name)) for name, module in self._modules.items()):
             out = forward()
-        finally:
-            for handle in handles:
-                handle.remove()
         if unused := [n for n in self._modules if n not in outputs]:
             raise ValueError(f"{unused} of {type(self.network).__name__} are not called in a forward pass; name others")
         return out, outputs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
+from mtl.networks.backbones.finding import once
 from mtl.networks.backbones.identity import (
     WeightHashes,
     cache_key,
@@ -25,12 +26,16 @@ from mtl.networks.backbones.packing import Packing, find_packing
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
 from mtl.networks.backbones.prepared_inputs import Prepared, count_of, divided, halved
-from mtl.networks.modulation import Modulation, Modulator, SiteKind, find_sites, uncompiled
+from mtl.networks.modulation import CopyableLock, Modulation, Modulator, SiteKind, find_sites, uncompiled
 from mtl.networks.readout import Choice, Level, Readout, precise
+
+_FOUND = ("_prefix", "_packing")
 
 
 class Backbone(nn.Module):
     """A frozen network that reads features under a per-task modulation. Always in eval mode, never trained.
+
+    Threads may call it at once. It can be copied and pickled, unless its weights are sharded or spread.
 
     Args:
         model: the network; its parameters stop requiring gradients, and it gets a forward hook per site.
@@ -72,6 +77,7 @@ class Backbone(nn.Module):
         self.options = ForwardOptions()
         self.placement = placement
         self._weights = WeightHashes(self.model)
+        self._lock = CopyableLock()
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
@@ -107,6 +113,19 @@ class Backbone(nn.Module):
         """Stays in eval mode: batch statistics and dropout are frozen too, whatever a parent module asks for."""
         del mode
         return super().train(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; what is found at the first use is found again.
+
+        Raises:
+            TypeError: its weights are in more than one place.
+        """
+        if self.placement is not None:
+            raise TypeError(
+                f"cannot copy or pickle {self.name}: its weights are sharded or spread over several places; "
+                "load it anew where it is needed"
+            )
+        return {k: v for k, v in super().__getstate__().items() if k not in _FOUND}
 
     # --- features ----------------------------------------------------------------------------------------------------
 
@@ -215,9 +234,17 @@ class Backbone(nn.Module):
         """Where the network's own pooled features are among the features."""
         return slice(self.width - self.levels[-1].width, self.width)
 
-    def preprocess(self, items: Sequence[Any]) -> Any:
-        """PIL images to ``(n, C, H, W)``, or strings to a dict of token tensors ``(n, L)``; on the CPU."""
-        return self.adapter.preprocess(items)
+    @property
+    def preprocess(self) -> Callable[[Sequence[Any]], Any]:
+        """PIL images to ``(n, C, H, W)``, or strings to a dict of token tensors ``(n, L)``; on the CPU.
+
+        A function without the network, so that it can go to the processes that load data.
+        """
+        return self.adapter.preprocess
+
+    def precompute(self, items: Sequence[Any]) -> Any:
+        """:meth:`with_prefix` of preprocessed images or strings, such as for :class:`mtl.data.InputCache`."""
+        return self.with_prefix(self.preprocess(items))
 
     def example_inputs(self, n: int) -> Inputs:
         """``n`` random examples of the shape the network takes, on its device; the same ones every time."""
@@ -290,7 +317,7 @@ class Backbone(nn.Module):
         rows = {name: tensor.flatten(0, 1).to(self.device) for name, tensor in prefix.items()}
         return Prepared(count_of(inputs) if own is None else own, self._packing.unpack(rows))
 
-    @cached_property
+    @once
     def _prefix(self) -> FrozenPrefix | None:
         if not self.sites:
             return None
@@ -298,7 +325,7 @@ class Backbone(nn.Module):
         unbroken = self.execution.lockstep
         return find_prefix(self.name, self.modulator, features, self.device, unbroken, self.readout)
 
-    @cached_property
+    @once
     def _packing(self) -> Packing | None:
         if not self._prefix:
             return None
@@ -306,7 +333,9 @@ class Backbone(nn.Module):
 
     @property
     def _passes(self) -> Passes:
-        return Passes(self._features, self.modulator, self.options, lambda: self._prefix)
+        # Weights that are moved in and out as it runs are in one place at a time.
+        lock = None if self.placement is None else self._lock
+        return Passes(self._features, self.modulator, self.options, lambda: self._prefix, lock)
 
     # --- where it is, and which it is --------------------------------------------------------------------------------
 
@@ -320,7 +349,7 @@ class Backbone(nn.Module):
     def place(self, placement: Placement) -> None:
         """Note that the weights have been spread: nothing moves them any more."""
         self.placement = placement
-        for found in ("_prefix", "_packing"):
+        for found in _FOUND:
             self.__dict__.pop(found, None)  # found again, as the network runs now
 
     def to(self, *args: Any, **kwargs: Any) -> Backbone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +27,14 @@ class Passes:
         modulator: of the network's sites.
         options: see :class:`ForwardOptions`.
         prefix: finds the frozen prefix, if there is one, when it is first needed.
+        lock: held by each pass, where only one thread at a time may pass through.
     """
 
     features: Callable[[Inputs], Tensor]
     modulator: Modulator
     options: ForwardOptions
     prefix: Callable[[], FrozenPrefix | None]
+    lock: AbstractContextManager[None] | None = None
 
     def prepare(self, prepared: Prepared) -> Prepared:
         """Record the frozen prefix, chunk by chunk, unless that has been done."""
@@ -42,7 +44,8 @@ class Passes:
 
         def record(piece: Prepared) -> Prepared:
             flat = piece.inputs.flatten()
-            return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
+            with self._alone:
+                return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
 
         return Prepared.join([record(piece) for piece in prepared.split(self.options.examples_per_chunk)])
 
@@ -69,8 +72,12 @@ class Passes:
         blocks = checkpointed_blocks(self.modulator) if recompute else {}
         prefix = self.prefix() if prepared.stored else None
         replay = prefix.replaying(prepared.stored) if prefix and prepared.stored else nullcontext()
-        with self.modulator.modulating(modulation), patch_forwards(blocks), replay:
+        with self._alone, self.modulator.modulating(modulation), patch_forwards(blocks), replay:
             return self.features(prepared.inputs.flatten()).unflatten(0, (prepared.shape[0], -1))
+
+    @property
+    def _alone(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.lock is None else self.lock
 
     def _checkpointed_pass(self, prepared: Prepared, modulation: Modulation) -> Tensor:
         """The same, of which only the inputs are kept for the backward pass."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mtl.metagrad import tensors
 from mtl.networks.backbones.adapter import noise
-from mtl.networks.backbones.patching import Forward, patch_forwards
+from mtl.networks.backbones.patching import Forward, forward_of, patch_forwards
 from mtl.networks.backbones.stored import AGAIN, NotByExample, Stored, as_shape, as_tensor, rows_per_example
-from mtl.networks.modulation import Modulation, Modulator
+from mtl.networks.modulation import FirstSite, Hook, Modulation, Modulator, watching
 from mtl.networks.readout import Readout
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def find_prefix(
         readout: see :class:`FrozenPrefix`.
     """
     try:
-        prefix = FrozenPrefix(modulator.model, [s.name for s in modulator.sites], features, unbroken, readout)
+        prefix = FrozenPrefix(modulator, features, unbroken, readout)
     except NotByExample:
         log.warning("%s: its frozen prefix mixes examples; it is computed every time", name)
         return None
@@ -71,11 +71,10 @@ class FrozenPrefix:
 
     A call is identified by its module and its turn. Of the calls in the prefix only the outermost count, and of their
     outputs only those are kept that something outside the prefix reads; the others become zeros of their shape. The
-    modules' own ``forward`` is patched while a recording or a replay lasts.
+    modules' own ``forward`` is patched while a recording or a replay lasts, for the calls of that thread.
 
     Args:
-        model: left unchanged.
-        sites: names of the modulated layers.
+        modulator: of the sites; its model is left unchanged.
         forward: runs the model on so many example inputs and returns features.
         unbroken: let every recording run to its end, because sharded networks count the calls of their layers.
         readout: of the model, whose levels below the first site are recorded and replayed too.
@@ -86,16 +85,16 @@ class FrozenPrefix:
 
     def __init__(
         self,
-        model: nn.Module,
-        sites: Sequence[str],
+        modulator: Modulator,
         forward: Callable[[int], Tensor],
         unbroken: bool = False,
         readout: Readout | None = None,
     ) -> None:
         self._unbroken = unbroken
         self._readout = readout if readout is not None and readout.frozen else None
-        self._sites = [model.get_submodule(name) for name in sites]
-        self._calls = _outermost_frozen(model, set(sites), lambda: forward(2))
+        self._modulator = modulator
+        sites = {s.name for s in modulator.sites}
+        self._calls = _outermost_frozen(modulator.model, sites, lambda: forward(2))
         self._needed = self._read_later(lambda: forward(2)) if self._calls else set()
         self._rows: Sequence[int] = ()
         self.pattern = Stored([], ())
@@ -114,7 +113,7 @@ class FrozenPrefix:
 
     @torch.no_grad()
     def record(self, forward: Callable[[], Any]) -> Stored:
-        """Outputs of the prefix while ``forward`` runs, which is stopped when the first site begins.
+        """Outputs of the prefix while ``forward`` runs, which is stopped at the first site.
 
         The levels of the readout that end before it come last, ``(n, width)``.
         """
@@ -131,15 +130,9 @@ class FrozenPrefix:
 
         found: list[Tensor] = []
         levels = nullcontext() if self._readout is None else self._readout.recording(found)
-        stops = [] if self._unbroken else [site.register_forward_pre_hook(_stop) for site in self._sites]
-        try:
-            with levels, self._patched(recording):
-                forward()
-        except _Done:
-            pass
-        finally:
-            for stop in stops:
-                stop.remove()
+        stop = nullcontext() if self._unbroken else self._modulator.stopping()
+        with suppress(FirstSite), levels, stop, self._patched(recording):
+            forward()
         return Stored([*outputs, *found], self._rows)
 
     @contextmanager
@@ -161,7 +154,9 @@ class FrozenPrefix:
         turns: dict[nn.Module, list[int]] = {}
         for i, module in enumerate(self._calls):
             turns.setdefault(module, []).append(i)
-        forwards = {module: _in_turn([wrap(i, module.forward) for i in indices]) for module, indices in turns.items()}
+        forwards = {
+            module: _in_turn([wrap(i, forward_of(module)) for i in indices]) for module, indices in turns.items()
+        }
         with patch_forwards(forwards):
             yield
 
@@ -189,14 +184,6 @@ class FrozenPrefix:
         return opaque | {int(name.split()[0]) for name in tensors.reaches([features], leaves)}
 
 
-class _Done(Exception):
-    """The prefix is known; the rest of the forward pass is not needed."""
-
-
-def _stop(site: nn.Module, args: Any) -> None:
-    raise _Done
-
-
 def _in_turn(calls: Sequence[Forward]) -> Forward:
     remaining = iter(calls)
     if len(calls) == 1:
@@ -220,13 +207,9 @@ def _outermost_frozen(model: nn.Module, sites: set[str], forward: Callable[[], A
         stack.pop()
         ended.append((module, len(stack), not begun))
 
-    handles = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [hook for m in names for hook in (Hook(m, enter, before=True), Hook(m, leave))]
+    with watching(hooks), torch.no_grad():
+        forward()
     late = {module for module, _, frozen in ended if not frozen}
     outermost: list[nn.Module] = []
     depth = None  # of the frozen call that the calls before it may belong to; calls end after those inside them

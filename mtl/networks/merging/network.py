@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from mtl.networks.backbones import Backbone
 from mtl.networks.merging.folding import NETWORK_TOLERANCE, distance, fold, holds_shift
 from mtl.networks.merging.layer import Layer
 from mtl.networks.merging.tracing import shared_weights, trace_sites
-from mtl.networks.modulation import Modulation, Modulator, Site
+from mtl.networks.modulation import Modulation, Modulator, Site, plain_copy
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ def _copy(backbone: Backbone) -> nn.Module:
     Rounding folded weights to bfloat16 costs a fifth of a typical modulation, and a GPU's TF32 convolutions are too
     coarse to tell a right fold from a wrong one.
     """
-    with backbone.modulator.removed() as model:
-        copied = copy.deepcopy(model).cpu()
+    copied = plain_copy(backbone.model).cpu()
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in copied.parameters())
     return copied.float() if low else copied
 

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mtl.networks.modulation import Site
+from mtl.networks.modulation import Hook, Site, watching
 
 LinearMap = nn.Linear | Conv1D
 
@@ -36,13 +36,10 @@ def trace_sites(model: nn.Module, sites: tuple[Site, ...], features: Callable[[]
     def at_reader(reader: LinearMap, module: nn.Module, args: tuple) -> None:
         reads[reader].extend(args[:1])
 
-    handles = [m.register_forward_pre_hook(partial(at_reader, m)) for m in reads]
-    handles += [model.get_submodule(s.name).register_forward_hook(partial(at_site, s.name)) for s in sites]
-    try:
+    hooks = [Hook(m, partial(at_reader, m), before=True) for m in reads]
+    hooks += [Hook(model.get_submodule(s.name), partial(at_site, s.name)) for s in sites]
+    with watching(hooks):
         features()
-    finally:
-        for handle in handles:
-            handle.remove()
     once = {n: o[0] for n, o in outputs.items() if len(o) == 1}
     return Trace(inputs, {n: [m for m, r in reads.items() if len(r) == 1 and r[0] is o] for n, o in once.items()})
 

@@ -1,22 +1,33 @@
 """Where a frozen network is modulated, and how: scale and shift after chosen layers, by forward hooks.
 
 Hooks are the one mechanism that reaches any module of any library, keeps ``state_dict`` keys, and takes a different
-vector for every task of a batch. They are installed once; a call that modulates nothing pays a ``None`` test per site.
+vector for every task of a batch. They are installed once; a call that modulates nothing pays three look-ups per site.
+What they apply belongs to the call, see :class:`CallLocal`, so many threads may call one network.
 """
 
 from mtl.networks.modulation.finding import find_sites
-from mtl.networks.modulation.hooks import Modulator, modulate
+from mtl.networks.modulation.hooks import FirstSite, Modulator, modulate
 from mtl.networks.modulation.layers import hook_point, is_norm, uncompiled
+from mtl.networks.modulation.local import CallLocal, CopyableLock
 from mtl.networks.modulation.sites import Modulation, Site, SiteKind
+from mtl.networks.modulation.watching import Hook, LastingHook, changing, plain_copy, watching
 
 __all__ = [
+    "CallLocal",
+    "CopyableLock",
+    "FirstSite",
+    "Hook",
+    "LastingHook",
     "Modulation",
     "Modulator",
     "Site",
     "SiteKind",
+    "changing",
     "find_sites",
     "hook_point",
     "is_norm",
     "modulate",
+    "plain_copy",
     "uncompiled",
+    "watching",
 ]

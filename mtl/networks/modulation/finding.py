@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mtl.episode import Inputs, RawInputs
 from mtl.metagrad.tensors import has_values
-from mtl.networks.modulation.layers import channel_dim, hook, is_linear_map, is_norm, uncompiled
+from mtl.networks.modulation.layers import channel_dim, hook_point, is_linear_map, is_norm, uncompiled
 from mtl.networks.modulation.sites import Site, SiteKind
+from mtl.networks.modulation.watching import Hook, watching
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +99,12 @@ def _trace(model: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> di
         # Cloned: the activation that follows may work in place. Only tensors can be sites.
         outputs.setdefault(name, []).append(x.detach().clone() if isinstance(x, Tensor) else torch.empty(0))
 
-    handles = [hook(layer, lambda x, name=name: keep(name, x)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad(), _evaluating(model):
-            _run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    def hook(name: str, layer: nn.Module) -> Hook:
+        target, before = hook_point(layer)
+        return Hook(target, lambda _, args, *output: keep(name, args[0] if before else output[0]), before)
+
+    with watching(hook(*named) for named in layers.items()), torch.no_grad(), _evaluating(model):
+        _run(model, inputs)
     return outputs
 
 

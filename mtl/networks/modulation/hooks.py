@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from mtl.networks.modulation.layers import hook, uncompiled
+from mtl.networks.modulation.layers import hook_point, uncompiled
+from mtl.networks.modulation.local import CallLocal
 from mtl.networks.modulation.sites import Modulation, Site
+from mtl.networks.modulation.watching import Hook, LastingHook, changing, remove_hooks
 
 PerSite = list[tuple[Tensor, Tensor]]
 """Scale and shift of every site, each ``(tasks, C)``."""
@@ -25,54 +27,54 @@ class _Recording:
 
 
 class Modulator:
-    """Owns the hooks on a model's sites, and the modulation of the call in progress.
+    """Owns the hooks on a model's sites, and the modulation of the calls in progress, thread by thread.
 
-    A modulation is here only while its call runs. A backward pass that recomputes activations later has to restore it,
-    see :meth:`as_now`; otherwise the recomputation runs unmodulated, and torch raises an error because it saves another
-    number of tensors.
+    A modulation is here only while its call runs. A backward pass that recomputes activations later, maybe in another
+    thread, has to restore it, see :meth:`as_now`; otherwise the recomputation runs unmodulated, and torch raises an
+    error because it saves another number of tensors.
+
+    A deep copy or a pickle of the model takes the hooks along, which belong to a copy of the modulator.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
         self.model = uncompiled(model)
         self.sites = tuple(sites)
         self.width = sum(s.width for s in self.sites)
-        self.active: PerSite | None = None
-        self._recording: _Recording | None = None
-        self._handles: list[RemovableHandle] = []
+        self._active: CallLocal[PerSite | None] = CallLocal(None)
+        self._recording: CallLocal[_Recording | None] = CallLocal(None)
+        self._stopping = CallLocal(default=False)
+        self._installed = False
         self.install()
 
     def install(self) -> None:
         """Put the hooks on the model; no effect if they are there."""
-        if not self._handles:
-            layers = [self.model.get_submodule(s.name) for s in self.sites]
-            self._handles = [hook(layer, lambda x, i=i: self._at_site(i, x)) for i, layer in enumerate(layers)]
+        with changing():
+            if not self._installed:
+                for i, site in enumerate(self.sites):
+                    target, before = hook_point(self.model.get_submodule(site.name))
+                    Hook(target, _SiteHook(self, i), before).register()
+            self._installed = True
 
     def remove(self) -> None:
-        """Take the hooks off the model; :meth:`install` puts them back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextmanager
-    def removed(self) -> Iterator[nn.Module]:
-        """The model without the hooks, to copy it."""
-        self.remove()
-        try:
-            yield self.model
-        finally:
-            self.install()
+        """Take the hooks off the model, for all threads; :meth:`install` puts them back."""
+        remove_hooks(self.model, lambda hook: isinstance(hook, _SiteHook) and hook.modulator is self)
+        self._installed = False
 
     def modulating(self, modulation: Modulation | None) -> AbstractContextManager[None]:
-        """Forwards inside see this modulation, with rows grouped by task along their first axis.
+        """Forwards of this thread inside see this modulation, with rows grouped by task along their first axis.
 
         Raises:
             ValueError: the modulation is not as wide as the sites together.
         """
-        return _Seeing(self, None if modulation is None else self._per_site(modulation))
+        return self._active.set_to(None if modulation is None else self._per_site(modulation))
 
     def as_now(self) -> AbstractContextManager[None]:
-        """A context in which forwards see the modulation of this moment, whenever and how often it is entered."""
-        return _Seeing(self, self.active)
+        """A context in which forwards see the modulation of this moment; it may be entered often, and in any thread."""
+        return self._active.set_to(self._active.get())
+
+    def stopping(self) -> AbstractContextManager[None]:
+        """Forwards of this thread inside end with :class:`FirstSite` where the first site is reached."""
+        return self._stopping.set_to(True)
 
     @contextmanager
     def recording(self, examples: int, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
@@ -82,13 +84,11 @@ class Modulator:
             mask: ``(examples, length)``, 0 at padding tokens, which are left out of the mean.
         """
         found: list[Tensor] = []
-        previous, self._recording = self._recording, _Recording(examples, mask)
-        try:
+        recording = _Recording(examples, mask)
+        with self._recording.set_to(recording):
             yield found
-            calls = [self._recording.means[i] for i in range(len(self.sites))]
-            found.extend(torch.stack(means).mean(0) for means in calls)
-        finally:
-            self._recording = previous
+        calls = [recording.means[i] for i in range(len(self.sites))]
+        found.extend(torch.stack(means).mean(0) for means in calls)
 
     def _per_site(self, modulation: Modulation) -> PerSite:
         if modulation.width != self.width:
@@ -99,28 +99,28 @@ class Modulator:
         widths = [s.width for s in self.sites]
         return list(zip(modulation.scale.split(widths, 1), modulation.shift.split(widths, 1), strict=True))
 
-    def _at_site(self, i: int, x: Tensor) -> Tensor | None:
-        if self._recording is not None:
-            means = self._recording.means.setdefault(i, [])
-            means.append(_position_mean(x, self.sites[i].channel_dim, self._recording))
-        if self.active is None:
+    def at_site(self, i: int, x: Tensor) -> Tensor | None:
+        """What becomes of the activation of a site; None leaves it as it is."""
+        if self._stopping.get():
+            raise FirstSite
+        if (recording := self._recording.get()) is not None:
+            means = recording.means.setdefault(i, [])
+            means.append(_position_mean(x, self.sites[i].channel_dim, recording))
+        if (active := self._active.get()) is None:
             return None
-        return modulate(x, *self.active[i], self.sites[i].channel_dim)
+        return modulate(x, *active[i], self.sites[i].channel_dim)
 
 
-class _Seeing(AbstractContextManager[None]):
-    """Sets what a modulator applies, and puts back what it was; may be entered again, also while entered."""
+class FirstSite(Exception):
+    """The forward pass has come to the first site, and what follows is not wanted."""
 
-    def __init__(self, modulator: Modulator, active: PerSite | None) -> None:
-        self._modulator, self._active = modulator, active
-        self._before: list[PerSite | None] = []
 
-    def __enter__(self) -> None:
-        self._before.append(self._modulator.active)
-        self._modulator.active = self._active
+class _SiteHook(LastingHook):
+    def __init__(self, modulator: Modulator, site: int) -> None:
+        self.modulator, self.site = modulator, site
 
-    def __exit__(self, *exception: object) -> None:
-        self._modulator.active = self._before.pop()
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Tensor | None:
+        return self.modulator.at_site(self.site, (output or args)[0])
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tensor:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 # Norms that subclass no torch norm: LlamaRMSNorm, T5LayerNorm, timm RmsNorm2d and SimpleNorm, frozen batch norms.
@@ -63,11 +60,3 @@ def hook_point(module: nn.Module) -> tuple[nn.Module, bool]:
     """
     act = dict(module.named_children()).get("act") if is_norm(module) else None
     return (module, False) if act is None else (act, True)
-
-
-def hook(layer: nn.Module, f: Callable[[Any], Tensor | None]) -> RemovableHandle:
-    """Call ``f`` on the site's activation; what it returns, if not None, replaces the activation."""
-    target, before = hook_point(layer)
-    if before:
-        return target.register_forward_pre_hook(lambda _, args: f(args[0]))
-    return target.register_forward_hook(lambda _, args, output: f(output))

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtl.episode import Inputs
 from mtl.metagrad.tensors import has_values
-from mtl.networks.modulation import uncompiled
+from mtl.networks.modulation import CallLocal, Hook, LastingHook, changing, uncompiled, watching
 from mtl.networks.readout import pooling
-from mtl.networks.readout.levels import Choice, Level, chosen_stages
+from mtl.networks.readout.levels import Choice, Kind, Level, chosen_stages
 from mtl.networks.readout.pooling import Positions
 from mtl.networks.readout.stages import Stage, find_stages, first_tensor
+from mtl.networks.readout.statistics import AbstractStatistic, OfClassToken, OfMap, OfTokens
 
 _INPUT = "input"
 _MOST_CHANNELS_4X4, _LEAST_SIDE_4X4 = 64, 8
-_MASK = "attention_mask"
 
 
-@dataclass(frozen=True)
-class _Statistic:
-    """One level, and how it is pooled from the output of its stage."""
+class _Reading(NamedTuple):
+    """A forward pass in progress.
 
-    level: Level
-    pool: Callable[[Tensor, Inputs], Tensor]
+    Args:
+        inputs: of the pass.
+        wanted: stages that are pooled.
+        parts: of every stage, what was pooled: ``(n, width)``.
+    """
+
+    inputs: Inputs
+    wanted: Collection[int]
+    parts: dict[int, Tensor]
 
 
 class Readout:
     """Reads chosen stages of a network: means, deviations, grids and tokens, and last the network's own features.
 
+    Threads may read at once: a pass in progress belongs to the thread that runs it.
+
     Args:
-        model: with the hooks of its sites in place, if it has any; left as it was found.
+        model: with the hooks of its sites in place, if it has any; it gets a forward hook per stage that is read.
         own: the network's own features ``(n, D)`` of inputs.
         example: three or more different examples.
         positions: what the token positions mean.
@@ -72,15 +78,22 @@ class Readout:
             )
         self.stages = tuple(stages)
         self._statistics = {i: self._of_stage(i, grid) for i in chosen_stages(levels, [s.name for s in stages])}
-        self._recorded: list[Tensor] | None = None
-        self._replayed: Tensor | None = None
-        self._left_out = False
+        self._recorded: CallLocal[list[Tensor] | None] = CallLocal(None)
+        self._replayed: CallLocal[Tensor | None] = CallLocal(None)
+        self._left_out = CallLocal(default=False)
+        self._reading: CallLocal[_Reading | None] = CallLocal(None)
+        self._hooked: nn.Module | None = None
+        self._widths: dict[int, int] = {}
         with torch.no_grad():
             parts, features = self._run(model, example, own)
         self._drop_what_equals(features, parts)
         last = Level(f"{stages[-1].name} own", "own", len(stages) - 1, 1.0, features.shape[-1])
         self.levels = (*(s.level for of_stage in self._statistics.values() for s in of_stage), last)
         self._widths = {i: sum(s.level.width for s in of_stage) for i, of_stage in self._statistics.items()}
+        self._hooked = uncompiled(model)
+        with changing():
+            for hook in self._hooks(self._hooked):
+                hook.register()
 
     def read(self, model: nn.Module, inputs: Inputs, own: Callable[[Inputs], Tensor]) -> Tensor:
         """Features ``(n, D)`` of all levels, in at least float32.
@@ -98,32 +111,17 @@ class Readout:
         """Whether all stages are maps: convolutions are faster with channels last in memory."""
         return all(stage.form == "map" for stage in self.stages)
 
-    @contextmanager
-    def recording(self, found: list[Tensor]) -> Iterator[None]:
+    def recording(self, found: list[Tensor]) -> AbstractContextManager[None]:
         """Forwards inside, which may be stopped at the first site, append the levels below it: ``(n, width)``."""
-        previous, self._recorded = self._recorded, found
-        try:
-            yield
-        finally:
-            self._recorded = previous
+        return self._recorded.set_to(found)
 
-    @contextmanager
-    def replaying(self, frozen: Tensor | None) -> Iterator[None]:
+    def replaying(self, frozen: Tensor | None) -> AbstractContextManager[None]:
         """Forwards inside take those levels from here; None computes them."""
-        previous, self._replayed = self._replayed, frozen
-        try:
-            yield
-        finally:
-            self._replayed = previous
+        return self._replayed.set_to(frozen)
 
-    @contextmanager
-    def without_frozen(self) -> Iterator[None]:
+    def without_frozen(self) -> AbstractContextManager[None]:
         """Forwards inside leave those levels out."""
-        previous, self._left_out = self._left_out, True
-        try:
-            yield
-        finally:
-            self._left_out = previous
+        return self._left_out.set_to(True)
 
     @property
     def frozen(self) -> list[int]:
@@ -133,77 +131,64 @@ class Readout:
     def _run(
         self, model: nn.Module, inputs: Inputs, own: Callable[[Inputs], Tensor]
     ) -> tuple[dict[int, Tensor], Tensor]:
-        model, parts = uncompiled(model), dict[int, Tensor]()
-        if self._replayed is not None:
-            widths = [self._widths[i] for i in self.frozen]
-            parts.update(zip(self.frozen, self._replayed.split(widths, 1), strict=True))
-
-        def at_stage(i: int, module: nn.Module | None, args: Any, output: Any) -> None:
-            x = first_tensor(output)
-            assert x is not None
-            parts[i] = torch.cat([s.pool(x, inputs) for s in self._statistics[i]], 1)
-
-        handles = []
-        skipped = {*parts, *(self.frozen if self._left_out else [])}
+        model, frozen = uncompiled(model), self.frozen
+        parts: dict[int, Tensor] = {}
+        if (replayed := self._replayed.get()) is not None:
+            parts.update(zip(frozen, replayed.split([self._widths[i] for i in frozen], 1), strict=True))
+        skipped = {*parts, *(frozen if self._left_out.get() else [])}
         wanted = [i for i, statistics in self._statistics.items() if statistics and i not in skipped]
-        for i in wanted:
-            if self.stages[i].name == _INPUT:
-                at_stage(i, None, (), inputs.tensor)
-            else:
-                module = model.get_submodule(self.stages[i].name)
-                handles.append(module.register_forward_hook(partial(at_stage, i)))
+        reading = _Reading(inputs, wanted, parts)
+        hooks = nullcontext() if model is self._hooked else watching(self._hooks(model))
         try:
-            return parts, own(inputs)  # a dict that is full once the features are there
+            with self._reading.set_to(reading), hooks:
+                if self.stages[0].name == _INPUT:
+                    self.at_stage(0, inputs.tensor)
+                return parts, own(inputs)  # a dict that is full once the features are there
         finally:
-            for handle in handles:
-                handle.remove()
-            if self._recorded is not None and parts.keys() >= set(self.frozen):
-                self._recorded.append(torch.cat([parts[i] for i in self.frozen], 1).detach())
+            if (recorded := self._recorded.get()) is not None and parts.keys() >= set(frozen):
+                recorded.append(torch.cat([parts[i] for i in frozen], 1).detach())
 
-    def _of_stage(self, i: int, grid: bool) -> list[_Statistic]:
-        make = self._of_text if self._image is None else partial(self._of_image, grid=grid)
-        return make(i, self.stages[i], i / max(1, len(self.stages) - 1))
+    def at_stage(self, i: int, output: Any) -> None:
+        """Pool the output of a stage for the pass that this thread is in, if it is in one."""
+        if (reading := self._reading.get()) is None or i not in reading.wanted:
+            return
+        x = first_tensor(output)
+        assert x is not None
+        reading.parts[i] = torch.cat([s.pool(x, reading.inputs) for s in self._statistics[i]], 1)
 
-    def _of_text(self, i: int, stage: Stage, depth: float) -> list[_Statistic]:
-        causal, width = self.positions.causal, stage.width
+    def _hooks(self, model: nn.Module) -> list[Hook]:
+        read = [i for i, statistics in self._statistics.items() if statistics and self.stages[i].name != _INPUT]
+        return [Hook(model.get_submodule(self.stages[i].name), _AtStage(self, i)) for i in read]
 
-        def level(kind: Literal["mean", "std", "token"]) -> Level:
-            return Level(f"{stage.name} {kind}", kind, i, depth, width)
+    def _of_stage(self, i: int, grid: bool) -> list[AbstractStatistic]:
+        stage, depth = self.stages[i], i / max(1, len(self.stages) - 1)
+        return self._of_text(i, stage, depth) if self._image is None else self._of_image(i, stage, depth, grid)
 
-        def weights(x: Tensor, inputs: Inputs) -> Tensor:
-            return pooling.token_weights(x, inputs.tensors.get(_MASK), causal)
-
-        def token(x: Tensor, inputs: Inputs) -> Tensor:
-            return pooling.one_token(x, inputs.tensors.get(_MASK), last=causal)
-
-        statistics = [
-            _Statistic(level("mean"), lambda x, inputs: pooling.token_mean(x, weights(x, inputs))),
-            _Statistic(level("std"), lambda x, inputs: pooling.token_std(x, weights(x, inputs))),
-        ]
+    def _of_text(self, i: int, stage: Stage, depth: float) -> list[AbstractStatistic]:
+        causal = self.positions.causal
+        kinds: list[Kind] = ["mean", "std"]
         if causal or self.positions.has_class_token:
-            statistics.append(_Statistic(level("token"), token))
-        return statistics
+            kinds.append("token")
+        return [OfTokens(Level(f"{stage.name} {kind}", kind, i, depth, stage.width), causal) for kind in kinds]
 
-    def _of_image(self, i: int, stage: Stage, depth: float, grid: bool) -> list[_Statistic]:
-        def pooled(pool: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Inputs], Tensor]:
-            def of(x: Tensor, inputs: Inputs) -> Tensor:
-                height, width = inputs.tensor.shape[2:]
-                return pool(pooling.as_map(x, stage.form, height / width, self.positions.prefix))
-
-            return of
-
+    def _of_image(self, i: int, stage: Stage, depth: float, grid: bool) -> list[AbstractStatistic]:
         size, prefix = self._size(stage)
-        statistics = [_Statistic(Level(f"{stage.name} mean", "mean", i, depth, stage.width), pooled(pooling.map_mean))]
+
+        def level(kind: Kind) -> Level:
+            return Level(f"{stage.name} {kind}", kind, i, depth, stage.width)
+
+        def of_map(level: Level) -> AbstractStatistic:
+            return OfMap(level, stage.form, self.positions.prefix)
+
+        statistics = [of_map(level("mean"))]
         if size[0] * size[1] > 1:
-            level = Level(f"{stage.name} std", "std", i, depth, stage.width)
-            statistics.append(_Statistic(level, pooled(pooling.map_std)))
+            statistics.append(of_map(level("std")))
         if stage.form == "tokens" and prefix and self.positions.has_class_token:
-            level = Level(f"{stage.name} token", "token", i, depth, stage.width)
-            statistics.append(_Statistic(level, lambda x, inputs: pooling.one_token(x, None, last=False)))
-        sides = self._sides(i, stage, size) if grid else []
-        for side in sides:
-            level = Level(f"{stage.name} grid {side}x{side}", "grid", i, depth, stage.width * side**2, side**2)
-            statistics.append(_Statistic(level, pooled(partial(pooling.map_grid, side=side))))
+            statistics.append(OfClassToken(level("token")))
+        for side in self._sides(i, stage, size) if grid else []:
+            cells = side**2
+            name = f"{stage.name} grid {side}x{side}"
+            statistics.append(of_map(Level(name, "grid", i, depth, stage.width * cells, cells)))
         return statistics
 
     def _size(self, stage: Stage) -> tuple[tuple[int, int], int]:
@@ -232,3 +217,11 @@ class Readout:
         tolerance = (1e-4 if own.dtype in (torch.float32, torch.float64) else 1e-2) * float(own.abs().max())
         same = [p.shape == own.shape and bool((p - own).abs().max() <= tolerance) for p in pieces]
         self._statistics[last] = [s for s, drop in zip(self._statistics[last], same, strict=True) if not drop]
+
+
+class _AtStage(LastingHook):
+    def __init__(self, readout: Readout, stage: int) -> None:
+        self.readout, self.stage = readout, stage
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> None:
+        self.readout.at_stage(self.stage, *output)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.networks.modulation import is_norm
+from mtl.networks.modulation import Hook, is_norm, watching
 from mtl.networks.readout.pooling import Form
 
 Containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
@@ -115,16 +115,12 @@ def _watch(model: nn.Module, run: Callable[[], Any], examples: int, sites: set[s
         if x is not None and x.is_floating_point() and x.dim() in (3, 4) and len(x) == examples:
             seen.shape = x.shape
 
-    handles = []
+    hooks = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _, args, name=name: enter(name)))
-        handles.append(module.register_forward_hook(lambda _, args, output, name=name: leave(name, output)))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+        hooks.append(Hook(module, lambda _, args, name=name: enter(name), before=True))
+        hooks.append(Hook(module, lambda _, args, output, name=name: leave(name, output)))
+    with watching(hooks), torch.no_grad():
+        run()
     return watched
 
 
