@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from mtl.tools.files import atomic_folder, atomic_write, explain_write_errors, recover_folder, remove_drafts
+from mtl.tools.files import atomic_folder, atomic_write, explain_write_errors, remove_drafts
 
 
 def drafts_of_a_kill(path, opened, monkeypatch) -> None:
@@ -38,36 +35,25 @@ def test_drafts_of_a_file_are_removed(name, tmp_path, monkeypatch):
 def test_drafts_of_a_folder_are_removed(tmp_path, monkeypatch):
     drafts_of_a_kill(tmp_path / "best", atomic_folder, monkeypatch)
     assert len(names(tmp_path)) == 1
-    recover_folder(tmp_path / "best")
+    remove_drafts(tmp_path / "best")
     assert names(tmp_path) == set()
 
 
-def killed_at_move(number: int, path: Path, monkeypatch) -> None:
-    """Replace the folder ``path`` in a process that dies before its move of that number, or after the second."""
-    move, done = os.replace, []
-
-    def moved(*paths):
-        if len(done) == number - 1:
-            raise KeyboardInterrupt
-        move(*paths)
-        done.append(paths)
-
-    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-        patched.setattr("mtl.tools.files.os.replace", moved)
-        patched.setattr("mtl.tools.files.shutil.rmtree", lambda *_, **__: None)
-        with atomic_folder(path) as draft:
-            (draft / "new").touch()
-
-
-@pytest.mark.parametrize(("number", "kept"), [(1, "old"), (2, "old"), (3, "new")])
-def test_a_folder_killed_while_it_is_replaced_is_whole(number, kept, tmp_path, monkeypatch):
-    with atomic_folder(tmp_path / "best") as draft:
-        (draft / "old").touch()
-    killed_at_move(number, tmp_path / "best", monkeypatch)
-    assert (tmp_path / "best").exists() == (number != 2), "the kill that this is about"
-    recover_folder(tmp_path / "best")
-    assert names(tmp_path) == {"best"}
-    assert names(tmp_path / "best") == {kept}
+def test_a_folder_is_never_replaced(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with atomic_folder(tmp_path / "empty") as draft:
+        (draft / "new").touch()
+    assert names(tmp_path / "empty") == {"new"}
+    with pytest.raises(FileExistsError, match="empty is already there and would be replaced"):
+        atomic_folder(tmp_path / "empty").__enter__()
+    late = atomic_folder(tmp_path / "late")
+    late.__enter__()
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "of another process").touch()
+    with pytest.raises(FileExistsError):
+        late.__exit__(None, None, None)
+    assert names(tmp_path / "late") == {"of another process"}
+    assert names(tmp_path) == {"empty", "late"}
 
 
 def test_a_pattern_of_names_removes_the_drafts_of_all(tmp_path):

@@ -195,7 +195,7 @@ def test_a_folder_of_the_built_in_classes_keeps_its_format(tmp_path: Path):
     made = mtl.MetaLearner(b, mtl.TaskCode(b.sites, b.width, size=7), mtl.Ridge(), optimizer=mtl.InnerAdam())
     mtl.save_pretrained(made, tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert config.keys() == {"mtl", "backbone", "generator", "head", "inner", "extra"}
+    assert config.keys() == {"mtl", "backbone", "generator", "head", "inner", "extra", "sha256", "digest"}
     assert config["generator"] == {"kind": "code", "options": {"step_size": 0.1, "size": 7}}
     assert config["head"] == {"kind": "ridge", "options": {"l2": 1.0, "scale": 10.0}}
     options = {"betas": [0.9, 0.999], "eps": 1e-8}

@@ -17,7 +17,7 @@ from mtl.fewshot.choosing import Choice, by_head_start, candidates, choose, fold
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
-from mtl.fewshot.model import QueryLoss, TaskModel, cross_entropy
+from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
@@ -84,6 +84,10 @@ class MetaLearner:
             raise ValueError(f"MetaLearner(lite_examples={lite_examples}): expected at least one, or None for all")
         if inner_steps is not None and (inner_steps < 0 or inner_steps != int(inner_steps)):
             raise ValueError(f"MetaLearner(inner_steps={inner_steps}): expected 0 (no inner loop) or more whole steps")
+        check_part("generator", generator, AbstractGenerator, "make_generator('channelwise', backbone)")
+        check_part("head", head, AbstractHead, "Cosine()")
+        check_part("optimizer", optimizer, AbstractInnerOptimizer, "InnerSGD()")
+        check_part("estimator", estimator, AbstractEstimator, "Windowed()")
         readout = len(backbone.levels) > 1 or not backbone.sites
         generator = make_generator("channelwise", backbone) if generator is None else generator
         self.model = TaskModel(backbone, generator, head or (CentredRidge() if readout else Cosine()))

@@ -181,3 +181,12 @@ class QueryLoss:
 
 def _short(widths: tuple[int, ...]) -> str:
     return f"{list(widths[:4])}{'...' if len(widths) > 4 else ''} ({len(widths)} in all)"
+
+
+def check_part(name: str, part: object, kind: type, example: str) -> None:
+    """Refuse a class, a name or a function, before something deep inside does."""
+    if part is not None and not isinstance(part, kind):
+        raise ValueError(
+            f"MetaLearner({name}={part!r}): expected an instance of {kind.__name__}, such as {example}; a part of your "
+            "own derives from it"
+        )

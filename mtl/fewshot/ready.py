@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mtl.episode import Examples, Inputs
 from mtl.fewshot.adapted import Adapted, batched
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.saving import WEIGHTS, build_learner, describe_parts, read_config
+from mtl.fewshot.saved_files import from_bytes, read_files, to_bytes
+from mtl.fewshot.saving import build_learner, describe_parts
 from mtl.networks.backbones import Backbone, load_backbone
 from mtl.tools.files import write_whole
+from mtl.tools.json_files import read_json
 
 ASSETS = Path(__file__).parent / "assets"
 UNIVERSAL = "mtl/universal"
@@ -76,8 +77,8 @@ def save_ready(learner: MetaLearner, path: str | Path, extra: dict[str, Any] | N
     if config["generator"]["options"].get("per_channel", True):
         raise ValueError("only ChannelWise with per_channel=False fits other networks")
     state = learner.generator.state_dict()
-    kept = {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith(STANDARD)}
-    write_whole(Path(f"{path}.safetensors"), save(kept))
+    kept = {k: v for k, v in state.items() if not k.startswith(STANDARD)}
+    write_whole(Path(f"{path}.safetensors"), to_bytes(kept))
     write_whole(Path(f"{path}.json"), (json.dumps(config | {"extra": extra or {}}, indent=2) + "\n").encode())
 
 
@@ -134,8 +135,12 @@ def _features(backbone: Backbone, items: Sequence[Any]) -> Tensor:
 def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and weights of a generator."""
     if source != UNIVERSAL:
-        return read_config(Path(source)), load_file(Path(source) / WEIGHTS)
-    path = ASSETS / "universal.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{UNIVERSAL} is not in this installation ({path.name} is not there); install it again")
-    return json.loads(path.read_text()), load_file(ASSETS / "universal.safetensors")
+        return read_files(Path(source))
+    config, weights = ASSETS / "universal.json", ASSETS / "universal.safetensors"
+    for path in (config, weights):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{UNIVERSAL} is not in this installation ({path.name} is not there); install it again"
+            )
+    fields = {"generator.kind": str, "generator.options": dict, "head": dict, "inner": dict}
+    return read_json(config, fields), from_bytes(weights.read_bytes(), weights)

@@ -1,4 +1,4 @@
-"""A trained meta-learner as a folder: ``config.json`` and ``generator.safetensors``.
+"""A trained meta-learner as a folder, see :mod:`mtl.fewshot.saved_files`.
 
 The frozen backbone is not in the folder: the config says how to load it, and a fingerprint refuses another one.
 """
@@ -11,78 +11,111 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
-from safetensors.torch import load_file, save
+from torch import Tensor
 
 from mtl.fewshot.generators import GENERATORS, AbstractGenerator, make_generator
 from mtl.fewshot.heads import HEADS
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.saved_files import CONFIG, WEIGHTS, from_bytes, read_files, to_bytes, write_files
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
 from mtl.metagrad.registry import Registry
 from mtl.networks.backbones import Backbone, load_backbone
 from mtl.networks.backbones.identity import differences
-from mtl.tools.files import atomic_folder, explain_write_errors
+from mtl.networks.backbones.saved_arguments import relative_to, saved_arguments
+from mtl.tools.json_files import check_fields, fits
 
-CONFIG, WEIGHTS = "config.json", "generator.safetensors"
 FORMER_NAMES = {"conditioned": "dense"}  # of generators, in files that were saved under them
 
 
 def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
     """Write the generator, and all that is needed to build the learner again.
 
+    Two files, ``config.json`` and ``generator.safetensors``; both replace those of a saved learner, together or not at
+    all, and no other file in the folder is touched.
+
     Args:
-        folder: created, or replaced if it holds a saved learner.
+        folder: created if needed.
         extra: facts to keep beside it that JSON can hold (a step number, an accuracy).
 
     Raises:
-        FileExistsError: the folder holds something that is not a saved learner.
+        FileExistsError: the folder holds files of these names that are not a saved learner.
         ValueError: a class of the learner is not registered, or its options do not fit into JSON.
         OSError: the folder could not be written; what was there still is.
     """
-    folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
-        raise FileExistsError(f"{folder} holds files but no saved learner, and would be replaced; save to a new folder")
-    config = json.dumps(describe_learner(learner) | {"extra": extra or {}}, indent=2)
-    state = {k: v.detach().cpu().contiguous() for k, v in learner.generator.state_dict().items()}
-    weights = save(state)  # safetensors' own writer reports a full disk as an error of its format
-    with explain_write_errors(folder, len(weights)), atomic_folder(folder) as fresh:
-        (fresh / CONFIG).write_text(config)
-        (fresh / WEIGHTS).write_bytes(weights)
+    folder, config = Path(folder), describe_learner(learner)
+    load = relative_to(config["backbone"]["load"], folder)
+    is_folder = Path(config["backbone"]["load"]["name"]).is_dir()
+    config["backbone"] |= {"load": load, "is_folder": is_folder}
+    write_files(folder, config | {"extra": extra or {}}, learner.generator.state_dict())
 
 
-def from_pretrained(folder: str | Path, backbone: Backbone | None = None) -> MetaLearner:
+def from_pretrained(
+    folder: str | Path,
+    backbone: str | Path | Backbone | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> MetaLearner:
     """Build a saved learner again.
+
+    Nothing in the folder can choose code to run: it gives numbers, and names among those known here; see the page on
+    security.
 
     Args:
         folder: written by :func:`save_pretrained`.
-        backbone: use this one instead of loading the one that the config names.
+        backbone: use this one instead of loading the one that the config names; a name or a folder is loaded with the
+            saved arguments.
+        checkpoint: the file of the backbone's weights, where it is not where the config says.
+        trust_remote_code: see :func:`mtl.load_backbone`.
 
     Raises:
-        FileNotFoundError: the folder is not a complete saved learner.
-        ValueError: the backbone is not the one that the generator was trained for, or a class of your own is not
-            registered.
+        FileNotFoundError: the folder is not a complete saved learner, or lacks what the config refers to.
+        ValueError: a file is damaged, the backbone is not the one that the generator was trained for, or a class of
+            your own is not registered.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    backbone = backbone or load_backbone(**config["backbone"]["load"])
+    config, state = read_files(folder)
+    if not isinstance(backbone, Backbone):
+        backbone = _load(folder / CONFIG, config["backbone"], backbone, checkpoint, trust_remote_code)
+    elif checkpoint is not None or trust_remote_code:
+        raise ValueError(
+            "checkpoint= and trust_remote_code= are for loading a backbone, and backbone= is loaded already"
+        )
     _check_backbone(folder, config["backbone"], backbone)
     learner = build_learner(config, backbone)
-    learner.generator.load_state_dict(load_file(folder / WEIGHTS))
+    load_state(learner.generator, state, folder / WEIGHTS)
     return learner
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a saved learner.
+def _load(
+    file: Path, saved: dict[str, Any], name: str | Path | None, checkpoint: str | Path | None, trust_remote_code: bool
+) -> Backbone:
+    """The backbone that a config describes, with the caller's own name or checkpoint in the place of the saved one."""
+    given = {"name": None if name is None else str(Path(name)), "checkpoint": checkpoint and str(Path(checkpoint))}
+    given = {k: str(Path(v).absolute()) if Path(v).exists() else v for k, v in given.items() if v}
+    load = saved_arguments(saved["load"] | given, file, trust_remote_code)
+    if saved.get("is_folder") and name is None and not Path(load["name"]).is_dir():
+        raise FileNotFoundError(
+            f"{file} was trained on the network in the folder {load['name']!r}, which is not there; pass backbone=, "
+            "its folder or name"
+        )
+    return load_backbone(**load)
+
+
+def load_state(generator: AbstractGenerator, state: dict[str, Tensor], file: Path) -> None:
+    """Fill a generator.
 
     Raises:
-        FileNotFoundError: the folder is not a complete saved learner.
+        ValueError: names or shapes differ; names the file.
     """
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} is not a saved learner: {', '.join(missing)} not there")
-    return json.loads((folder / CONFIG).read_text())
+    try:
+        generator.load_state_dict(state)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{file} does not fit the generator that config.json describes: {why}") from error
 
 
 def check_saving(learner: MetaLearner) -> None:
@@ -94,8 +127,9 @@ def check_saving(learner: MetaLearner) -> None:
     config = describe_learner(learner)
     with torch.random.fork_rng(devices=[]):  # building a generator draws random weights
         again = build_learner(config, learner.backbone)
-    shapes, found = ({k: v.shape for k, v in x.generator.state_dict().items()} for x in (learner, again))
-    if shapes != found or describe_learner(again) != config:
+    state = from_bytes(to_bytes(learner.generator.state_dict()), Path(WEIGHTS))
+    shapes, found = ({k: v.shape for k, v in part.items()} for part in (state, again.generator.state_dict()))
+    if shapes != found or json.dumps(describe_learner(again)) != json.dumps(config):  # as text, where NaN is NaN
         options = config["generator"]["options"]
         raise ValueError(
             f"{type(learner.generator).__name__}(sites, width, **{options}) builds another generator than the one that "
@@ -159,6 +193,14 @@ def _made(registry: Registry, part: dict[str, Any]) -> Any:
 
 
 def _built(cls: type, options: dict[str, Any], make: Callable[..., Any]) -> Any:
+    """Made from options whose types are those that the class declares; they may come from anybody."""
+    try:
+        hints = get_type_hints(cls if is_dataclass(cls) else cls.__init__)
+    except NameError:  # of a class whose annotations name what was imported for type checkers alone
+        hints = {}
+    for name, value in options.items():
+        if not fits(value, hints.get(name, Any)):
+            raise ValueError(f"{cls.__name__} cannot be built with {name}={value!r}: expected {hints[name]}")
     try:
         return make(**options)
     except TypeError as error:
@@ -169,6 +211,8 @@ def _built(cls: type, options: dict[str, Any], make: Callable[..., Any]) -> Any:
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
     """Refuse a backbone whose features are not those that the generator was trained on."""
     if "weights" in saved:
+        fields = {"weights": dict, "width": int, "features.dtype": str, "features.sites": list}
+        check_fields(saved, folder / CONFIG, fields)
         changed = differences(saved, backbone.identity())
     else:  # by version 0.1.0, which hashed a sample of the weights
         now = {"fingerprint": backbone.former_fingerprint(), "modulation_width": backbone.modulation_width}

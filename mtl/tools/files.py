@@ -16,9 +16,15 @@ _HEX = "[0-9a-f]" * 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit on file sizes
 
 
-def _draft(path: Path, end: str) -> Path:
+def draft_of(path: Path, end: str | None = None) -> Path:
+    """A new name beside ``path`` to write to before the move; ``end`` in place of its suffix."""
     # tempfile would make it readable by its owner only, also after the move
-    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{end}")
+    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix if end is None else end}")
+
+
+def drafts_of(path: Path) -> list[Path]:
+    """The drafts that killed writes of ``path`` left beside it; its name may be a pattern, such as ``step-*.pt``."""
+    return list(path.parent.glob(f".{path.stem}-{_HEX}{path.suffix}"))
 
 
 def remove_drafts(path: str | Path) -> None:
@@ -27,26 +33,11 @@ def remove_drafts(path: str | Path) -> None:
     Args:
         path: its name may be a pattern, such as ``step-*.pt``.
     """
-    path = Path(path)
-    for draft in list(path.parent.glob(f".{path.stem}-{_HEX}{path.suffix}")):
+    for draft in drafts_of(Path(path)):
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         else:
             draft.unlink(missing_ok=True)
-
-
-def recover_folder(path: str | Path) -> None:
-    """Restore a folder whose :func:`atomic_folder` was killed, and remove its drafts.
-
-    A folder is replaced by two moves. A kill between them leaves ``path`` missing and its old contents beside it.
-    """
-    path = Path(path)
-    for old in list(path.parent.glob(f".{path.stem}-{_HEX}{path.suffix}.old")):
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(old, path)
-    remove_drafts(path)
 
 
 @contextmanager
@@ -90,10 +81,10 @@ def check_writable(folder: Path) -> None:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a draft beside ``path`` that replaces it on success and is removed on failure; creates parent folders."""
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(path, path.suffix)
+    draft = draft_of(path)
     try:
         yield draft
-        _flush(draft)
+        flush(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -111,24 +102,37 @@ def write_whole(path: str | Path, contents: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces ``path`` with all its contents on success and is removed on failure.
+    """Yield an empty folder that becomes ``path`` with all its contents on success and is removed on failure.
 
-    A kill between its two moves leaves the old contents beside ``path``; see :func:`recover_folder`.
+    Raises:
+        FileExistsError: ``path`` is there and not an empty folder; nothing of it is ever replaced.
     """
     (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
-    draft, old = _draft(path, path.suffix), _draft(path, f"{path.suffix}.old")
+    draft = draft_of(path)
+    check_free(path)
     draft.mkdir()
     try:
         yield draft
         for file in draft.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
+        check_free(path)
         if path.exists():
-            os.replace(path, old)  # a folder cannot be moved onto one that is not empty
+            path.rmdir()
         os.replace(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(folder: str | Path) -> None:
+    """Refuse a folder in whose place files would be lost.
+
+    Raises:
+        FileExistsError: it is there, and not an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is already there and would be replaced; remove it or choose another folder")
 
 
 def write_csv(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -140,6 +144,7 @@ def write_csv(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         writer.writerows(records)
 
 
-def _flush(file: Path) -> None:
+def flush(file: Path) -> None:
+    """Wait until a file is on the disk."""
     with file.open("rb") as f:
         os.fsync(f.fileno())  # otherwise a power cut may leave an empty file of that name

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 import mtl
 from mtl.data.embedded.docstrings import all_texts
-from mtl.tools.files import atomic_folder
+from mtl.tools.files import atomic_folder, check_free
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
 
@@ -58,8 +58,7 @@ def main(config: Config) -> Path:
     settings = {k: v for k, v in asdict(config).items() if k != "out"}
     if made.is_file() and json.loads(made.read_text())["settings"] == settings:
         return out
-    if out.exists() and not made.is_file():
-        raise FileExistsError(f"{out} is there and was not made by this recipe; choose another folder with --out")
+    check_free(out)
     split = mtl.data.docstring_split(config.seed)
     groups: dict[str, list[str]] = {}
     for docstring in all_texts(without={*split.val, *split.test}):

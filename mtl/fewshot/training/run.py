@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
@@ -19,13 +18,14 @@ from torch import Tensor
 from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.model import most_likely
-from mtl.fewshot.saving import CONFIG, inner_options, save_pretrained
+from mtl.fewshot.saved_files import is_complete, read_config
+from mtl.fewshot.saving import inner_options, save_pretrained
 from mtl.fewshot.training.check import FILE, check_estimator
 from mtl.fewshot.training.checkpoints import METRICS, Checkpoints, append, forget_after
 from mtl.fewshot.training.config import TrainingConfig, parameter_groups, schedule
 from mtl.fewshot.training.processes import Totals, chunk_size, from_main, requested_precision
 from mtl.tools.comparison import mean_interval
-from mtl.tools.files import check_writable, recover_folder, remove_drafts
+from mtl.tools.files import check_writable, remove_drafts
 
 NO_BEST = {"accuracy": -1.0, "step": 0}
 
@@ -199,7 +199,6 @@ class Run:
     def _tidy(self) -> None:
         """Remove what a kill left, and the metrics of steps that will be repeated."""
         check_writable(self.checkpoints.folder)  # now, not after the first save_every steps
-        recover_folder(self.folder / "best")
         for path in (self.folder / METRICS, self.folder / FILE, self.checkpoints.folder / "step-*.pt"):
             remove_drafts(path)
         forget_after(self.folder / METRICS, self.step)
@@ -207,8 +206,8 @@ class Run:
     def _saved_best(self) -> dict[str, Any]:
         """Accuracy and step of ``best/``, read from the folder: a kill may have come between writing it and writing the
         checkpoint."""
-        config = self.folder / "best" / CONFIG
-        return json.loads(config.read_text())["extra"] if config.is_file() else dict(NO_BEST)
+        best = self.folder / "best"
+        return read_config(best)["extra"] if is_complete(best) else dict(NO_BEST)
 
     def _settings(self) -> dict[str, Any]:
         """Everything that must not change within a run; chunks, processes and checkpoints may."""

@@ -28,6 +28,10 @@ class AbstractFamily(abc.ABC):
     loads_in_place: ClassVar[bool] = False
     """Whether ``load`` itself takes ``device_map``, ``offload_folder`` and ``quantization_config`` among ``args``."""
 
+    saved_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Names among ``args`` that a saved generator may give, as numbers, words or lists of these. Name none whose values
+    choose code to run; a generator with others loads with ``backbone=`` alone."""
+
     @abc.abstractmethod
     def matches(self, name: str) -> bool:
         """Whether this family has the network of that name."""

@@ -41,6 +41,7 @@ def load_backbone(
     device_map: str | dict[str, Any] | None = None,
     offload_folder: str | Path | None = None,
     quantization: Quantization | None = None,
+    trust_remote_code: bool = False,
     **model_args: Any,
 ) -> Backbone:
     """A frozen network by name.
@@ -70,6 +71,8 @@ def load_backbone(
         offload_folder: for weights that go to disk; a temporary one by default.
         quantization: ``"8bit"`` or ``"4bit"`` linear layers of a transformers network, through bitsandbytes
             (``pip install "mtl[quantized]"``).
+        trust_remote_code: run the Python code that comes with a network of transformers. Without it such a network is
+            refused. Never saved with a generator: whoever loads it decides anew.
         model_args: ``img_size=96``, the height and width of images for any timm network (or ``(height, width)``);
             ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
             ``dtype="bfloat16"`` (or ``torch.bfloat16``).
@@ -87,6 +90,8 @@ def load_backbone(
         load_args["levels"] = levels
         if not grid:
             load_args["grid"] = grid
+    if trust_remote_code:
+        model_args = model_args | {"trust_remote_code": True}
     if quantization is not None:
         if not family.loads_in_place or not pretrained:
             raise ValueError(

