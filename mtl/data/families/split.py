@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtl.data.families.data_set import DataSet, Family
+from mtl.data.own.saved_fields import fractions_of, seed_of, strings_of
 from mtl.data.own.splits import FRACTIONS, PARTS, split_classes
 from mtl.tools.files import atomic_write
 
@@ -85,15 +86,17 @@ class FamilySplit:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            lists = {k: tuple(content["request"][k]) for k in ("hold_out", "validation", "fractions")}
+            request = content["request"]
+            lists = {k: strings_of(request, k) for k in ("hold_out", "validation")}
             rules = {
-                name: FamilyRule(rule["by"], {part: tuple(names) for part, names in rule["parts"].items()})
+                name: FamilyRule(rule["by"], {part: strings_of(rule["parts"], part) for part in rule["parts"]})
                 for name, rule in content["families"].items()
             }
-            return FamilySplit(FamilyRequest(**content["request"] | lists), rules)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            known = {**lists, "fractions": fractions_of(request), "seed": seed_of(request)}
+            return FamilySplit(FamilyRequest(**request | known), rules)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not a saved split of families ({error!r}); delete it to have it drawn anew"
+                f"{path} is not a saved split of families ({error}); delete it to have it drawn anew"
             ) from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mtl.data.own.saved_fields import fractions_of, seed_of, strings_of
 from mtl.tools.files import atomic_write
 
 PARTS = ("train", "val", "test")
@@ -74,12 +75,10 @@ class ClassSplit:
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            lists = {k: tuple(stored[k]) for k in (*PARTS, "fractions", "drawn")}
-            return ClassSplit(**lists, seed=stored["seed"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not a saved class split ({error!r}); delete it to have it drawn anew"
-            ) from error
+            lists = {k: strings_of(stored, k) for k in (*PARTS, "drawn")}
+            return ClassSplit(**lists, fractions=fractions_of(stored), seed=seed_of(stored))  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not a saved class split ({error}); delete it to have it drawn anew") from error
 
     def check_classes(self, classes: Iterable[str], where: str = "the data") -> None:
         """Refuse a split whose classes are gone from the data; warn about classes that the split does not know.
