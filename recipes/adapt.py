@@ -16,25 +16,20 @@ with what adapted.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from helpers.answers import answer
-from PIL import Image
 from tqdm.auto import tqdm
 
 import mtl
-from mtl.data import ImageCollection
-from mtl.data.own.images import SUFFIXES
-from mtl.data.own.texts import read_texts
-from mtl.fewshot.adapted import batched
+from mtl.data import read_texts
+from mtl.items import as_image, image_files
 
 STANDARDISE_BY = 300  # unlabelled examples; more say nothing new
-Named = tuple[str, Any]
-"""A file name or number, and the image or text."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,11 @@ class Config:
     generator: str | None = None  # folder of a trained generator (.../final or .../best)
     images: str | None = None  # one sub-folder per class, a few images each; or csv, parquet, hub id
     out: str = "adapted"  # folder for the checkpoint; must not exist yet
-    predict: str | None = None  # unlabelled images or texts
+    predict: str | None = None  # unlabelled images (a folder, or one file) or texts
     texts: str | None = None  # csv, jsonl, parquet, hub id, or one sub-folder of .txt files per class
     text_column: str | None = None  # column of texts, where a table has no usual name for it
     label_column: str | None = None  # column of labels, where the table has no usual name for it
+    image_column: str | None = None  # column of images or their file names, where a table has no usual name for it
     backbone: str | None = None  # any network of timm or transformers, without training
     cross_validate: bool = False  # weigh the generator's answer on left-out examples; always so with --backbone
     steps: int | None = None  # inner steps; as many as in training by default
@@ -62,14 +58,14 @@ def main(config: Config) -> list[dict[str, str]]:
         raise ValueError("name labelled examples: either --images or --texts")
     if config.generator is None and config.backbone is None:
         raise ValueError("name a network with --backbone, or a trained generator with --generator")
-    items = None if config.predict is None else unlabelled(config, Path(config.predict))
-    adapted = adapt_to(config, labelled(config))
+    items = unlabelled(config)
+    adapted = adapt_to(config, labelled(config), items)
     if adapted.choice is not None:
         print(f"chosen: {adapted.choice}")
-    write_checkpoint(adapted, out, wanted=items is None)
-    if items is None:
+    write_checkpoint(adapted, out, wanted=not items)
+    if not items:
         return []
-    rows = [row for batch in batched(items, config.batch_size) for row in predictions(adapted, batch)]
+    rows = predictions(adapted, items, config)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, [*(["filename"] if config.images else ["number", "text"]), "label", "probability"])
@@ -79,15 +75,15 @@ def main(config: Config) -> list[dict[str, str]]:
     return rows
 
 
-def adapt_to(config: Config, examples: dict[str, list[Any]]) -> mtl.Adapted:
+def adapt_to(config: Config, examples: mtl.data.AbstractCollection, items: list[Any]) -> mtl.Adapted:
     if config.backbone is None:
         assert config.generator is not None
         learner = mtl.from_pretrained(config.generator).to(config.device)
         return learner.adapt(examples, steps=config.steps, cross_validate=config.cross_validate)
     backbone = mtl.load_backbone(config.backbone, sites="none", levels="all").to(config.device)
-    more = [] if config.predict is None else some_of(config, Path(config.predict))
+    some = items[:: max(1, len(items) // STANDARDISE_BY)][:STANDARDISE_BY]  # from all over the folder or file
     generator = config.generator or "mtl/universal"
-    return mtl.adapt(backbone, examples, more, generator=generator, batch_size=config.batch_size)
+    return mtl.adapt(backbone, examples, readable(some, [], []), generator=generator, batch_size=config.batch_size)
 
 
 def write_checkpoint(adapted: mtl.Adapted, out: Path, wanted: bool) -> None:
@@ -108,84 +104,60 @@ def write_checkpoint(adapted: mtl.Adapted, out: Path, wanted: bool) -> None:
         print(f"note: {note}")
 
 
-def labelled(config: Config) -> dict[str, list[Any]]:
+def labelled(config: Config) -> mtl.data.AbstractCollection:
     """Images or texts by class; what cannot be read is named in a warning and left out."""
     if config.texts is not None:
-        texts = mtl.open_texts(config.texts, text_column=config.text_column, label_column=config.label_column)
-        return {name: texts.of_class(name) for name in texts.class_names}
+        return mtl.open_texts(config.texts, text_column=config.text_column, label_column=config.label_column)
     assert config.images is not None
-    images = mtl.open_images(config.images, verify="decode")
-    return {name: [images.image(i) for i in places] for name, places in images.items.items()}
+    return mtl.open_images(
+        config.images, image_column=config.image_column, label_column=config.label_column, verify="decode"
+    )
 
 
-def unlabelled(config: Config, path: Path) -> Iterator[Named]:
-    """Names and images, or numbers and texts. What is there at all is checked at once, the rest as it is read."""
+def unlabelled(config: Config) -> list[Any]:
+    """Texts, or the paths of images. What is there at all is checked at once, the rest as it is read."""
+    if config.predict is None:
+        return []
+    path = Path(config.predict)
+    if not path.exists():
+        raise ValueError(f"--predict {path}: no such file or folder")
     if config.texts is not None:
-        return ((str(i), text) for i, text in enumerate(read_texts(path, config.text_column)))
-    return readable(collect(path), "predict")
+        return list(read_texts(path, config.text_column))
+    return image_files(path) if path.is_dir() else [path]
 
 
-def some_of(config: Config, path: Path) -> list[Any]:
-    """Unlabelled images or texts to standardise features by: at most so many, from all over the folder or file."""
-    if config.texts is not None:
-        texts = list(read_texts(path, config.text_column))
-        return texts[:: max(1, len(texts) // STANDARDISE_BY)][:STANDARDISE_BY]
-    images = collect(path)
-    places = range(0, len(images), max(1, len(images) // STANDARDISE_BY))[:STANDARDISE_BY]
-    return [image for _, image in readable(images, "standardise", places)]
-
-
-@dataclass(frozen=True)
-class Files:
-    """The image files of a folder, at any depth, for an :class:`ImageCollection` without labels."""
-
-    folder: Path
-    paths: list[Path]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index].relative_to(self.folder))
-
-    def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
-
-    def contents(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
-
-
-def collect(folder: Path) -> ImageCollection:
-    """As a collection, so that images are turned upright and converted just as the labelled ones are."""
-    files = Files(folder, sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "."))
-    if not len(files):
-        raise ValueError(f"--predict {folder}: no image there; expected a folder with {', '.join(sorted(SUFFIXES))}")
-    return ImageCollection(str(folder), {"": tuple(range(len(files)))}, files, "RGB")
-
-
-def readable(images: ImageCollection, what_for: str, places: Sequence[int] | None = None) -> Iterator[Named]:
-    """Names and images; those that cannot be read are counted, named and left out."""
-    unreadable: list[str] = []
-    for i in tqdm(range(len(images)) if places is None else places, unit="image", desc=what_for):
+def readable(items: Iterable[Any], read: list[Any], unreadable: list[str]) -> Iterator[Any]:
+    """Texts, and images that can be decoded; what was read is noted in one list, the names of the rest in the other."""
+    for item in items:
         try:
-            yield images.reader.name(i), images.image(i)
+            found = item if isinstance(item, str) else as_image(item)
         except ValueError:
-            unreadable.append(images.reader.name(i))
-    if unreadable and places is None:  # named once
+            unreadable.append(str(item))
+        else:
+            read.append(item)
+            yield found
+
+
+def predictions(adapted: mtl.Adapted, items: list[Any], config: Config) -> list[dict[str, str]]:
+    """One row per text or readable image: the most likely class and the learner's probability for it."""
+    read: list[Any] = []
+    unreadable: list[str] = []
+    asked = readable(tqdm(items, unit="item", desc="predict"), read, unreadable)
+    answers = adapted.predict_each(asked, batch_size=config.batch_size)
+    folder = Path(config.predict or "")
+    rows = []
+    for i, (found, item) in enumerate(zip(answers, read, strict=True)):
+        name = {"number": str(i), "text": item} if isinstance(item, str) else {"filename": name_in(folder, item)}
+        rows.append(name | {"label": str(found.label), "probability": f"{found.probability:.4f}"})
+    if unreadable:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         print(f"left out, unreadable: {len(unreadable)} files, {', '.join(unreadable[:5])}{more}")
+    return rows
 
 
-def predictions(adapted: mtl.Adapted, batch: list[Named]) -> list[dict[str, str]]:
-    """One row per image or text: the most likely class and the learner's probability for it."""
-    inputs = adapted.model.backbone.preprocess([item for _, item in batch])
-    best = adapted.logits(mtl.Inputs.of(inputs).with_task_axis())[0].softmax(-1).max(-1)
-    found = zip(batch, best.indices.tolist(), best.values.tolist(), strict=True)
-    return [described(*item) | {"label": adapted.class_names[i], "probability": f"{p:.4f}"} for item, i, p in found]
-
-
-def described(name: str, item: Any) -> dict[str, str]:
-    return {"number": name, "text": item} if isinstance(item, str) else {"filename": name}
+def name_in(folder: Path, path: Path) -> str:
+    """The name below the folder, or of the only file."""
+    return path.name if path == folder else str(path.relative_to(folder))
 
 
 if __name__ == "__main__":

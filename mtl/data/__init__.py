@@ -18,7 +18,7 @@ from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.images import ImageCollection, open_images
 from mtl.data.own.input_cache import InputCache
 from mtl.data.own.splits import ClassSplit, load_or_make_split, split_classes
-from mtl.data.own.texts import TextCollection, open_texts
+from mtl.data.own.texts import TextCollection, open_texts, read_texts
 
 __all__ = [
     "AbstractCollection",
@@ -42,5 +42,6 @@ __all__ = [
     "open_families",
     "open_images",
     "open_texts",
+    "read_texts",
     "split_classes",
 ]

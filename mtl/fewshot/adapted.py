@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +14,19 @@ from mtl.episode import Examples, Inputs, RawInputs
 from mtl.fewshot.choosing import Choice, mix
 from mtl.fewshot.finite import check_answers
 from mtl.fewshot.model import TaskModel, head_weights, most_likely
+from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Prepared
+from mtl.networks.backbones.prepared_inputs import examples_per_pass, pieces
 from mtl.networks.merging import Merged, merge
 from mtl.networks.modulation import Modulation
 
-ITEMS_PER_PASS = 64  # of raw images or strings to predict
+
+class Prediction(NamedTuple):
+    """The most likely class of an item, by its name or else its number, and its probability."""
+
+    label: Any
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,16 @@ class Adapted:
     starts: tuple[Start, ...] = ()
     readout: Prepared | None = None
 
-    @torch.no_grad()
     def logits(self, inputs: Inputs | RawInputs) -> Tensor:
-        """``(tasks, n, ...) -> (tasks, n, ways)``."""
-        inputs, backbone = Inputs.of(inputs).to(self.model.device), self.model.backbone
+        """``(tasks, n, ...) -> (tasks, n, ways)``, so many examples at a time as memory for a few is enough."""
+        inputs = Inputs.of(inputs)
+        size = None if self.model.backbone.execution.lockstep else examples_per_pass(inputs)
+        found = [self._logits(piece) for piece in pieces(inputs, size)]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    @torch.no_grad()
+    def _logits(self, inputs: Inputs) -> Tensor:
+        inputs, backbone = inputs.to(self.model.device), self.model.backbone
         # What all candidates have in common is computed once: with nothing modulated, the whole network.
         asked = backbone.prepare(inputs) if len(self._parts) > 1 else inputs
         found = []
@@ -101,31 +113,83 @@ class Adapted:
         prepared = self.readout or self.model.backbone.prepare(self.support.inputs)
         return [self.model.features(prepared, part.weights, part.meta) for part in self._parts]
 
-    def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
+    def predict(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Any:
         """The most likely class of each input.
 
-        Integers ``(tasks, n)`` for tensors with a task axis, a list of class names for a list of images or strings.
+        Args:
+            inputs: for one task items of any kind, see :func:`mtl.items.as_items`: images, paths, a folder, strings, a
+                generator of a million of them. For several tasks tensors ``(tasks, n, ...)`` as the network takes them.
+            batch_size: items that are read and pass through the network at a time.
+            progress: show a bar, if items take longer than a moment.
+
+        Returns:
+            A list of class names for items, one each, also of a single item; integers where classes have no names.
+            Integers ``(tasks, n)`` for tensors with a task axis.
 
         Raises:
             ValueError: something is not finite: an input, an example of the support set, or what the inner loop made of
-                it; or raw items for several tasks.
+                it; items cannot be read; or there are items for several tasks.
         """
-        if isinstance(inputs, Inputs | Tensor | Mapping):
-            return self._classes(Inputs.of(inputs))
+        if self._is_tensors(inputs):
+            return self._classes(self.logits(inputs), Inputs.of(inputs))
+        return [answer.label for answer in self._answers(inputs, batch_size, progress)]
+
+    def predict_each(self, items: Any, *, batch_size: int = ITEMS_PER_PASS) -> Iterator[Prediction]:
+        """Predictions one after the other, each with its probability; reads no more than ``batch_size`` items ahead.
+
+        >>> for name, probability in adapted.predict_each(paths): print(name, probability)  # doctest: +SKIP
+
+        Raises:
+            ValueError: see :meth:`predict`.
+        """
+        return self._answers(items, batch_size, progress=False)
+
+    def predict_proba(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Tensor:
+        """The probability of every class: ``(n, ways)`` for n items, ``(tasks, n, ways)`` for tensors.
+
+        Args:
+            inputs, batch_size, progress: see :meth:`predict`.
+
+        Raises:
+            ValueError: see :meth:`predict`.
+        """
+        if self._is_tensors(inputs):
+            return self._probabilities(inputs)
+        found = [self._probabilities(batch)[0].cpu() for batch in self._batches(inputs, batch_size, progress)]
+        return torch.cat(found) if found else torch.zeros(0, self.ways)
+
+    def _answers(self, items: Any, batch_size: int, progress: bool) -> Iterator[Prediction]:
+        return (answer for batch in self._batches(items, batch_size, progress) for answer in self._answers_to(batch))
+
+    def _answers_to(self, inputs: Inputs) -> Iterator[Prediction]:
+        """Of inputs of the only task."""
+        logits = self.logits(inputs)
+        classes = self._classes(logits, inputs)
+        probabilities = logits.softmax(-1).gather(-1, classes.unsqueeze(-1))[0, :, 0]
+        for i, probability in zip(classes[0].tolist(), probabilities.tolist(), strict=True):
+            yield Prediction(self.class_names[i] if self.class_names else i, probability)
+
+    def _batches(self, items: Any, batch_size: int, progress: bool) -> Iterator[Inputs]:
+        """Items as inputs ``(1, n, ...)``."""
         if (tasks := self.support.labels.shape[0]) != 1:
             way_out = "pass tensors (tasks, n, ...) instead, see backbone.preprocess"
             raise ValueError(f"raw items belong to one task, but {tasks} were adapted to; {way_out}")
-        chosen = [i for batch in batched(inputs, ITEMS_PER_PASS) for i in self._classes(self._read(batch))[0].tolist()]
-        return [self.class_names[i] for i in chosen] if self.class_names else chosen
+        return batches(self.model.backbone, items, batch_size, progress)
 
-    def _read(self, items: Sequence[Any]) -> Inputs:
-        """Raw items as inputs of the only task."""
-        return Inputs.of(self.model.backbone.preprocess(items)).with_task_axis()
+    def _is_tensors(self, inputs: Any) -> bool:
+        """Whether these are inputs of the network rather than items; images have five axes then."""
+        images = self.model.backbone.adapter.reads == "images" and isinstance(inputs, Tensor) and inputs.dim() < 5
+        return isinstance(inputs, Inputs | Tensor | Mapping) and not images
 
-    def _classes(self, inputs: Inputs) -> Tensor:
+    def _probabilities(self, inputs: Inputs | RawInputs) -> Tensor:
+        """``(tasks, n, ways)``."""
+        logits = self.logits(inputs)
+        self._classes(logits, Inputs.of(inputs))
+        return logits.softmax(-1)
+
+    def _classes(self, logits: Tensor, inputs: Inputs) -> Tensor:
         """``(tasks, n)``."""
-        predicted = most_likely(self.logits(inputs))
-        return check_answers(predicted, inputs, self.support, self.weights, self.model.backbone)
+        return check_answers(most_likely(logits), inputs, self.support, self.weights, self.model.backbone)
 
     @property
     def modulation(self) -> Modulation:
@@ -184,10 +248,3 @@ class Adapted:
         modulation = self._modulation(part)
         bias = bias + (weight @ modulation.shift[:, sites:].unsqueeze(-1)).squeeze(-1)
         return (weight * modulation.scale[:, None, sites:])[task], bias[task]
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, the last one shorter."""
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.episode import Episode, Examples, Inputs, RawInputs
+from mtl.episode import Episode, Examples
 from mtl.fewshot.adapted import Adapted, Start
 from mtl.fewshot.choosing import Choice, by_head_start, candidates, choose, folds, log_likelihood
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
 from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy
+from mtl.fewshot.raw_items import ITEMS_PER_PASS, labelled
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
@@ -187,7 +188,7 @@ class MetaLearner:
 
     def adapt(
         self,
-        support: Examples | Mapping[str, Sequence[Any]],
+        support: Any,
         *,
         steps: int | None = None,
         meta: Tensors | None = None,
@@ -196,8 +197,10 @@ class MetaLearner:
         """Adapt to one task, or to a batch of tasks at once.
 
         Args:
-            support: labelled tensors with a task axis, or for one task ``{class name: [PIL images, or strings]}``.
-                All tasks of a batch have the same number of classes; how many examples a class has may differ.
+            support: labelled tensors with a task axis, as :class:`~mtl.Examples`; or for one task
+                ``{class name: items}`` (see :func:`mtl.items.as_items`), a folder with one sub-folder per class, or a
+                collection. All tasks of a batch have the same number of classes; how many examples a class has may
+                differ.
             steps: inner steps, by default those of training.
             meta: start from this instead of what the generator emits for the support set, as the controls do.
             cross_validate: leave out one example per class in turn, and mix the generator's answer with plainer ones as
@@ -212,7 +215,7 @@ class MetaLearner:
 
     def _adapt(
         self,
-        support: Examples | Mapping[str, Sequence[Any]],
+        support: Any,
         steps: int | None,
         meta: Tensors | None,
         cross_validate: bool,
@@ -221,7 +224,7 @@ class MetaLearner:
             raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
         names: tuple[str, ...] = ()
         if not isinstance(support, Examples):
-            names, support = tuple(support), self.labelled(support)
+            names, support = labelled(self.backbone, support)
         ways = _ways(support.labels)
         support = support.to(self.device).map(tensors.usable)
         prepared = self.backbone.prepare(support.inputs)
@@ -268,7 +271,7 @@ class MetaLearner:
             scores[name] = log_likelihood(logits, right, tasks)
         return choose(tuple(scores), torch.stack(list(scores.values()), 1), len(out) // tasks, out.numel() // tasks)
 
-    def predict(self, inputs: Inputs | RawInputs | Sequence[Any]) -> Any:
+    def predict(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`.
 
         That is the last of this thread; of any, where this one has adapted to none. Where there are several tasks, keep
@@ -277,17 +280,11 @@ class MetaLearner:
         last = self._here.last or self._last
         if last is None:
             raise ValueError("nothing to predict with: call adapt(support) first")
-        return last.predict(inputs)
+        return last.predict(inputs, batch_size=batch_size, progress=progress)
 
-    def labelled(self, support: Mapping[str, Sequence[Any]]) -> Examples:
-        """Images or strings by class name as the examples of one task; classes are numbered in order."""
-        empty = [name for name, items in support.items() if not len(items)]
-        if len(support) < 2 or empty:
-            got = f"{len(support)} classes" + (f", {empty} without any" if empty else "")
-            raise ValueError(f"a support set needs at least two classes with an example each; got {got}")
-        items = [item for group in support.values() for item in group]
-        labels = [i for i, group in enumerate(support.values()) for _ in group]
-        return Examples(Inputs.of(self.backbone.preprocess(items)).with_task_axis(), torch.tensor([labels]))
+    def labelled(self, support: Any) -> Examples:
+        """Images or texts by class as the examples of one task; classes are numbered in order. See :meth:`adapt`."""
+        return labelled(self.backbone, support)[1]
 
 
 class _Here(threading.local):

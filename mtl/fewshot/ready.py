@@ -6,7 +6,6 @@ Only a generator without weights per channel can be put on another network.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.episode import Examples, Inputs
-from mtl.fewshot.adapted import Adapted, batched
+from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches, labelled
 from mtl.fewshot.saved_files import from_bytes, read_files, to_bytes
 from mtl.fewshot.saving import build_learner, describe_parts
 from mtl.networks.backbones import Backbone, load_backbone
@@ -84,12 +83,13 @@ def save_ready(learner: MetaLearner, path: str | Path, extra: dict[str, Any] | N
 
 def adapt(
     backbone: str | Backbone,
-    support: Mapping[str, Sequence[Any]],
-    unlabelled: Sequence[Any] | None = None,
+    support: Any,
+    unlabelled: Any = None,
     *,
     generator: str | Path = UNIVERSAL,
     cross_validate: bool = True,
-    batch_size: int = 64,
+    batch_size: int = ITEMS_PER_PASS,
+    progress: bool = True,
 ) -> Adapted:
     """Adapt any pretrained network to a few labelled examples per class, without any training: seconds.
 
@@ -99,15 +99,17 @@ def adapt(
 
     Args:
         backbone: a name for :func:`mtl.load_backbone`, or a loaded one, best with ``sites="none", levels="all"``.
-        support: ``{class name: [PIL images, or strings]}``; classes may differ in size.
-        unlabelled: images or strings of the same kind, some hundreds; labels are not needed, and what is to be
+        support: ``{class name: items}``, a folder with one sub-folder per class, or a collection; see
+            :func:`mtl.items.as_items` for what items may be. Classes may differ in size.
+        unlabelled: items of the same kind, some hundreds, or a folder of them; labels are not needed, and what is to be
             predicted will do. They say how far each feature varies. None: the labelled examples alone say it.
         generator: see :func:`load_generator`.
         cross_validate: see :meth:`MetaLearner.adapt`.
         batch_size: items that pass through the network at a time.
+        progress: show a bar, if the unlabelled items take longer than a moment.
 
     Returns:
-        The adapted task: ``predict`` takes images or strings, and ``choice`` says what was chosen, and why.
+        The adapted task: ``predict`` takes items of the same kinds, and ``choice`` says what was chosen, and why.
 
     Raises:
         ValueError: fewer than two classes, or a class without examples.
@@ -115,21 +117,16 @@ def adapt(
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, sites="none", levels="all")
     learner = load_generator(generator, backbone)
-    examples = learner.labelled(support)
-    if not backbone.sites:  # computed once, for the statistics and for all that follows
-        with torch.no_grad():
-            examples = Examples(backbone.prepare(examples.inputs).inputs, examples.labels)
-    features = [backbone.observe(examples.inputs)[0][0]]
-    features += [_features(backbone, batch) for batch in batched(unlabelled or (), batch_size)]
+    # Computed once, for the statistics and for all that follows, where nothing is modulated inside the network.
+    compute = (lambda inputs: inputs) if backbone.sites else lambda inputs: backbone.prepare(inputs).inputs
+    with torch.no_grad():
+        names, examples = labelled(backbone, support, compute)
+        features = [backbone.observe(examples.inputs)[0][0]]
+        if unlabelled is not None:
+            features += [backbone.observe(batch)[0][0] for batch in batches(backbone, unlabelled, batch_size, progress)]
     statistics = learner.generator.standard.of_examples(torch.cat(features))
     learner.generator.standardise(statistics)
-    return replace(learner.adapt(examples, cross_validate=cross_validate), class_names=tuple(support))
-
-
-@torch.no_grad()
-def _features(backbone: Backbone, items: Sequence[Any]) -> Tensor:
-    inputs = Inputs.of(backbone.preprocess(items)).with_task_axis()
-    return backbone.observe(inputs)[0][0]
+    return replace(learner.adapt(examples, cross_validate=cross_validate), class_names=names)
 
 
 def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

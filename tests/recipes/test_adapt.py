@@ -88,6 +88,20 @@ def test_adapt_sees_all_images_alike(tmp_path, generator):
     assert [r["label"] for r in adapt.main(config)] == ["down"]
 
 
+def test_adapt_takes_the_column_that_is_named(tmp_path, generator):
+    """Of images as of texts."""
+    images = pictures(tmp_path / "images", 2, 3)
+    rows = [f"{c}/{i}.png,{kind}" for c, kind in (("class 0", "oak"), ("class 1", "elm")) for i in range(3)]
+    table = images / "table.csv"
+    table.write_text("\n".join(["picture,species", *rows]))
+    config = adapt.Config(
+        generator, str(table), str(tmp_path / "out"), str(images / "class 0" / "0.png"), device="cpu",
+        image_column="picture", label_column="species",
+    )  # fmt: skip
+    assert [r["filename"] for r in adapt.main(config)] == ["0.png"]
+    assert {r["label"] for r in csv.DictReader((tmp_path / "out" / "predictions.csv").open())} <= {"oak", "elm"}
+
+
 @pytest.fixture
 def universal(tmp_path, monkeypatch) -> None:
     """Stands in for the generator that comes with the package."""
@@ -136,8 +150,11 @@ def test_adapt_says_what_is_wrong(tmp_path, generator):
         adapt.main(adapt.Config(images=images))
     with pytest.raises(ValueError, match="two at least"):
         adapt.main(adapt.Config(generator, str(pictures(tmp_path / "one", 1, 2))))
-    with pytest.raises(ValueError, match="no image there"):
+    with pytest.raises(ValueError, match="nowhere: no such file or folder"):
         adapt.main(adapt.Config(generator, images, str(tmp_path / "new"), predict=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no image there"):
+        adapt.main(adapt.Config(generator, images, str(tmp_path / "new"), predict=str(tmp_path / "empty")))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FileExistsError):

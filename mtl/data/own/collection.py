@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -102,6 +102,10 @@ class AbstractCollection(abc.ABC):
 
     def __len__(self) -> int:
         return sum(map(len, self.items.values()))
+
+    def __iter__(self) -> Iterator[Any]:
+        """All examples, class by class, each read when it is asked for."""
+        return (example for members in self.items.values() for p in members for example in self.read([p]))
 
     def of_class(self, name: str) -> list[Any]:
         """The examples of a class."""

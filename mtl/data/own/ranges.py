@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
+
 IntOrRange = int | tuple[int, int]
 """A number, or an inclusive range ``(low, high)`` from which each episode draws its own."""
 
@@ -15,16 +18,17 @@ def as_range(name: str, value: IntOrRange, least: int) -> tuple[int, int]:
     Raises:
         ValueError: calling it ``name``, when it is empty or starts below ``least``.
     """
-    low, high = (value, value) if isinstance(value, int) else value
-    if not least <= low <= high:
+    pair = value if isinstance(value, Sequence) else (value, value)
+    whole = len(pair) == 2 and all(isinstance(v, Integral) for v in pair)
+    if not (whole and least <= pair[0] <= pair[1]):
         raise ValueError(
             f"{name}={value!r}: expected an integer of at least {least}, or (low, high) with {least} <= low <= high"
         )
-    return low, high
+    return int(pair[0]), int(pair[1])
 
 
 def at_least(least: int, name: str, value: int) -> int:
     """Return the value if it is an integer of at least ``least``, else raise a ValueError."""
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
-    return value
+    return int(value)

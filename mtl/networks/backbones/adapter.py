@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mtl.episode import RawInputs
+from mtl.items import Reads
 from mtl.networks.readout import Positions
 
 
@@ -20,6 +21,9 @@ class AbstractAdapter(abc.ABC):
     An adapter deals in plain tensors, or in dicts of tensors by name. The inputs of :meth:`features` have the form that
     its own :meth:`example` and :meth:`preprocess` return.
     """
+
+    reads: ClassVar[Reads] = "items"
+    """``"images"`` or ``"texts"``, which :func:`mtl.items.as_items` then looks for in what people give."""
 
     @abc.abstractmethod
     def features(self, model: nn.Module, inputs: Any) -> Tensor:
@@ -31,7 +35,10 @@ class AbstractAdapter(abc.ABC):
 
     @abc.abstractmethod
     def preprocess(self, items: Sequence[Any]) -> RawInputs:
-        """Tensors ``(n, ...)`` of ``n`` raw items, the way the network was trained to see them."""
+        """Tensors ``(n, ...)`` of ``n`` raw items, the way the network was trained to see them.
+
+        :func:`mtl.items.as_images` and :func:`mtl.items.as_texts` make images and strings of whatever people have.
+        """
 
     def positions(self, model: nn.Module) -> Positions:
         """What the token positions of the network mean; for a network of maps, the default."""
@@ -46,19 +53,6 @@ class AbstractAdapter(abc.ABC):
     def preprocessing(self) -> Mapping[str, Any]:
         """What :meth:`preprocess` depends on, beside the arguments of :func:`mtl.load_backbone`."""
         return {}
-
-
-def check_items(items: Sequence[Any], kind: type, noun: str) -> None:
-    """Refuse raw items of another kind, before a library does in words of its own.
-
-    Raises:
-        ValueError: naming the first item that is no ``kind``.
-    """
-    for i, item in enumerate(items):
-        if not isinstance(item, kind):
-            raise ValueError(
-                f"item {i} is a {type(item).__name__}, but this network reads {noun}; pass a list of those"
-            )
 
 
 def noise(*shape: int) -> Tensor:

@@ -236,7 +236,7 @@ class Backbone(nn.Module):
 
     @property
     def preprocess(self) -> Callable[[Sequence[Any]], Any]:
-        """PIL images to ``(n, C, H, W)``, or strings to a dict of token tensors ``(n, L)``; on the CPU.
+        """Images to ``(n, C, H, W)``, or texts to token tensors ``(n, L)`` by name; see :func:`mtl.items.as_items`.
 
         A function without the network, so that it can go to the processes that load data.
         """
@@ -335,7 +335,8 @@ class Backbone(nn.Module):
     def _passes(self) -> Passes:
         # Weights that are moved in and out as it runs are in one place at a time.
         lock = None if self.placement is None else self._lock
-        return Passes(self._features, self.modulator, self.options, lambda: self._prefix, lock)
+        unbroken = self.execution.lockstep
+        return Passes(self._features, self.modulator, self.options, lambda: self._prefix, lock, unbroken)
 
     # --- where it is, and which it is --------------------------------------------------------------------------------
 

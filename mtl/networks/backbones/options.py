@@ -24,7 +24,7 @@ class ForwardOptions:
             pass: less memory inside an inner step, a third more time, the same numbers.
         examples_per_chunk: pass so many examples of every task through the network at a time, each chunk recomputed in
             the backward pass: memory no longer grows with the number of examples, a third more time, the same numbers.
-            None passes all at once.
+            None passes all at once where gradients are wanted, and else as many as 64 pictures of 224 px take memory.
         loss_scale: size of cotangents in a float16 network; gradients are scaled back. Training lowers it after an
             overflow.
 

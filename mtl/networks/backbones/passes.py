@@ -14,7 +14,7 @@ from mtl.episode import Inputs
 from mtl.networks.backbones.options import ForwardOptions
 from mtl.networks.backbones.patching import checkpointed_blocks, patch_forwards
 from mtl.networks.backbones.prefix import FrozenPrefix
-from mtl.networks.backbones.prepared_inputs import Prepared
+from mtl.networks.backbones.prepared_inputs import Prepared, examples_per_pass
 from mtl.networks.modulation import Modulation, Modulator
 
 
@@ -28,6 +28,7 @@ class Passes:
         options: see :class:`ForwardOptions`.
         prefix: finds the frozen prefix, if there is one, when it is first needed.
         lock: held by each pass, where only one thread at a time may pass through.
+        unbroken: divide no pass unless the options say so.
     """
 
     features: Callable[[Inputs], Tensor]
@@ -35,6 +36,7 @@ class Passes:
     options: ForwardOptions
     prefix: Callable[[], FrozenPrefix | None]
     lock: AbstractContextManager[None] | None = None
+    unbroken: bool = False
 
     def prepare(self, prepared: Prepared) -> Prepared:
         """Record the frozen prefix, chunk by chunk, unless that has been done."""
@@ -47,11 +49,11 @@ class Passes:
             with self._alone:
                 return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
 
-        return Prepared.join([record(piece) for piece in prepared.split(self.options.examples_per_chunk)])
+        return Prepared.join([record(piece) for piece in prepared.split(self._size(prepared))])
 
     def modulated(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
         """Features ``(tasks, n, D)``; None is the plain network."""
-        size = self.options.examples_per_chunk
+        size = self._size(prepared)
         if size is None or prepared.shape[1] <= size:
             return self._pass(prepared, modulation)
         if modulation is None or not torch.is_grad_enabled():
@@ -60,10 +62,9 @@ class Passes:
         pieces = self.prepare(prepared).split(size)
         return torch.cat([self._checkpointed_pass(piece, modulation) for piece in pieces], 1)
 
-    @torch.no_grad()
     def observe(self, prepared: Prepared) -> tuple[Tensor, list[Tensor]]:
         """Features ``(tasks, n, D)`` of the plain network, and the mean activation ``(tasks, n, C)`` of every site."""
-        pieces = [self._observe(piece) for piece in prepared.split(self.options.examples_per_chunk)]
+        pieces = [self._observe(piece) for piece in prepared.split(self._size(prepared))]
         features, activations = zip(*pieces, strict=True)
         return torch.cat(features, 1), [torch.cat(of_site, 1) for of_site in zip(*activations, strict=True)]
 
@@ -87,6 +88,14 @@ class Passes:
 
         return checkpoint(run, modulation.scale, modulation.shift, use_reentrant=False, preserve_rng_state=False)
 
+    def _size(self, prepared: Prepared) -> int | None:
+        """Examples of every task per chunk. Without gradients nobody needs them all at once, but for processes in
+        lockstep, which make equally many passes each."""
+        if self.options.examples_per_chunk is not None or self.unbroken or torch.is_grad_enabled():
+            return self.options.examples_per_chunk
+        return examples_per_pass(prepared.inputs)
+
+    @torch.no_grad()
     def _observe(self, prepared: Prepared) -> tuple[Tensor, list[Tensor]]:
         flat, tasks = prepared.inputs.flatten(), prepared.shape[0]
         with self.modulator.recording(flat.count, flat.tensors.get("attention_mask")) as means:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,10 @@ from mtl.networks.backbones.stored import Stored
 
 LEVELS = f"{PREFIX}.levels"
 """Name of the levels of the readout that end below the first site."""
+VALUES_PER_PASS = 64 * 3 * 224 * 224
+"""Numbers of the pictures that pass through a network at a time, gradients aside: 64 of 224 px, or their like."""
+TOKENS_PER_PASS = 64 * 512
+"""Tokens that do: 64 texts of 512, or their like."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,33 @@ class Prepared:
         inputs = Inputs.cat([p.inputs for p in pieces], 1)
         stored = [p.stored for p in pieces if p.stored is not None]
         return Prepared(inputs, Stored.join(stored, tasks) if stored else None)
+
+
+def examples_per_pass(inputs: Inputs) -> int | None:
+    """How many examples of every task pass through a network at a time where nothing needs them all at once.
+
+    Args:
+        inputs: ``(tasks, n, ...)``.
+
+    Returns:
+        As many as hold :data:`VALUES_PER_PASS` or :data:`TOKENS_PER_PASS` together; None where that is no question.
+    """
+    most = []
+    for tensor in inputs:
+        size = tensor.shape[0] * tensor.shape[2:].numel() if tensor.dim() > 1 else 0
+        limit = VALUES_PER_PASS if tensor.is_floating_point() else TOKENS_PER_PASS
+        most += [max(1, limit // size)] if size else []
+    return min(most, default=None)
+
+
+def pieces(inputs: Inputs, size: int | None) -> Iterator[Inputs]:
+    """Inputs ``(tasks, n, ...)``, at most ``size`` examples of every task at a time; None is all of them."""
+    n = 0 if size is None or len(inputs.shape) < 2 else inputs.shape[1]
+    if size is None or n <= size:
+        yield inputs
+        return
+    for start in range(0, n, size):
+        yield inputs.map(lambda t, start=start: t[:, start : start + size])
 
 
 def halved(values: Tensor) -> Tensor:

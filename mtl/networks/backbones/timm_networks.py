@@ -17,7 +17,7 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mtl.items import Mode, as_images
+from mtl.items import Mode, Reads, as_images
 from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import AbstractFamily
 from mtl.networks.readout import Positions
@@ -36,6 +36,8 @@ class TimmImages(AbstractAdapter):
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, crop_mode.
         built_for_size: False when timm takes no ``img_size`` for the network, as for convolutional ones.
     """
+
+    reads: ClassVar[Reads] = "images"
 
     def __init__(self, config: dict[str, Any], built_for_size: bool = True) -> None:
         self.config = config

@@ -15,8 +15,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from mtl.items import as_images
-from mtl.networks.backbones.adapter import AbstractAdapter, check_items, noise, unavailable_message
+from mtl.items import Reads, as_images, as_texts
+from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.readout import Positions
 
@@ -155,6 +155,8 @@ def _check_pooling(pooling: str, known: tuple[str, ...]) -> None:
 class HFImages(AbstractAdapter):
     """Images for a transformers vision network."""
 
+    reads: ClassVar[Reads] = "images"
+
     def __init__(self, model: Any, source: str, pooling: str, trust_remote_code: bool = False) -> None:
         _check_pooling(pooling, ("mean", "cls"))
         self.source, self.pooling, self.trust_remote_code = source, pooling, trust_remote_code
@@ -209,6 +211,8 @@ class HFText(AbstractAdapter):
         ValueError: an unknown pooling, or a length that the network cannot take.
     """
 
+    reads: ClassVar[Reads] = "texts"
+
     def __init__(
         self,
         model: Any,
@@ -254,9 +258,9 @@ class HFText(AbstractAdapter):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def preprocess(self, items: Sequence[str]) -> dict[str, Tensor]:
-        check_items(items, str, "strings")
+        texts = as_texts(items)
         limited = self.tokenizer.model_max_length < UNLIMITED
-        tokens = self.tokenizer(list(items), padding=True, return_tensors="pt", truncation=limited)
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt", truncation=limited)
         top = int(tokens["input_ids"].max())
         if top >= self.vocabulary:
             raise ValueError(f"token {top} is beyond the {self.vocabulary} that {self.source} embeds: wrong tokenizer")

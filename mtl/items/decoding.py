@@ -1,10 +1,10 @@
-"""What people hand over as images: decoded by one function, whatever they have and wherever they hand it over."""
+"""One image from whatever people have."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 
 Mode = Literal["RGB", "L"]
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 RANGE_IN_PIXELS = ("I", "F")  # modes whose header does not say from where to where their values go
 
 _CHANNELS = (1, 2, 3, 4)
@@ -54,21 +53,6 @@ def as_image(item: Any, mode: Mode = "RGB") -> Image.Image:
             return _converted(image, mode)
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise ValueError(f"{_name(item)} cannot be decoded ({reason(error)})") from error
-
-
-def as_images(items: Iterable[Any], mode: Mode = "RGB") -> list[Image.Image]:
-    """Decode several items; see :func:`as_image`.
-
-    Raises:
-        ValueError: naming the first item, by its place, that is no image.
-    """
-    images = []
-    for i, item in enumerate(items):
-        try:
-            images.append(as_image(item, mode))
-        except ValueError as error:
-            raise ValueError(f"item {i}: {error}") from error
-    return images
 
 
 def reason(error: Exception) -> str:
