@@ -19,6 +19,7 @@ from mtl.fewshot import GENERATORS, HEADS, AbstractGenerator, AbstractHead
 from mtl.fewshot.heads import class_means
 from mtl.metagrad import INNER_OPTIMIZERS, AbstractEstimator, AbstractInnerOptimizer, MetaGradient
 from mtl.networks.modulation import Modulation
+from mtl.tools.identity import identity_of
 
 CONFIG = mtl.TrainingConfig(steps=4, tasks_per_step=2, warmup=1, validate_every=2, validation_tasks=2, save_every=1)
 
@@ -149,6 +150,9 @@ class Until:
 
     source: mtl.TaskSource
     end: int
+
+    def identity(self) -> dict[str, Any]:
+        return identity_of(self.source, (0, 1))
 
     def sample(self, index: int) -> mtl.Episode:
         if index >= self.end:

@@ -264,6 +264,12 @@ def test_stages_are_runs_one_after_the_other(tmp_path):
     expected = mtl.train(learner, Blobs(), Blobs(), second, tmp_path / "second")
     assert distance(found.generator.state_dict(), expected.generator.state_dict()) == 0
     assert found.inner_steps == 2
-    assert sorted(p.name for p in (tmp_path / "stages").iterdir()) == ["0-inner-steps", "2-inner-steps"]
+    assert sorted(p.name for p in (tmp_path / "stages").iterdir()) == [
+        "0-inner-steps",
+        "2-inner-steps",
+        "final",
+        "run.json",
+        "run.lock",
+    ]
     with pytest.raises(ValueError, match="two stages share a folder"):
         mtl.fewshot.train_stages(fresh(), [stages[0]] * 2, Blobs(), Blobs(), CONFIG, tmp_path / "twice")

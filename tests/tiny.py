@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import mtl
@@ -26,6 +28,15 @@ class Blobs:
 
     def __init__(self, ways: int = 3, shots: int = 2, queries: int = 3, poisoned: tuple[int, ...] = ()) -> None:
         self.ways, self.shots, self.queries, self.poisoned = ways, shots, queries, poisoned
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": "Blobs",
+            "ways": self.ways,
+            "shots": self.shots,
+            "queries": self.queries,
+            "poisoned": list(self.poisoned),
+        }
 
     def sample(self, index: int) -> mtl.Episode:
         g = torch.Generator().manual_seed(index)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PROBE = "writable"
 _HEX = "[0-9a-f]" * 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit on file sizes
 
@@ -70,11 +71,13 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: they cannot.
     """
-    probe = folder / ".writable"
+    probe = _draft(folder / PROBE, "")
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("yes")
-        probe.unlink()
+        try:
+            probe.write_text("yes")
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -50,17 +50,16 @@ def identity_of(source: TaskSource, indices: Iterable[int]) -> dict[str, Any]:
     """
     if isinstance(source, Identified):
         return source.identity()
-    found: dict[str, Any] = {"kind": type(source).__name__}
     episodes = {str(i): describe_episode(source.sample(i)) for i in sorted(set(indices))}
     first = next(iter(episodes), None)
     if first is not None and differences(episodes[first], describe_episode(source.sample(int(first)))):
         warnings.warn(
-            f"{found['kind']}.sample({first}) differs from call to call: a run on it cannot be repeated, and is "
-            "continued without a look at its episodes; make sample a function of the index alone",
+            f"{type(source).__name__}.sample({first}) differs from call to call: a run on it cannot be repeated, and "
+            "goes on without a look at its episodes; make sample a function of the index alone",
             stacklevel=3,
         )
-        return found | {"episodes": "differ from call to call"}
-    return found | {"episodes": episodes}
+        return {"episodes": "differ from call to call"}
+    return {"episodes": episodes}
 
 
 def describe_episode(episode: Episode) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from mtl.tools.files import explain_write_errors
 
-LOCK, HOLDER = ".lock", ".lock.json"
+LOCK, HOLDER = "run.lock", "run.lock.json"  # the first stays: others may be about to ask for it
 PATIENCE = 10.0  # seconds that the last workers of a killed process get to notice it, and to let go
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _held: set[tuple[int, int, Path]] = set()  # by process and thread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from mtl.metagrad.registry import Registry
 from mtl.metagrad.tensors import Tensors
 from mtl.networks import Level
 from mtl.networks.modulation import Modulation, Site
+from mtl.tools.identity import digest
 
 GENERATORS = Registry("generator", "mtl.fewshot.GENERATORS")
 """Generators by the names that saved learners hold; add your own with ``GENERATORS.register``."""
@@ -54,6 +55,9 @@ class AbstractGenerator(nn.Module, abc.ABC):
             again as ``make_generator(type(generator), backbone, **options)``. ``standard="support"`` standardises
             features by each task's support set, see :class:`Standardisation`.
 
+    Attributes:
+        given: a digest of the weights that were last loaded into it; None while it has its own random ones.
+
     Raises:
         ValueError: when the levels are not as wide as the features, or a number is outside its range.
     """
@@ -80,6 +84,13 @@ class AbstractGenerator(nn.Module, abc.ABC):
         even = options.get("even")
         even = len(widths) > 1 if even is None else even
         self.standard = Standardisation(widths, options.get("standard", "fixed"), even)
+        self.given: str | None = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, and note in :attr:`given` which they were: a run that begins with others is another run."""
+        found = super().load_state_dict(state_dict, strict, assign)
+        self.given = digest(dict(self.state_dict()))
+        return found
 
     def standardise(self, statistics: FeatureStatistics) -> None:
         """Standardise features by these statistics, which are saved with the generator.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtl.episode import Episode
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.training.fingerprint import calibrate
 from mtl.fewshot.training.processes import from_main
 from mtl.metagrad import tensors
 from mtl.metagrad.diagnostics import Agreement, calibrate_radius, self_check
@@ -27,7 +29,7 @@ TOLERANCE, LOW_PRECISION_TOLERANCE = 0.05, 0.15
 POOR = 0.5  # a lower cosine is worth a warning
 
 
-def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: bool) -> str:
+def check_estimator(learner: MetaLearner, first: Callable[[], Episode], folder: Path, main: bool) -> str:
     """Calibrate the learner's estimator on one episode and compare it with the exact gradient.
 
     An estimator with the pull ``"finite-difference"``, given by name, gets a radius that suits the network. A run that
@@ -35,6 +37,7 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
     because a backbone may be spread over them, and all take the main one's radius, because theirs must not differ.
 
     Args:
+        first: the episode; not asked for where the estimator was checked before.
         main: whether this is the main process, which decides, writes and warns.
 
     Returns:
@@ -43,17 +46,17 @@ def check_estimator(learner: MetaLearner, episode: Episode, folder: Path, main: 
     if learner.inner_steps == 0 or isinstance(learner.estimator, Exact):
         return ""
     path = folder / FILE
-    known = from_main(json.loads(path.read_text()) if main and path.is_file() else None)
+    known = from_main(read_check(folder) if main else None)
     if known is not None:
-        learner.estimator = _with_radius(learner.estimator, known["radius"])
+        keep_radius(learner, known["radius"])
         return ""
+    episode = first()
     meta, problem = tensors.detach(learner.generator(learner.view(episode.support))), learner.problem(episode)
     tolerance = LOW_PRECISION_TOLERANCE if learner.backbone.low_precision else TOLERANCE
-    radius = from_main(_radius(learner.estimator, problem, meta, tolerance))
-    learner.estimator = _with_radius(learner.estimator, radius)
+    keep_radius(learner, from_main(_radius(learner.estimator, problem, meta, tolerance)))
     agreement = _agreement(learner.estimator, problem, meta)
     if main:
-        record: dict[str, Any] = {"radius": radius, "estimator": repr(learner.estimator)}
+        record: dict[str, Any] = {"radius": radius_of(learner), "estimator": repr(learner.estimator)}
         for name in ("cosine", "norm_ratio") if agreement else ():
             group: dict[str, float] = getattr(agreement, name)
             record[name] = {k: None if math.isnan(v) else v for k, v in group.items()}
@@ -68,8 +71,30 @@ def _radius(estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors, 
     return calibrate_radius(problem, meta, tolerance=tolerance).radius if named else None
 
 
-def _with_radius(estimator: AbstractEstimator, radius: float | None) -> AbstractEstimator:
-    return estimator if radius is None else replace(estimator, pull=FiniteDifference(radius))  # pyright: ignore
+def keep_radius(learner: MetaLearner, radius: float | None) -> None:
+    """Give an estimator that has the pull ``"finite-difference"``, by name, the radius that the run began with."""
+    if radius is not None and getattr(learner.estimator, "pull", None) == "finite-difference":
+        calibrate(learner, replace(learner.estimator, pull=FiniteDifference(radius)))  # pyright: ignore
+
+
+def radius_of(learner: MetaLearner) -> float | None:
+    """Of the estimator's finite differences; None where it takes none, or where they are not calibrated yet."""
+    pull = getattr(learner.estimator, "pull", None)
+    return pull.radius if isinstance(pull, FiniteDifference) else None
+
+
+def read_check(folder: Path) -> dict[str, Any] | None:
+    """What a run wrote at its start; None without, and with a warning where it is damaged: it is computed again."""
+    if not (path := folder / FILE).is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found["radius"], int | float | None):
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    warnings.warn(f"{path} is damaged; the estimator is checked again", stacklevel=4)
+    return None
 
 
 def _agreement(estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors) -> Agreement | None:

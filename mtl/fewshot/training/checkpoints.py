@@ -61,6 +61,8 @@ class Checkpoints:
         for path in self._files():
             try:
                 state = _read(path)
+            except FileNotFoundError:  # another run has just replaced it
+                continue
             except _Damaged as error:
                 damaged[path] = str(error)
                 continue
@@ -111,6 +113,8 @@ _SEAL_LENGTH = len(_seal(memoryview(b"")))
 def _read(path: Path) -> dict[str, Any]:
     try:
         contents = path.read_bytes()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise _Damaged(error.strerror) from error
     view = memoryview(contents)
@@ -130,16 +134,41 @@ def append(path: Path, metrics: dict[str, float]) -> None:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the metrics of steps that will be repeated, and a last line that a kill or a full disk cut short."""
+    """Drop the metrics of steps that will be repeated, and set lines aside that are none.
+
+    A last line without an end, which a kill or a full disk cut short, is of such a step.
+    """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["step"] > step:
-            break
-        kept.append(line + "\n")
-    write_whole(path, "".join(kept).encode())
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    steps = [_step_of(line) for line in lines]
+    damaged = [line for line, found in zip(lines, steps, strict=True) if found is None]
+    if damaged:
+        aside = path.with_name(f"{path.stem}-damaged{path.suffix}")
+        with explain_write_errors(aside), aside.open("ab") as f:
+            f.writelines(damaged)
+        warnings.warn(
+            f"{path}: {len(damaged)} of {len(lines)} lines do not tell the metrics of a step, such as line "
+            f"{steps.index(None) + 1}; they are in {aside.name} now",
+            stacklevel=4,
+        )
+    kept = b"".join(line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step)
+    if kept != path.read_bytes():
+        write_whole(path, kept)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run, step by step; lines that are damaged are left out."""
+    path = folder / METRICS
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if _step_of(line) is not None]
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -13,10 +14,16 @@ from tqdm.auto import tqdm
 from mtl.episode import TaskSource
 from mtl.fewshot.generators import AbstractGenerator
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.saving import check_saving, from_pretrained
+from mtl.fewshot.saved_files import is_complete
+from mtl.fewshot.saving import check_saving, from_pretrained, save_pretrained
 from mtl.fewshot.training.config import TrainingConfig
-from mtl.fewshot.training.processes import episode_loader
+from mtl.fewshot.training.fingerprint import LOOKED_AT, fingerprint
+from mtl.fewshot.training.processes import episode_loader, held, on_main
 from mtl.fewshot.training.run import Run
+from mtl.tools.claim import claim, is_claimed
+from mtl.tools.identity import as_json, identity_of
+
+FINAL = "final"  # the result of all stages
 
 
 def train(
@@ -30,9 +37,11 @@ def train(
     """Train the learner's generator and return the best one by validation accuracy.
 
     The run folder gets ``metrics.jsonl``, ``estimator.json`` (how the estimator compares with the exact gradient),
-    ``best/`` (see :func:`mtl.save_pretrained`) and the last two of its ``checkpoints/``. Called again with the same
-    arguments, on any number of processes, it continues from the newest intact one; a finished run returns at once. An
-    exception that ends a run carries a note that says where its last good state is.
+    ``best/`` (see :func:`mtl.save_pretrained`), the last two of its ``checkpoints/``, and ``run.json``: all that its
+    result depends on. Called again with the same arguments, on any number of processes, it continues from the newest
+    intact checkpoint; a finished run returns at once. With other arguments or other data it is refused before anything
+    is written; docs/running-long.md lists what may change. An exception that ends a run carries a note that says where
+    its last good state is.
 
     Args:
         learner: its generator is trained in place.
@@ -44,13 +53,38 @@ def train(
     Raises:
         ValueError: when the folder holds a run with other settings, or checkpoints of something else, or only damaged
             ones; before the first step, when a part of the learner could not be saved.
+        FolderInUse: when another process trains in the folder (:mod:`mtl.tools.lock`).
         OSError: when the folder cannot be written to (before the first step), or its disk is full.
         NonFiniteLosses: after ``patience`` steps in a row without a finite loss and gradient.
     """
-    accelerator = accelerator or Accelerator()
     check_saving(learner)  # now, not at the first validation
-    run = Run(learner, config, Path(folder), accelerator)
-    run.resume()
+    run = Run(learner, config, Path(folder), accelerator or Accelerator())
+    run.settings = fingerprint(learner, config)
+    run.settings |= _identities(run, tasks, validation)
+    return _train(run, tasks, validation)
+
+
+def _identities(run: Run, tasks: TaskSource, validation: TaskSource) -> dict[str, Any]:
+    compute = lambda: {"tasks": identity_of(tasks, LOOKED_AT), "validation": identity_of(validation, LOOKED_AT)}  # noqa: E731
+    # Processes that share a network pass through it together, should tasks need that.
+    return as_json(compute() if run.learner.backbone.execution.lockstep else on_main(run.accelerator, compute))
+
+
+def _train(run: Run, tasks: TaskSource, validation: TaskSource) -> MetaLearner:
+    """Go on with a run to its end; the best learner."""
+    run.look()
+    if run.step < run.config.steps:
+        run.check_folder()
+        with held(run.accelerator, run.folder):
+            run.resume()
+            _go_on(run, tasks, validation)
+            run.accelerator.wait_for_everyone()
+    return from_pretrained(run.folder / "best", run.learner.backbone).to(run.accelerator.device)
+
+
+def _go_on(run: Run, tasks: TaskSource, validation: TaskSource) -> None:
+    """Take the steps that are left."""
+    config, accelerator = run.config, run.accelerator
     if (agreement := run.check(tasks)) and accelerator.is_main_process:
         tqdm.write(f"{agreement}\nwords: docs/glossary.md")
     try:
@@ -62,8 +96,6 @@ def train(
             )
         error.add_note(run.last_good_state())
         raise
-    accelerator.wait_for_everyone()
-    return from_pretrained(run.folder / "best", learner.backbone).to(accelerator.device)
 
 
 def _take_steps(run: Run, batches: DataLoader, validation: TaskSource) -> None:
@@ -117,7 +149,8 @@ def train_stages(
 ) -> MetaLearner:
     """Train one generator stage by stage; each stage starts from the best generator of the one before.
 
-    Called again with the same arguments, it continues where it stopped, see :func:`mtl.train`.
+    Called again with the same arguments, it continues where it stopped, see :func:`mtl.train`. All stages are compared
+    with what the folder holds before the first of them writes anything.
 
     Args:
         learner: its generator is trained in place in the first stage.
@@ -125,7 +158,7 @@ def train_stages(
         tasks: every stage begins at episode 0.
         validation: see :func:`mtl.train`.
         config: the settings that all stages share.
-        folder: gets one run folder per stage, ``<inner steps>-inner-steps``.
+        folder: gets one run folder per stage, ``<inner steps>-inner-steps``, and the result as ``final/``.
 
     Returns:
         The given learner with the best generator of the last stage, and its own number of inner steps.
@@ -137,12 +170,45 @@ def train_stages(
     stages = [stage for stage in stages if stage.steps]
     if len({stage.folder for stage in stages}) < len(stages):
         raise ValueError(f"two stages share a folder ({[s.folder for s in stages]}); give each its own inner_steps")
-    accelerator, generator = accelerator or Accelerator(), learner.generator
-    for stage in stages:
-        settings = replace(config, **{k: v for k, v in asdict(stage).items() if k != "inner_steps"})
-        trained = _with(learner, generator, stage.inner_steps)
-        generator = train(trained, tasks, validation, settings, Path(folder) / stage.folder, accelerator).generator
-    return _with(learner, generator, learner.inner_steps)
+    accelerator, folder, generator = accelerator or Accelerator(), Path(folder), learner.generator
+    parts = [replace(config, **{k: v for k, v in asdict(s).items() if k != "inner_steps"}) for s in stages]
+    runs = {s.folder: (_with(learner, generator, s.inner_steps), c) for s, c in zip(stages, parts, strict=True)}
+    settings = _compare(runs, tasks, validation, folder, accelerator)
+    whole = {"stages": settings, "inner_steps": learner.inner_steps}
+    finished = on_main(accelerator, lambda: is_claimed(folder, whole, [FINAL]) and is_complete(folder / FINAL))
+    if not finished:
+        with held(accelerator, folder):
+            on_main(accelerator, lambda: claim(folder, whole, [FINAL]))
+            for name, (trained, part) in runs.items():
+                trained = _with(trained, generator, trained.inner_steps)
+                run = Run(trained, part, folder / name, accelerator)
+                run.settings = settings[name]
+                generator = _train(run, tasks, validation).generator
+            made = _with(learner, generator, learner.inner_steps)
+            on_main(accelerator, lambda: save_pretrained(made, folder / FINAL))
+    last = from_pretrained(folder / FINAL, learner.backbone).to(accelerator.device)
+    return _with(learner, last.generator, learner.inner_steps)
+
+
+def _compare(
+    runs: Mapping[str, tuple[MetaLearner, TrainingConfig]],
+    tasks: TaskSource,
+    validation: TaskSource,
+    folder: Path,
+    accelerator: Accelerator,
+) -> dict[str, dict[str, Any]]:
+    """The fingerprint of every stage, after a comparison with what its folder holds. Nothing is written."""
+    settings: dict[str, dict[str, Any]] = {}
+    before, sources = "", {}
+    for name, (learner, config) in runs.items():
+        run = Run(learner, config, folder / name, accelerator)
+        check_saving(learner)
+        run.settings = fingerprint(learner, config, before)
+        sources = sources or _identities(run, tasks, validation)
+        settings[name] = run.settings = run.settings | sources
+        run.compare()
+        before = f"the best of {name}"
+    return settings
 
 
 def _with(learner: MetaLearner, generator: AbstractGenerator, inner_steps: int) -> MetaLearner:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +16,7 @@ from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaStep
 from mtl.fewshot.training.config import TrainingConfig
 from mtl.metagrad.execution import Execution
+from mtl.tools.lock import folder_lock
 
 T = TypeVar("T")
 
@@ -21,6 +25,33 @@ def from_main(value: T) -> T:
     """The main process's value, in every process. All must call this; the values of the others are ignored."""
     [shared] = broadcast_object_list([value])
     return shared
+
+
+def on_main(accelerator: Accelerator, compute: Callable[[], T]) -> T:
+    """What the main process computes, in every process. An error there is raised in all."""
+    found: T | None = None
+    error: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            found = compute()
+        except Exception as raised:
+            error = raised
+    found, error = from_main((found, error))
+    if error is not None:
+        raise error
+    return cast(T, found)
+
+
+@contextmanager
+def held(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """The main process holds the folder for all.
+
+    Raises:
+        mtl.tools.lock.FolderInUse: another run holds it.
+    """
+    with ExitStack() as stack:
+        on_main(accelerator, lambda: stack.enter_context(folder_lock(folder)))
+        yield
 
 
 def requested_precision(accelerator: Accelerator, now: torch.dtype | None) -> torch.dtype | None:

@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.model import most_likely
 from mtl.fewshot.saved_files import is_complete, read_config
-from mtl.fewshot.saving import inner_options, save_pretrained
-from mtl.fewshot.training.check import FILE, check_estimator
+from mtl.fewshot.saving import save_pretrained
+from mtl.fewshot.training.check import FILE, check_estimator, keep_radius, radius_of, read_check
 from mtl.fewshot.training.checkpoints import METRICS, Checkpoints, append, forget_after
 from mtl.fewshot.training.config import TrainingConfig, parameter_groups, schedule
-from mtl.fewshot.training.processes import Totals, chunk_size, from_main, requested_precision
+from mtl.fewshot.training.processes import Totals, chunk_size, from_main, on_main, requested_precision
+from mtl.tools.claim import RUN, check_same, claim, is_claimed
 from mtl.tools.comparison import mean_interval
-from mtl.tools.files import check_writable, remove_drafts
+from mtl.tools.files import PROBE, check_writable, remove_drafts
 
 NO_BEST = {"accuracy": -1.0, "step": 0}
+LEFTOVERS = (METRICS, FILE, "best")  # of a run, beside its checkpoints
 
 
 class NonFiniteLosses(RuntimeError):
@@ -35,7 +36,11 @@ class NonFiniteLosses(RuntimeError):
 
 
 class Run:
-    """The state of one training run, and its operations."""
+    """The state of one training run, and its operations. Making one writes nothing.
+
+    Attributes:
+        settings: its :func:`~mtl.fewshot.training.fingerprint.fingerprint`; made once the precision is set.
+    """
 
     def __init__(self, learner: MetaLearner, config: TrainingConfig, folder: Path, accelerator: Accelerator) -> None:
         self.learner = learner.to(accelerator.device)
@@ -46,7 +51,7 @@ class Run:
         self.step = self.saved = self.failed_steps = 0
         self.best: dict[str, Any] = dict(NO_BEST)
         self.warned_cliff = False
-        self.settings = self._settings()
+        self.settings: dict[str, Any] = {}
         self.parameters = [p for p in learner.generator.parameters() if p.requires_grad]
         for p in self.parameters:
             broadcast(p.data)
@@ -89,8 +94,8 @@ class Run:
         """See :func:`mtl.fewshot.training.check.check_estimator`."""
         if not self.config.self_check:
             return ""
-        episode = tasks.sample(0).to(self.accelerator.device)
-        return check_estimator(self.learner, episode, self.folder, self.accelerator.is_main_process)
+        first = lambda: tasks.sample(0).to(self.accelerator.device)  # noqa: E731
+        return check_estimator(self.learner, first, self.folder, self.accelerator.is_main_process)
 
     def _warn_of_cliff(self, metrics: dict[str, float]) -> None:
         if metrics["past_cliff"] > 0.5 and not self.warned_cliff and self.accelerator.is_main_process:
@@ -164,29 +169,66 @@ class Run:
         """Write a checkpoint as a whole or not at all."""
         if self.accelerator.is_main_process:
             states = {name: part.state_dict() for name, part in self.parts.items()}
-            self.checkpoints.save({"settings": self.settings, "step": self.step, **states})
+            state = {"settings": self.settings, "step": self.step, "radius": radius_of(self.learner)}
+            self.checkpoints.save(state | states)
         self.accelerator.wait_for_everyone()
         self.saved = self.step
 
+    def compare(self) -> None:
+        """Compare the folder's run with this one; see :meth:`look`. Nothing is changed, here or there."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            on_main(self.accelerator, lambda: self._saved_state() and None)
+
+    def look(self) -> None:
+        """Compare the folder's run with this one, and take its state if it is the same. Nothing is written.
+
+        Raises:
+            ValueError: the folder holds a run with other settings, or no checkpoint that can be read.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged checkpoints; resume says it
+            self._restore(on_main(self.accelerator, self._saved_state))
+
     def resume(self) -> None:
-        """Continue from the newest intact checkpoint when there is one.
+        """Take the folder for this run and continue from the newest intact checkpoint when there is one.
 
         The main process reads it for all, so that all continue from the same one even if they see different files.
 
         Raises:
-            ValueError: the folder holds a run with other settings, or no checkpoint that can be read.
+            ValueError: see :meth:`look`; another process may have begun a run since.
             OSError: the folder cannot be written to.
         """
-        main = self.accelerator.is_main_process
-        state = from_main(self.checkpoints.newest() if main else None)
+        self._restore(on_main(self.accelerator, self._taken_state))
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        """The newest checkpoint, None without one."""
+        state = self.checkpoints.newest()
         if state is not None:
-            self._check_settings(state["settings"])
+            check_saved(self.folder, state["settings"], self.settings)
+            state["radius"] = (read_check(self.folder) or state)["radius"]
+        is_claimed(self.folder, self.settings, () if state else LEFTOVERS)
+        return state
+
+    def _taken_state(self) -> dict[str, Any] | None:
+        state = self._saved_state()
+        claim(self.folder, self.settings, () if state else LEFTOVERS)
+        self._tidy(state["step"] if state else 0)
+        return state
+
+    def _restore(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
             self.step = self.saved = state["step"]
+            given = self.learner.generator.given  # what a checkpoint holds is not what the run began with
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        if main and self.step < self.config.steps:  # a finished run is left untouched
-            self._tidy()
-        self.best = from_main(self._saved_best() if main and self.step else dict(NO_BEST))
+            self.learner.generator.given = given
+            keep_radius(self.learner, state["radius"])
+        self.best = from_main(self._saved_best() if self._main and self.step else dict(NO_BEST))
+
+    @property
+    def _main(self) -> bool:
+        return self.accelerator.is_main_process
 
     def last_good_state(self) -> str:
         """Note attached to the final exception."""
@@ -196,12 +238,17 @@ class Run:
         path = self.checkpoints.path(self.saved)
         return f"{path} is intact (step {self.saved} of {self.config.steps}): the same command continues from there"
 
-    def _tidy(self) -> None:
+    def check_folder(self) -> None:
+        """Refuse a folder that cannot be written to: now, not after the first ``save_every`` steps."""
+        on_main(self.accelerator, lambda: check_writable(self.checkpoints.folder))
+
+    def _tidy(self, step: int) -> None:
         """Remove what a kill left, and the metrics of steps that will be repeated."""
-        check_writable(self.checkpoints.folder)  # now, not after the first save_every steps
-        for path in (self.folder / METRICS, self.folder / FILE, self.checkpoints.folder / "step-*.pt"):
+        for path in (self.folder / METRICS, self.folder / FILE, self.folder / RUN):
             remove_drafts(path)
-        forget_after(self.folder / METRICS, self.step)
+        for path in (self.checkpoints.folder / "step-*.pt", self.checkpoints.folder / PROBE):
+            remove_drafts(path)
+        forget_after(self.folder / METRICS, step)
 
     def _saved_best(self) -> dict[str, Any]:
         """Accuracy and step of ``best/``, read from the folder: a kill may have come between writing it and writing the
@@ -209,30 +256,16 @@ class Run:
         best = self.folder / "best"
         return read_config(best)["extra"] if is_complete(best) else dict(NO_BEST)
 
-    def _settings(self) -> dict[str, Any]:
-        """Everything that must not change within a run; chunks, processes and checkpoints may."""
-        free = {"tasks_per_chunk", "save_every", "workers", "patience", "self_check"}
-        settings = {k: v for k, v in asdict(self.config).items() if k not in free}
-        learner = self.learner
-        settings |= {
-            "backbone": learner.backbone.fingerprint(),
-            "generator": type(learner.generator).__name__,
-            "generator_options": learner.generator.options,
-            "head": repr(learner.head),
-            "inner_steps": learner.inner_steps,
-            "inner_optimizer": type(learner.optimizer).__name__,
-            "inner_options": inner_options(learner),
-            "estimator": repr(learner.estimator),
-        }
-        for name, value in settings.items():
-            if " at 0x" in str(value):  # an address in memory, which another process does not have
-                way_out = "make its class a dataclass, or give it a __repr__ that tells its options"
-                raise ValueError(f"the {name} {value} could not be recognised when the run is resumed; {way_out}")
-        return settings
 
-    def _check_settings(self, saved: dict[str, Any]) -> None:
-        now = self.settings
-        changed = [f"{k}: {saved.get(k)!r} there, {now.get(k)!r} now" for k in now if saved.get(k) != now.get(k)]
-        if changed:
-            way_out = "give this run another folder, or remove that one"
-            raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); {way_out}")
+def check_saved(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse the checkpoint of a run with other settings.
+
+    Raises:
+        ValueError: naming them; or that the checkpoint does not say all that it would have to.
+    """
+    if "tasks" not in saved:
+        raise ValueError(
+            f"{folder} holds a run of mtl 0.1.0, which did not note its data: nobody can tell whether it would go on "
+            "with the same; finish it with that version, or give this run another folder (another --out)"
+        )
+    check_same(folder, saved, now)
