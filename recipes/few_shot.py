@@ -216,7 +216,6 @@ def meta_train(
         for stage in stages:
             if stage.steps:
                 draw_curves(folder / stage.folder)
-        mtl.save_pretrained(best, folder / "final")
     return best
 
 
@@ -244,8 +243,7 @@ def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
 
 
 def draw_curves(folder: Path) -> None:
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    mtl.tools.curves_figure(metrics, folder / "curves.png")
+    mtl.tools.curves_figure(mtl.fewshot.training.read_metrics(folder), folder / "curves.png")
 
 
 def write_facts(config: Settings) -> None:

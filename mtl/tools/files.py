@@ -71,7 +71,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: they cannot.
     """
-    probe = _draft(folder / PROBE, "")
+    probe = draft_of(folder / PROBE)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
