@@ -28,6 +28,7 @@ from helpers.settings import Generator, Head, Settings
 
 import mtl
 from mtl.data.embedded.docstring_tasks import FAMILIES
+from mtl.tools.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def write_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -
             guess, truth = names[int(predicted[i])], names[i // asked]
             pages.append(f"| {'right' if guess == truth else 'wrong'} | {cell(queries[i])} | {guess} | {truth} |")
         pages.append("")
-    (out / "episodes.md").write_text("\n".join(pages), encoding="utf-8")
+    write_whole(out / "episodes.md", "\n".join(pages).encode())
 
 
 def cell(text: str, most: int = 100) -> str:

@@ -35,6 +35,18 @@ def test_tasks_are_fitted_one_by_one(name: str, tmp_path: Path):
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
+def test_they_start_alike_whatever_was_drawn_before(tmp_path: Path):
+    backbone = build("bert", tmp_path)
+    tasks, found = episode(backbone), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        lora, _ = mtl.fewshot.peft_baselines(backbone, steps=1, lora_lr=0.3)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(lora(tasks))
+    assert torch.equal(*found)
+
+
 def test_unknown_families_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no layers of the family 'timm'; leave this method out"):
         mtl.fewshot.peft_baselines(build("vit_tiny_patch16_224", tmp_path))

@@ -98,7 +98,11 @@ def _adapted_copy(backbone: Backbone, name: Literal["LoRA", "IA3"]) -> nn.Module
     config.fan_in_fan_out = any(isinstance(m, Conv1D) for m in network.modules())  # GPT-2 stores transposes
     if name == "IA3":
         config.feedforward_modules = set(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind])
-    return peft.inject_adapter_in_model(config, copy.deepcopy(network)).eval()
+    device = next(network.parameters()).device
+    # The same start in every process, whatever was drawn before.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return peft.inject_adapter_in_model(config, copy.deepcopy(network)).eval()
 
 
 class _Features(nn.Module):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PROBE = "writable"
+_EXPLAINED = " could not be written:"
 _HEX = "[0-9a-f]" * 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit on file sizes
 
@@ -55,8 +56,10 @@ def explain_write_errors(path: str | Path, needed: int | None = None) -> Iterato
     try:
         yield
     except OSError as error:
+        if _EXPLAINED in str(error):  # by the function that wrote
+            raise
         advice = _room(path, needed) if error.errno in _FULL else "choose a writable folder"
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}; {advice}") from error
+        raise OSError(error.errno, f"{path}{_EXPLAINED} {error.strerror or error}; {advice}") from error
 
 
 def _room(path: Path, needed: int | None) -> str:
@@ -81,16 +84,25 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a draft beside ``path`` that replaces it on success and is removed on failure; creates parent folders."""
-    (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
+def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
+    """Yield a draft beside ``path`` that replaces it on success and is removed on failure; creates parent folders.
+
+    Args:
+        needed: bytes that ``path`` takes, where that is known.
+
+    Raises:
+        OSError: it could not be written; the message says why, and what was there still is.
+    """
+    path = Path(path)
     draft = draft_of(path)
-    try:
-        yield draft
-        flush(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with explain_write_errors(path, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            flush(draft)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def write_whole(path: str | Path, contents: bytes) -> None:
@@ -99,7 +111,7 @@ def write_whole(path: str | Path, contents: bytes) -> None:
     Raises:
         OSError: it could not be written; the message says why, and what was there still is.
     """
-    with explain_write_errors(path, len(contents)), atomic_write(path) as draft:
+    with atomic_write(path, len(contents)) as draft:
         draft.write_bytes(contents)
 
 

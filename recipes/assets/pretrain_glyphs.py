@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mtl.data.embedded.glyph_drawing import MEAN, STD, labelled_images, load_bank
 from mtl.data.embedded.scans import ANGLES, DEFECTS, SLANTS, STYLES, WEIGHTS, WIDTHS
+from mtl.tools.files import atomic_write, write_whole
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
 
@@ -134,9 +135,10 @@ def save(backbone: nn.Module, info: dict[str, Any], out: Path) -> None:
     """Half-precision weights under plain timm names, and their description."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in backbone.state_dict().items()}
-    save_file(weights, out / "glyphs_backbone.safetensors")
+    with atomic_write(out / "glyphs_backbone.safetensors") as draft:
+        save_file(weights, draft)
     info = info | {"input_size": [1, 32, 32], "mean": MEAN, "std": STD}
-    (out / "glyphs_backbone.json").write_text(json.dumps(info, indent=1) + "\n")
+    write_whole(out / "glyphs_backbone.json", (json.dumps(info, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

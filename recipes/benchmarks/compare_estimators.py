@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from measuring import device_of, measure
 
 import mtl
-from mtl.tools.files import write_csv
+from mtl.tools.files import atomic_write, write_csv
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             panel.scatter(r["time"], worst, 2 * r["MiB"], colour, label=r["estimator"], alpha=0.7)
         panel.set(title=f"{network}, {k} inner steps", xlabel="time, unrolled = 1", ylabel="worst cosine to exact")
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, markerscale=0.3)
-    figure.savefig(path)
+    with atomic_write(path) as draft:
+        figure.savefig(draft)
 
 
 if __name__ == "__main__":

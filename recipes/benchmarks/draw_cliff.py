@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.tools.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def draw(config: Config, found: dict[str, list[mtl.metagrad.Agreement]], pulls: 
     figure.axes[0].annotate("pulls of adaptive windows:", (x[0], -0.8), size=8)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(config.out) / "cliff.png", dpi=110)
+    with atomic_write(Path(config.out) / "cliff.png") as draft:
+        figure.savefig(draft, dpi=110)
 
 
 if __name__ == "__main__":

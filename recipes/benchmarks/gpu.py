@@ -37,7 +37,7 @@ import mtl
 from mtl.planning import PlanOptions
 from mtl.planning.choices import Activations
 from mtl.planning.workbench import Workbench
-from mtl.tools.files import write_csv
+from mtl.tools.files import write_csv, write_whole
 
 Part = Literal["peers", "precision", "large"]
 Row = dict[str, Any]
@@ -82,7 +82,7 @@ def main(config: Config) -> dict[Part, list[Row]]:
 
 def _write(results: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2))
+    write_whole(out / "results.json", json.dumps(results, indent=2).encode())
 
 
 def _cell(value: Any) -> str:

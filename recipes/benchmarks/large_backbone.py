@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 import mtl
 from mtl.metagrad import EstimatorOptions, FiniteDifference, make_estimator
 from mtl.metagrad.options import option_names
+from mtl.tools.files import write_whole
 from mtl.tools.memory import LiveBytes
 
 GIB = 2**30
@@ -66,8 +67,8 @@ def main(config: Config) -> dict[str, Any]:
         "resident_before_gib": before,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else resident_mib() / 1024,
     }
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    (Path(config.out) / "result.json").write_text(json.dumps({"config": asdict(config)} | result, indent=2))
+    facts = json.dumps({"config": asdict(config)} | result, indent=2)
+    write_whole(Path(config.out) / "result.json", facts.encode())
     print(json.dumps(result, indent=2))
     return result
 

@@ -75,11 +75,12 @@ def parse(config: type[C], args: Sequence[str] | None = None) -> C:
 
 @contextmanager
 def keeping(note: str) -> Iterator[None]:
-    """Add what is kept, and how to go on, to whatever ends a run early."""
+    """Add what is kept, and how to go on, to whatever ends a run early, unless that says so itself."""
     try:
         yield
     except BaseException as error:  # Ctrl-C too
-        error.add_note(note)
+        if not notes_of(error):
+            error.add_note(note)
         raise
 
 

@@ -86,6 +86,11 @@ class Settings(Checked):
         """Networks for data of your own."""
         raise NotImplementedError
 
+    @property
+    def kept(self) -> str | None:
+        """Where a comparison keeps its results; nowhere where processes share a network, and all have to do all."""
+        return None if self.memory.shard else f"{self.out}/comparison"
+
     def contradictions(self) -> Iterator[str]:
         if self.data and not self.backbone:
             yield f"--data {' '.join(self.data)}: name the network that reads it with --backbone, {self.suggested}"

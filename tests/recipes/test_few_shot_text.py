@@ -46,13 +46,6 @@ def test_few_shot_text_with_another_head_and_peft(tmp_path, encoder):
     assert learner.head == mtl.Ridge()
 
 
-def test_a_baseline_that_there_is_not_is_refused_before_the_training(tmp_path, encoder):
-    config = few_shot_text.Config(out=str(tmp_path), backbone=encoder, baselines=("ncm", "rigde"), **LITTLE_TEXT)
-    with pytest.raises(ValueError, match=r"no baseline is called 'rigde': did you mean ridge"):
-        few_shot_text.main(config)
-    assert not (tmp_path / "dense").exists()
-
-
 def test_the_small_encoder_is_made_once(encoder):
     before = (Path(encoder) / "model.safetensors").stat().st_mtime_ns
     pretrain_docstrings.main(pretrain_docstrings.Config(out=encoder, **LITTLE_ENCODER))

@@ -11,9 +11,10 @@ from torch import Tensor
 from mtl.episode import Episode
 from mtl.fewshot.baselines.classifiers import channel_weights, lda_scores, logistic_labels, ridge_scores
 from mtl.fewshot.baselines.methods import Method
-from mtl.fewshot.baselines.setup import STANDARDISED, Setup, Value
+from mtl.fewshot.baselines.setup import STANDARDISED, Setup, Value, identified
 from mtl.fewshot.heads import AbstractHead, NearestClassMean, Ridge
 from mtl.fewshot.model import most_likely
+from mtl.tools.identity import digest
 
 WEIGHTED_L2 = 0.01
 
@@ -34,7 +35,7 @@ def head_in_closed_form(setup: Setup, name: str, head: AbstractHead, centre: Ten
         labels = episode.support.labels.to(seen.device)
         return most_likely(head.logits(asked, {}, (seen, labels), episode.ways))
 
-    return setup.method(name, predict)
+    return identified(setup.method(name, predict), head=repr(head), centre=None if centre is None else digest(centre))
 
 
 def nearest_class_mean(setup: Setup, value: Value) -> Method:

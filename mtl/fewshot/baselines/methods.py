@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Method:
         kind: ``"baseline"``, ``"ours"`` or ``"control"``.
         tuned: the setting that it runs at, for tables, such as ``"c=10"``; empty where there is none.
         shared_seconds: seconds so far of feature passes that it would have made, had no other method made them before.
+        identity: all that its answers depend on, besides name, kind and ``tuned``: settings, and digests of weights.
+            Results of a method without it are not kept by ``evaluate(folder=...)``.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Method:
     kind: Kind = "baseline"
     tuned: str = ""
     shared_seconds: Callable[[], float] = lambda: 0.0
+    identity: Callable[[], Mapping[str, Any]] | None = None
 
     def __call__(self, episode: Episode) -> Tensor:
         """Predictions for the queries, whose labels are blanked first: no method sees them, by mistake or otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mtl.fewshot.baselines.methods import Method
 from mtl.fewshot.model import at_least_float32
 from mtl.fewshot.statistics import FeatureStatistics, level_widths
 from mtl.networks.backbones import Backbone
+from mtl.tools.identity import digest
 
 Value = float | tuple[Any, ...]
 """Of a setting: a number, or a tuple where two things are chosen together, such as ``(10.0, "standardised")``."""
@@ -120,7 +122,19 @@ class Setup:
         adapted_values: Callable[[int], int] = lambda ways: 0,
     ) -> Method:
         """A method whose seconds include the feature passes that it shares with others."""
-        return Method(name, predict, adapted_values, shared_seconds=lambda: self.memo.saved_seconds)
+        saved = lambda: self.memo.saved_seconds  # noqa: E731
+        return Method(name, predict, adapted_values, shared_seconds=saved, identity=lambda: self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that its methods have in common."""
+        s = self.statistics
+        return {
+            "backbone": self.backbone.identity(),
+            "precision": str(self.backbone.options.precision),
+            "steps": self.steps,
+            "statistics": None if s is None else digest(s.mean, s.std),
+        }
 
 
 @dataclass(frozen=True)
@@ -147,11 +161,19 @@ class Baseline:
         """The method at a value of the setting, by default the row's own."""
         value = self.default if value is None else value
         method = self.make(setup, value)
-        return replace(method, tuned=show(self.setting, value)) if self.setting else method
+        if not self.setting:
+            return method
+        return replace(identified(method, value=value), tuned=show(self.setting, value))
 
     def candidates(self, setup: Setup) -> tuple[Value, ...]:
         """The values to tune over."""
         return self.grid + (self.standardised_grid if setup.statistics is not None else ())
+
+
+def identified(method: Method, **more: Any) -> Method:
+    """The method with more in its identity, if it has one."""
+    known = method.identity
+    return method if known is None else replace(method, identity=lambda: {**known(), **more})
 
 
 def show(setting: str, value: Value) -> str:
