@@ -25,7 +25,7 @@ from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.packing import Packing, find_packing
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
-from mtl.networks.backbones.prepared_inputs import Prepared, count_of, divided, halved
+from mtl.networks.backbones.prepared_inputs import Prepared, check_like, count_of, divided, halved
 from mtl.networks.modulation import CopyableLock, Modulation, Modulator, SiteKind, find_sites, uncompiled
 from mtl.networks.readout import Choice, Level, Readout, precise
 
@@ -78,6 +78,7 @@ class Backbone(nn.Module):
         self.placement = placement
         self._weights = WeightHashes(self.model)
         self._lock = CopyableLock()
+        self._expected = Inputs.of(adapter.example(1))
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)
@@ -183,6 +184,7 @@ class Backbone(nn.Module):
         like = next(model.parameters())
         own, _ = divided(inputs)
         assert own is not None
+        check_like(own, self._expected, self.name)
         inputs, read = own.to(like.device, like.dtype), partial(_features_of, self.adapter, model)
         return read(inputs) if self.readout is None else self.readout.read(model, inputs, read)
 
@@ -191,7 +193,11 @@ class Backbone(nn.Module):
         if READOUT in inputs:
             return self._finished(inputs[READOUT])
         own, _ = divided(inputs)
-        own = self._blank(inputs.count) if own is None else self._laid_out(own.to(self.device, self.dtype))
+        if own is None:
+            own = self._blank(inputs.count)
+        else:
+            check_like(own, self._expected, self.name)
+            own = self._laid_out(own.to(self.device, self.dtype))
         return self._own(own) if self.readout is None else self.readout.read(self.model, own, self._own)
 
     def _laid_out(self, inputs: Inputs) -> Inputs:

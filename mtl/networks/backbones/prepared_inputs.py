@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl.episode import PREFIX, Inputs
 from mtl.networks.backbones.stored import Stored
 
+_MASK = "attention_mask"
 LEVELS = f"{PREFIX}.levels"
 """Name of the levels of the readout that end below the first site."""
 VALUES_PER_PASS = 64 * 3 * 224 * 224
@@ -113,3 +114,34 @@ def divided(inputs: Inputs) -> tuple[Inputs | None, dict[str, Tensor]]:
     """Inputs of the network, None if there are none, and what came with them of its prefix."""
     own = {k: v for k, v in inputs.tensors.items() if not Inputs.of_prefix(k)}
     return Inputs(own) if own else None, {k: v for k, v in inputs.tensors.items() if k not in own}
+
+
+def check_like(inputs: Inputs, expected: Inputs, name: str) -> None:
+    """Refuse inputs of another kind than a network takes, such as raw pixels in place of preprocessed images.
+
+    Args:
+        inputs: ``(n, ...)``.
+        expected: an example of what the network takes.
+        name: of the network, for the message.
+
+    Raises:
+        ValueError: integers in place of floats or the reverse, names in place of one tensor, or images whose channels
+            are not where they belong.
+    """
+    if inputs.named and not expected.named:
+        raise ValueError(f"inputs are tensors named {', '.join(inputs.tensors)}: {name} takes one tensor of images")
+    for key, found in inputs.tensors.items():
+        like = expected.tensors.get(key)
+        if like is None or key == _MASK:
+            continue
+        if found.is_floating_point() != like.is_floating_point():
+            kind, what = ("floats", "items") if like.is_floating_point() else ("integers", "texts")
+            raise ValueError(
+                f"{key or 'inputs'} are {found.dtype}, but {name} takes {kind} as backbone.preprocess({what}) makes "
+                "them: pass what that returns"
+            )
+        if like.dim() == 4 and (found.dim() != 4 or found.shape[1] != like.shape[1]):
+            raise ValueError(
+                f"images of shape {tuple(found.shape[1:])}: {name} takes ({like.shape[1]}, height, width), as "
+                "backbone.preprocess(items) makes them"
+            )
