@@ -104,7 +104,7 @@ def test_transformers_loads_it(name: str, sites: Any, tmp_path: Path):
     fresh = inputs(backbone, 20)
     examples = second(fresh)
     hidden = (model(**examples) if isinstance(examples, dict) else model(examples)).last_hidden_state
-    features = hidden[:, -1] if name == "gpt2" else hidden.mean(1)
+    features = hidden[:, -1] if name == "gpt2" else hidden[:, 1:].mean(1) if name == "vit" else hidden.mean(1)
     logits = features @ head["weight"].T + head["bias"]
     assert_same(logits, task.logits(fresh)[1])
     facts = json.loads((tmp_path / "out" / "mtl.json").read_text())["mtl"]

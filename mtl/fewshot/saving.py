@@ -102,7 +102,9 @@ def _load(
             f"{file} was trained on the network in the folder {load['name']!r}, which is not there; pass backbone=, "
             "its folder or name"
         )
-    return load_backbone(**load)
+    backbone = load_backbone(**load)
+    then, now = _poolings(saved, backbone)
+    return backbone if then == now else load_backbone(**{**load, "pooling": then})
 
 
 def load_state(generator: AbstractGenerator, state: dict[str, Tensor], file: Path) -> None:
@@ -208,6 +210,14 @@ def _built(cls: type, options: dict[str, Any], make: Callable[..., Any]) -> Any:
         raise ValueError(f"{cls.__name__} {why}") from error
 
 
+def _poolings(saved: dict[str, Any], backbone: Backbone) -> tuple[str | None, str | None]:
+    """What version 0.1.0 made of the argument ``pooling`` that it saved, and the pooling of the backbone."""
+    now = backbone.adapter.reading(backbone.model).get("pooling")
+    if "weights" in saved:  # by a later version, which says the pooling itself
+        return now, now
+    return backbone.adapter.former_pooling(backbone.model, saved["load"].get("pooling")) or now, now
+
+
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
     """Refuse a backbone whose features are not those that the generator was trained on."""
     if "weights" in saved:
@@ -217,6 +227,8 @@ def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> 
     else:  # by version 0.1.0, which hashed a sample of the weights
         now = {"fingerprint": backbone.former_fingerprint(), "modulation_width": backbone.modulation_width}
         changed = [f"{k}: {saved[k]} there, {now[k]} now" for k in now if saved[k] != now[k]]
+        then, pooling = _poolings(saved, backbone)
+        changed += [f"pooling: {then!r} there, {pooling!r} now"] if then != pooling else []
     if changed:
         raise ValueError(
             f"{folder} was trained for the backbone {saved['load']['name']!r}, and {backbone.name!r} differs from it "

@@ -30,7 +30,7 @@ def write_transformers(plain: Plain, names: Sequence[str], draft: Path) -> Writt
         "architecture": type(model).__name__,
         "model_args": {},
         "preprocessing": None if processor is None else type(processor).__name__,
-        "features": f"{adapter.pooling} of last_hidden_state over the positions that attention_mask keeps",
+        "features": adapter.formula(),
         "logits": "features @ weight.T + bias, both in head.safetensors",
     }
     return Written(

@@ -8,7 +8,8 @@ from mtl.networks.backbones.options import ForwardOptions
 from mtl.networks.backbones.placement import shard
 from mtl.networks.backbones.prepared_inputs import Prepared
 from mtl.networks.backbones.timm_networks import EMBEDDED, TimmImages
-from mtl.networks.backbones.transformers_networks import HFImages, HFText
+from mtl.networks.backbones.transformers_images import HFImages
+from mtl.networks.backbones.transformers_texts import HFText
 
 __all__ = [
     "EMBEDDED",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -50,21 +49,26 @@ class AbstractAdapter(abc.ABC):
         del model
         return {}
 
+    def former_pooling(self, model: nn.Module, pooling: str | None) -> str | None:
+        """The pooling that the argument ``pooling`` stood for in version 0.1.0; None where that has not changed."""
+        del model, pooling
+        return None
+
     def preprocessing(self) -> Mapping[str, Any]:
         """What :meth:`preprocess` depends on, beside the arguments of :func:`mtl.load_backbone`."""
         return {}
 
 
+def check_pooling(pooling: str, known: tuple[str, ...]) -> None:
+    """Refuse a pooling that there is not.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if pooling not in known:
+        raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(known)}")
+
+
 def noise(*shape: int) -> Tensor:
     """Standard normal values, the same ones every time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
-
-
-def unavailable_message(name: str, way_out: str) -> str:
-    """Error message for unavailable weights."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    tried = (
-        "HF_HUB_OFFLINE is set, so only the cache was searched" if offline else "neither the hub nor the cache has it"
-    )
-    hint = "" if offline else "; HF_HUB_OFFLINE=1 makes this fail at once"
-    return f"no weights for {name!r}: {tried}. {way_out}, or pretrained=False for random weights{hint}"

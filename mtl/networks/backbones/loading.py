@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from mtl.metagrad.execution import Execution
 from mtl.networks.backbones.backbone import Backbone
 from mtl.networks.backbones.families import FAMILIES, family_of
+from mtl.networks.backbones.independence import check_independence
 from mtl.networks.backbones.options import Placement
 from mtl.networks.backbones.packaged_images import LiteFamily
 from mtl.networks.backbones.packaged_texts import PackagedTextFamily
@@ -58,9 +61,11 @@ def load_backbone(
             inside the network, so that its features can be computed once, see :meth:`Backbone.with_prefix`.
         last_k: modulate the last ``k`` blocks only.
         pretrained: False gives random weights, the same ones for the same ``seed``.
-        checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network.
-        pooling: ``"mean"``, ``"cls"`` or ``"last"``. Default: timm's own; mean for encoders, the last token for causal
-            models.
+        checkpoint: a local ``.safetensors`` or ``.pth`` file for a timm network, perhaps of another image size.
+        pooling: ``"mean"``, ``"cls"`` or, for texts, ``"last"``. The mean of images is over their patches; of
+            transformers' image networks ``"mean-all"`` counts class token and registers too, as the mean of version
+            0.1.0 did. Default: timm's own; what ``1_Pooling/config.json`` of a sentence-transformers network says,
+            whose Normalize module is left out; else mean for encoders and images, the last token for causal models.
         levels: ``"last"`` for the network's own pooled features; ``"all"`` reads all its stages too, input first, or
             about eight of them evenly spaced where there are more than ten; or a list of stage indices. See
             :class:`~mtl.networks.Level`.
@@ -74,11 +79,13 @@ def load_backbone(
         trust_remote_code: run the Python code that comes with a network of transformers. Without it such a network is
             refused. Never saved with a generator: whoever loads it decides anew.
         model_args: ``img_size=96``, the height and width of images for any timm network (or ``(height, width)``);
-            ``max_length``, the tokens that are kept of a text; others are passed on, such as ``in_chans``,
-            ``dtype="bfloat16"`` (or ``torch.bfloat16``).
+            ``max_length``, the tokens that are kept of a text, by default what ``sentence_bert_config.json`` says or
+            the network can take; ``tower="text"`` or ``"vision"`` of a checkpoint of several networks, such as CLIP;
+            others are passed on, such as ``in_chans``, ``dtype="bfloat16"`` (or ``torch.bfloat16``).
 
     Raises:
-        ValueError: a name, an argument or a checkpoint that does not fit.
+        ValueError: a name, an argument or a checkpoint that does not fit; or features of an example depend on chance,
+            on padding, or on the examples beside it.
         OSError: the weights are neither here nor reachable.
     """
     family = family_of(str(name))
@@ -104,7 +111,7 @@ def load_backbone(
     as_read = device_map is not None and family.loads_in_place and pretrained
     if as_read:
         model_args = model_args | {"device_map": device_map, "offload_folder": offload_folder and str(offload_folder)}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _in_words(name):
         torch.manual_seed(seed)
         model, adapter = family.load(str(name), pretrained, checkpoint, pooling, model_args)
     if as_read:  # transformers notes where the weights are, if it is more than one place
@@ -112,17 +119,35 @@ def load_backbone(
     else:
         main = None if device_map is None else spread(model, device_map, offload_folder)
     place = None if main is None else Placement(main, Execution(no_double_backward_reason=SPREAD))
-    return Backbone(
-        model,
-        adapter,
-        name=str(name),
-        sites=sites,
-        last_k=last_k,
-        levels=levels,
-        grid=grid,
-        load_args=load_args,
-        placement=place,
-    )
+    with _in_words(name):
+        backbone = Backbone(
+            model,
+            adapter,
+            name=str(name),
+            sites=sites,
+            last_k=last_k,
+            levels=levels,
+            grid=grid,
+            load_args=load_args,
+            placement=place,
+        )
+        check_independence(backbone)
+    return backbone
+
+
+@contextmanager
+def _in_words(name: str | Path) -> Iterator[None]:
+    """Errors from inside a network that does not take the examples it is given become one line."""
+    try:
+        yield
+    except (ValueError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        reason = " ".join(str(e).split())[:160]
+        raise ValueError(
+            f"{name} cannot be read as a network of images or texts ({type(e).__name__}: {reason}); for a network that "
+            f"is called in another way register a family: {FAMILIES.name}.register(...)"
+        ) from e
 
 
 def _dtype_name(dtype: Any, stored: bool) -> Any:

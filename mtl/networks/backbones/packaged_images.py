@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.families import AbstractFamily
-from mtl.networks.backbones.timm_networks import SAVED, TimmFamily, load_strictly
+from mtl.networks.backbones.timm_checkpoints import load_strictly
+from mtl.networks.backbones.timm_networks import SAVED, TimmFamily
 
 LITES = tuple(f"mtl/efficientnet-lite{size}" for size in range(3))
 WHOLE_IMAGE = {"crop_pct": 1.0, "crop_mode": "squash"}  # timm's own crops an eighth away and the ends of long pictures

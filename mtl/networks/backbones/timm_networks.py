@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +16,13 @@ import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from mtl.items import Mode, Reads, as_images
-from mtl.networks.backbones.adapter import AbstractAdapter, noise, unavailable_message
+from mtl.networks.backbones.adapter import AbstractAdapter, noise
 from mtl.networks.backbones.families import AbstractFamily
+from mtl.networks.backbones.hub import asking_the_hub, unavailable_message
+from mtl.networks.backbones.timm_checkpoints import load_from_file
 from mtl.networks.readout import Positions
 from mtl.tools.json_files import read_json
 
@@ -109,13 +112,15 @@ class TimmFamily(AbstractFamily):
             args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
         source = f"local-dir:{name}" if Path(name).is_dir() else name
         try:
-            model, built = _create(source, pretrained and checkpoint is None, {"num_classes": 0, **pool, **args})
+            stored = pretrained and checkpoint is None
+            with asking_the_hub(name) if stored else nullcontext():
+                model, built = _create(source, stored, {"num_classes": 0, **pool, **args})
         except TypeError as e:
             raise ValueError(f"{name} does not take these arguments: {e}") from e
         except OSError as e:
             raise OSError(unavailable_message(name, "Point checkpoint= at a local .safetensors or .pth file")) from e
         if checkpoint is not None:
-            _load_checkpoint(model, Path(checkpoint))
+            load_from_file(model, Path(checkpoint))
         return model, TimmImages(_data_config(model, args), "img_size" in built or "img_size" not in args)
 
 
@@ -158,15 +163,26 @@ def _create(source: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Mod
 def _check_name(name: str, pretrained: bool) -> None:
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), 3) or ["none; see timm.list_models()"]
         raise ValueError(
-            f"unknown timm model {name!r}; nearest names: {', '.join(near)}. For transformers write hf/<id>"
+            f"unknown timm model {name!r}; nearest names: {', '.join(_near(base))}. For transformers write hf/<id>, "
+            "for a file of your own name its folder with a config.json"
         )
     known = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in known:
         raise ValueError(f"{base} has no weights tagged {tag!r}; its tags: {', '.join(known) or 'none'}")
     if pretrained and not known:
         raise ValueError(f"timm has no weights for {base}; give checkpoint=, or pretrained=False for random weights")
+
+
+def _near(name: str) -> list[str]:
+    """Names like this one, else names with its longest word in them."""
+    if near := difflib.get_close_matches(name, timm.list_models(), 3):
+        return near
+    words = sorted((w for w in re.split(r"[^a-z0-9]+", name.lower()) if len(w) > 2), key=len, reverse=True)
+    for word in words:
+        if found := timm.list_models(f"*{word}*"):
+            return [*found[:3], f'timm.list_models("*{word}*") has {len(found)}']
+    return ['none; search with timm.list_models("*word*")']
 
 
 def _data_config(model: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
@@ -181,33 +197,3 @@ def _data_config(model: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
     if len(config["mean"]) != channels:
         stats = {k: (sum(v) / len(v),) * channels for k, v in stats.items()}
     return {**config, "input_size": (channels, *size), **stats}
-
-
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"checkpoint={str(path)!r} is not a file")
-    load_strictly(model, load_state_dict(str(path), weights_only=True), path.name)
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """timm's own loading with ``num_classes=0`` ignores every key that does not match; here the classifier's only.
-
-    Args:
-        source: what the weights are from, for the message.
-
-    Raises:
-        ValueError: keys or shapes differ.
-    """
-    head = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (head,) if isinstance(head, str) else tuple(head)
-    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{source} does not fit {type(model).__name__}: missing {missing[:3]} ({len(missing)}), "
-            f"unexpected {unexpected[:3]} ({len(unexpected)}), other shapes {sorted(shapes)[:3]} ({len(shapes)}); "
-            "pass the model_args it was trained with, such as img_size or in_chans"
-        )
-    model.load_state_dict(state)
