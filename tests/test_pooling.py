@@ -247,6 +247,7 @@ def saved_by_the_first_version(backbone: Any, folder: Path, pooling: str | None)
     learner = mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width), inner_steps=1)
     mtl.save_pretrained(learner, folder)
     config = json.loads((folder / "config.json").read_text())
+    del config["digest"]
     saved = config["backbone"]
     former = {"fingerprint": backbone.former_fingerprint(), "load": {**saved["load"], "pooling": pooling}}
     config["backbone"] = {"width": saved["width"], "modulation_width": saved["modulation_width"], **former}
