@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import backbone
 from torch import Tensor, nn
 
+import mtl
 from mtl.networks.backbones import load_backbone
 from mtl.networks.modulation import Modulation
 
@@ -304,3 +305,41 @@ def test_an_option_set_as_an_attribute_is_refused():
 def test_items_of_another_kind_are_refused_in_words():
     with pytest.raises(ValueError, match=r"item 0: a text cannot be decoded \(No such file or directory\)"):
         load_backbone("mtl/glyphs").preprocess(["a text"])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", ["test_resnet", "vit"])
+def test_raw_pixels_are_refused_wherever_images_go(name: str, dtype: torch.dtype, tmp_path: Path):
+    backbone = load(name, tmp_path)
+    pixels = torch.ones(2, 3, *backbone.example_inputs(1).shape[1:], dtype=dtype)
+    labels = torch.tensor([[0, 1, 0]] * 2)
+    learner = mtl.MetaLearner(backbone, mtl.Static(backbone.sites, backbone.width), inner_steps=1)
+    message = rf"inputs are {dtype}, but .* takes floats as backbone\.preprocess\(items\) makes"
+    refusal = pytest.raises(ValueError, match=message)
+    with refusal:
+        backbone(pixels)
+    with refusal:
+        backbone(pixels, modulation_of(backbone))
+    with refusal:
+        backbone.features(pixels[0])
+    with refusal:
+        backbone.observe(pixels)
+    with refusal:
+        backbone.prepare(pixels)
+    with refusal:
+        backbone.with_prefix(pixels[0])
+    with refusal:
+        learner.adapt(mtl.Examples(pixels, labels))
+
+
+def test_inputs_of_another_form_are_refused(tmp_path: Path):
+    images, texts = load("test_resnet", tmp_path), load("bert", tmp_path)
+    with pytest.raises(ValueError, match=r"images of shape \(32, 32, 3\): .* takes \(3, height, width\)"):
+        images(torch.zeros(1, 2, 32, 32, 3))
+    with pytest.raises(ValueError, match=r"inputs are tensors named pixel_values: .* takes one tensor of images"):
+        images({"pixel_values": torch.zeros(1, 2, 3, 32, 32)})
+    with pytest.raises(ValueError, match=r"input_ids are torch\.float32, but .* takes integers"):
+        texts({"input_ids": torch.ones(1, 2, 5), "attention_mask": torch.ones(1, 2, 5)})
+    tokens: Any = batch(texts)
+    masked = texts({**tokens, "attention_mask": tokens["attention_mask"].float()})
+    torch.testing.assert_close(masked, texts(tokens))

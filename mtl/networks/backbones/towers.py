@@ -24,7 +24,7 @@ def choose_tower(model: Any, tower: str | None, name: str) -> tuple[Any, bool]:
     Raises:
         ValueError: there are several and none was chosen, none of this name, or one that reads neither.
     """
-    if model.config.is_encoder_decoder and tower is None:
+    if tower is None and has_decoder(model):
         model = model.get_encoder()
     found = _towers(model)
     if tower is None and len(found) > 1:
@@ -44,6 +44,13 @@ def choose_tower(model: Any, tower: str | None, name: str) -> tuple[Any, bool]:
     if tower is None and not images and kind != "input_ids":
         raise ValueError(f"{name} reads {kind}; mtl reads images and texts")
     return model, images
+
+
+def has_decoder(model: Any) -> bool:
+    """Whether a network has an encoder and a decoder; the config of an encoder stored alone may deny it."""
+    parts = dict(model.named_children())
+    both = {"encoder", "decoder"} <= parts.keys() and isinstance(parts["decoder"], PreTrainedModel)
+    return both or model.config.is_encoder_decoder
 
 
 def _towers(model: Any) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.backbones.hub import asking_the_hub, unavailable_message
 from mtl.networks.backbones.sentence_modules import SentenceModules, sentence_modules
-from mtl.networks.backbones.towers import choose_tower
+from mtl.networks.backbones.towers import choose_tower, has_decoder
 from mtl.networks.backbones.transformers_images import HFImages
 from mtl.networks.backbones.transformers_texts import HFText
 
@@ -125,7 +125,7 @@ def _bare_model(source: Source, name: str, pretrained: bool, args: dict[str, Any
             "encoder and decoder in one checkpoint, save the encoder to a folder of its own and name that"
         ) from e
     # transformers fills missing weights with random ones and goes on; poolers are not used here.
-    unused = ("decoder.",) if model.config.is_encoder_decoder else ()
+    unused = ("decoder.",) if has_decoder(model) else ()
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k.split(".") and not k.startswith(unused))
     if missing:
         raise ValueError(
