@@ -16,6 +16,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from helpers.questions import episodes_of, with_unseen
+from helpers.reading import told
 from helpers.settings import Settings
 
 import mtl
@@ -40,9 +41,9 @@ def make_class_tasks(
     collection: mtl.data.AbstractCollection, config: Settings, preprocess: Callable[[Any], Any] | mtl.data.InputCache
 ) -> Make:
     """Tasks from data of your own, by the split that ``split.json`` beside the results holds."""
+    told(collection.notes)
     path, names = Path(config.out) / "split.json", collection.class_names
-    split = mtl.data.load_or_make_split(path, names, given=collection.parts, seed=config.seed)
-    split.check_ways(config.ways)
+    split = mtl.data.load_or_make_split(path, names, given=collection.parts, seed=config.seed, ways=config.ways)
     ways, seed = config.ways, config.seed
     return lambda part, shots, queries: mtl.ClassTasks(
         collection, split.parts[part], preprocess=preprocess, ways=ways, shots=shots, queries=queries, seed=seed

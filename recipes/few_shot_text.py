@@ -24,6 +24,7 @@ from assets import pretrain_docstrings
 from helpers.answers import answer
 from helpers.options import Count, CountOrZero, Distinct, Folder, OneOf, Positive, TwoOrMore
 from helpers.questions import are_asked, make_family_tasks
+from helpers.reading import smallest_class
 from helpers.settings import Generator, Head, Settings
 
 import mtl
@@ -97,8 +98,13 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             seed=config.seed,
         )
     if are_asked(config.data, config.questions):
-        return make_family_tasks(config, "texts", tokens, config.text_column)
-    texts = mtl.open_texts(config.data[0], text_column=config.text_column)
+        return make_family_tasks(config, "texts", tokens, text_column=config.text_column)
+    texts = mtl.open_texts(
+        config.data[0],
+        text_column=config.text_column,
+        min_per_class=smallest_class(config),
+        **vars(config.reading),
+    )
     return few_shot.make_class_tasks(texts, config, tokens)
 
 

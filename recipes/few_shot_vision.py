@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import few_shot
 from helpers.answers import answer
 from helpers.kept_tasks import KeptTasks
 from helpers.options import Folder
 from helpers.questions import are_asked, make_family_tasks
+from helpers.reading import smallest_class
 from helpers.settings import Settings
 
 import mtl
@@ -31,6 +33,8 @@ from mtl.networks.backbones import EMBEDDED
 class Config(Settings):
     out: Folder = "runs/few_shot_vision"  # output folder; run again with the same one to continue
     data: tuple[str, ...] = ()  # class folders, zip, csv, parquet or hub id, one or several; glyphs when not given
+    image_column: str | None = None  # column of file names or images, where a table has no usual name for it
+    image_folder: str | None = None  # what the file names of a table are relative to; its own folder when not given
     backbone: str = ""  # any timm name, hf/<id> or mtl/<name>; mtl/glyphs, for the glyphs, when not given
     checkpoint: str | None = None  # file of weights for a timm backbone
 
@@ -47,6 +51,9 @@ class Config(Settings):
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
+        for flag, value in {"--image-column": self.image_column, "--image-folder": self.image_folder}.items():
+            if value is not None and not self.data:
+                yield f"{flag} is about data of your own: name it with --data"
         if self.cache_dir is not None and not self.data:
             yield f"--cache-dir {self.cache_dir} keeps examples of --data; the embedded glyphs are not kept on disk"
 
@@ -76,9 +83,11 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
         return glyphs
     once = lambda items: backbone.with_prefix(backbone.preprocess(items))  # noqa: E731
     inputs = few_shot.input_cache(config, backbone, once if readouts else backbone.preprocess)
+    columns: dict[str, Any] = {"image_column": config.image_column, "image_folder": config.image_folder}
     if are_asked(config.data, config.questions):
-        return make_family_tasks(config, "images", inputs)
-    return few_shot.make_class_tasks(mtl.open_images(config.data[0]), config, inputs)
+        return make_family_tasks(config, "images", inputs, **columns)
+    images = mtl.open_images(config.data[0], min_per_class=smallest_class(config), **vars(config.reading), **columns)
+    return few_shot.make_class_tasks(images, config, inputs)
 
 
 def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:

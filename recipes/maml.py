@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from helpers import maml_results
 from helpers.answers import answer, keeping
 from helpers.options import Checked, Count, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
+from helpers.reading import told
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -208,10 +209,10 @@ def tasks_of(config: Config, part: Any) -> mtl.TaskSource:
     if config.data is None:
         return mtl.data.CharacterTasks(part, **sizes)
     images = mtl.open_images(config.data, mode="L")
+    told(images.notes)
     split = mtl.data.load_or_make_split(
-        Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed
+        Path(config.out) / "split.json", images.class_names, given=images.parts, seed=config.seed, ways=config.ways
     )
-    split.check_ways(config.ways)
     grey = lambda image: torch.from_numpy(np.asarray(image.resize((28, 28)), np.float32))[None] / 127.5 - 1  # noqa: E731
     return mtl.ClassTasks(images, split.parts[part], preprocess=lambda i: torch.stack([*map(grey, i)]), **sizes)
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mtl.data.own.class_labels import class_labels
 from mtl.data.own.class_tasks import ClassTasks
 from mtl.data.own.images import open_images
-from mtl.data.own.splits import ClassSplit, class_labels, load_or_make_split, split_classes
+from mtl.data.own.splits import ClassSplit, load_or_make_split, split_classes
 
 CLASSES = ["ash", "birch", "cedar", "elm"]
 

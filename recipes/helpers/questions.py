@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import mtl
 from helpers.options import Count
+from helpers.reading import smallest_class
 from mtl.data import DividedFamilies, EvaluationTasks, FamilyRequest, FamilyTasks, InputCache
 
 
@@ -31,27 +32,25 @@ class Questions:
 Make = Callable[[str, int, int], FamilyTasks | EvaluationTasks]
 
 
-def make_family_tasks(
-    config: Any, kind: Literal["images", "texts"], inputs: InputCache, text_column: str | None = None
-) -> Make:
+def make_family_tasks(config: Any, kind: Literal["images", "texts"], inputs: InputCache, **columns: Any) -> Make:
     """Tasks over all families of the data, by the split that ``split.json`` beside the results holds.
 
     Args:
         config: settings of a few-shot recipe.
         kind: what the data sets hold.
         inputs: preprocessing, with a cache for all tasks.
-        text_column: column of texts, where it goes by no usual name.
+        columns: more options of :func:`~mtl.data.open_families`.
     """
     q: Questions = config.questions
     families = mtl.data.open_families(
-        config.data, q.label_columns, kind=kind, groups=q.group_column, text_column=text_column
+        config.data, q.label_columns, kind=kind, groups=q.group_column, **vars(config.reading), **columns
     )
     request = FamilyRequest(
         split=q.split,
         hold_out=q.hold_out_families,
         validation=q.validation_families,
         ways=config.ways,
-        min_per_class=q.min_per_class or max(config.shots) + config.queries,
+        min_per_class=q.min_per_class or smallest_class(config),
         seed=config.seed,
     )
     divided = mtl.data.divide_families(families, Path(config.out) / "split.json", request)

@@ -22,11 +22,13 @@ from helpers.options import (
     complaints_of,
 )
 from helpers.questions import Questions
+from helpers.reading import Reading
 
 Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
 Asked = Annotated[Questions, tyro.conf.OmitArgPrefixes]  # --label-columns, --hold-out-families, ...
+Read = Annotated[Reading, tyro.conf.OmitArgPrefixes]  # --encoding, --class-level
 BASELINES = tuple(key for key in mtl.fewshot.BASELINES if key != "full")  # full fine-tuning is by far the slowest
 
 
@@ -78,6 +80,7 @@ class Settings(Checked):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # what accelerate launch was told, if not given
     seed: Seed = 0  # seed of the generator, the split and the episodes
     questions: Asked = field(default_factory=Questions)  # label columns of your own data, and how they are divided
+    reading: Read = field(default_factory=Reading)  # of files of your own
     estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
     memory: Memory = field(default_factory=Memory)  # for large backbones
 
@@ -95,7 +98,8 @@ class Settings(Checked):
         if self.data and not self.backbone:
             yield f"--data {' '.join(self.data)}: name the network that reads it with --backbone, {self.suggested}"
         if not self.data:
-            yield from (f"{flag} is about data of your own: name it with --data" for flag in self.questions.asked())
+            flags = [*self.questions.asked(), *self.reading.asked()]
+            yield from (f"{flag} is about data of your own: name it with --data" for flag in flags)
         if not self.warm_steps and not (self.inner_steps and self.steps):
             yield "no step to train: expected --warm-steps 1 or more, or --steps and --inner-steps 1 or more"
         if self.last_k is not None and self.sites == "none":

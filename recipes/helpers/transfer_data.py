@@ -11,6 +11,7 @@ from torch import Tensor
 
 import mtl
 from helpers.options import Count
+from helpers.reading import told
 from mtl.data.embedded.glyph_images import letter_images
 
 Part = Literal["train", "held_out", "validation", "test"]
@@ -57,6 +58,7 @@ def embedded(sizes: PartSizes) -> dict[str, tuple[Tensor, Tensor]]:
 
 def own(source: str, sizes: PartSizes, backbone: mtl.Backbone) -> dict[str, tuple[Tensor, Tensor]]:
     images = mtl.open_images(source)
+    told(images.notes)
     few = sizes.train + sizes.held_out + sizes.validation
     if short := [c for c, items in images.items.items() if len(items) <= few]:
         raise ValueError(f"{short[:3]} have at most {few} images, all of which are for training; lower --sizes.train")

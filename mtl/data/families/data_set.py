@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from mtl.data.own.class_labels import class_labels
 from mtl.data.own.collection import AbstractCollection
-from mtl.data.own.splits import class_labels
 
 CLASS = "class"  # the column that class folders are
 BLANK = frozenset({"", "na", "n/a", "nan"})

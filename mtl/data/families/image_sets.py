@@ -15,7 +15,7 @@ from mtl.data.own.images.files import IMAGE_COLUMNS, SUFFIXES, Files, named_imag
 from mtl.data.own.images.opening import Verify, open_images
 from mtl.data.own.images.zip_files import ZippedFiles, class_members
 from mtl.data.own.sources.class_folders import ClassFiles, class_files, contents_of
-from mtl.data.own.sources.listing import LABEL_COLUMNS, Options, column_of, refuse
+from mtl.data.own.sources.listing import LABEL_COLUMNS, Options, column_of
 from mtl.data.own.sources.paths import folders_in, kind_of, table_files
 from mtl.data.own.sources.tables import CSV, read_table
 from mtl.data.own.splits import disjoint_parts
@@ -40,7 +40,6 @@ def open_image_set(
         reader = Files(tuple((root / path).as_posix() for path in found.paths))
         made = _class_set(name, root, reader, found, options, mode)
     elif kind == "table":
-        refuse({"class_level": options.class_level}, f"{root} is read as a table")
         made, reader = _table_set(name, table_files(root), options, mode)
     else:
         return _listed_set(name, path, columns, options, mode, verify)

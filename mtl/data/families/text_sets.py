@@ -21,7 +21,8 @@ def open_text_set(name: str, path: str | Path, columns: Sequence[str], options: 
     kind = kind_of(root, "text") if root.exists() else "hub"
     if kind in ("table", "zip"):
         return _table_set(name, table_files(root), options)
-    return _listed_set(name, path, columns, options)
+    files = {"encoding": options.encoding, "class_level": options.class_level} if kind == "classes" else {}
+    return _listed_set(name, path, columns, options.column, files)
 
 
 def _table_set(name: str, files: Mapping[str | None, Path], options: Options) -> DataSet:
@@ -40,11 +41,12 @@ def _table_set(name: str, files: Mapping[str | None, Path], options: Options) ->
     return _distinct(name, source, texts, {k: [row.get(k) for row in rows] for k in columns}, notes=tuple(notes))
 
 
-def _listed_set(name: str, path: str | Path, columns: Sequence[str], options: Options) -> DataSet:
+def _listed_set(
+    name: str, path: str | Path, columns: Sequence[str], text_column: str | None, files: Mapping[str, Any]
+) -> DataSet:
     """Folders, parquet, hub: opened once for each column that is asked for."""
-    more: dict[str, Any] = {"encoding": options.encoding, "class_level": options.class_level}
     opened: dict[str, TextCollection] = {
-        c or CLASS: open_texts(path, text_column=options.column, label_column=c, **more) for c in columns or (None,)
+        c or CLASS: open_texts(path, text_column=text_column, label_column=c, **files) for c in columns or (None,)
     }
     first = next(iter(opened.values()))
     labels: dict[str, list[Any]] = {}

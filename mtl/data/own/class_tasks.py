@@ -162,7 +162,8 @@ class ClassTasks:
             raise ValueError(
                 f"shots={shots} and queries={self.queries} take {need} {noun} of each class, and "
                 f"{len(short)} of {len(sizes)} classes have fewer: {listed}; "
-                f"{_fitting(min(short.values()), shots, self.queries)} leave these classes out, or add {noun}"
+                f"{_fitting(min(short.values()), shots, self.queries)} leave these classes out (open the data with "
+                f"min_per_class={need}), or add {noun}"
             )
 
     def _check_groups(self) -> None:

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from mtl.data.own.saved_fields import fractions_of, seed_of, strings_of
@@ -106,7 +107,8 @@ class ClassSplit:
                 smallest = min(len(c) for c in self.parts.values() if c)
                 raise ValueError(
                     f"the {part!r} part has {len(classes)} classes and ways={ways} takes {ways} in every episode; "
-                    f"{_ways_hint(smallest)} or give {part!r} a larger fraction of the classes"
+                    f"{_ways_hint(smallest)} add classes ({_needed(ways, self.fractions)} in all are enough), or "
+                    "divide examples in place of classes (--split example of the few-shot recipes)"
                 )
 
 
@@ -145,7 +147,8 @@ def split_classes(
     if len(pool) < len(wanted):
         raise ValueError(
             f"{len(pool)} classes cannot be divided into {' and '.join(wanted)}, one class in each at the least; "
-            "add classes, or set the fraction of a part that you do not need to 0"
+            "add classes, set the fraction of a part that you do not need to 0, or divide examples in place of classes "
+            "(--split example of the few-shot recipes)"
         )
     parts = {**given, **_deal(pool, wanted, seed)}
     names = {part: tuple(sorted(parts.get(part, ()))) for part in PARTS}
@@ -160,18 +163,25 @@ def load_or_make_split(
     given: Mapping[str, Sequence[str]] | None = None,
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
+    ways: int | None = None,
 ) -> ClassSplit:
     """The split stored at ``path``, or, the first time, a new one by :func:`split_classes` that is stored there.
 
+    Args:
+        ways: refuse parts with fewer classes, before anything is stored; see :meth:`ClassSplit.check_ways`.
+
     Raises:
-        ValueError: when the stored split names classes that are gone, or was drawn with another seed or fractions.
+        ValueError: when the stored split names classes that are gone, or was drawn with another seed or fractions; or
+            parts have too few classes.
     """
     path = Path(path)
     if not path.exists():
         split = split_classes(classes, given=given, fractions=fractions, seed=seed)
+        split.check_ways(ways or 0)
         split.save(path)
         return split
     split = ClassSplit.load(path)
+    split.check_ways(ways or 0)
     split.check_classes(classes, where=f"the data ({path} was made earlier)")
     if split.drawn and (split.seed, split.fractions) != (seed, tuple(fractions)):
         raise ValueError(
@@ -179,47 +189,6 @@ def load_or_make_split(
             f"fractions={tuple(fractions)} are asked for; ask for the same, or delete it to have it drawn anew"
         )
     return split
-
-
-def class_labels(values: Sequence[object], where: str, names: Sequence[str] | None = None) -> list[str]:
-    """Class names from a column of labels; refuses labels that would fail silently later.
-
-    Args:
-        values: strings, integers or booleans; with ``names``, integers that index them.
-        where: the table, for messages.
-
-    Raises:
-        ValueError: when a label is missing (None, blank, or negative with ``names``), fractional, or a list.
-
-    >>> class_labels([1, 0], "flowers.csv", names=["rose", "tulip"])
-    ['tulip', 'rose']
-    """
-    if any(isinstance(v, list | tuple | dict) for v in values):
-        raise ValueError(f"{where}: labels are lists; expected one class per example")
-    texts = ["" if v is None else str(v).strip() for v in values]
-    # v != v: NaN, which a blank becomes in a column of numbers; -1: the hub's mark for an unlabelled row
-    rows = enumerate(zip(values, texts, strict=True))
-    missing = [i for i, (v, t) in rows if not t or v != v or (names is not None and t.startswith("-"))]
-    if missing:
-        raise ValueError(
-            f"{where}: {len(missing)} of {len(texts)} labels are missing (rows {missing[:5]}, counted from 0); "
-            "fill them, or leave out the unlabelled rows or split"
-        )
-    fractional = any(isinstance(v, float) for v in values) or (
-        texts and all(map(_is_number, texts)) and "." in "".join(texts)
-    )
-    if fractional:
-        raise ValueError(
-            f"{where}: labels are fractions such as {texts[0]}; expected class names or integers "
-            "(integers turn into fractions when a spreadsheet or pandas saves a column that had blanks)"
-        )
-    if names is None:
-        return texts
-    if outside := [t for t in texts if not t.isdecimal() or int(t) >= len(names)]:
-        raise ValueError(
-            f"{where}: a label is {outside[0]}; expected integers below {len(names)}, the number of classes"
-        )
-    return [names[int(t)] for t in texts]
 
 
 def shared_classes(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
@@ -256,14 +225,6 @@ def disjoint_parts(parts: Sequence[str | None], labels: Sequence[str], where: st
     return {part: tuple(sorted(names)) for part, names in found.items()} if len(found) > 1 else {}
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _check_fractions(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
@@ -287,6 +248,13 @@ def _deal(pool: Sequence[str], wanted: Mapping[str, float], seed: int) -> dict[s
 
 def _quote(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
+
+
+def _needed(ways: int, fractions: tuple[float, float, float]) -> int:
+    """The least number of classes that gives every part enough for an episode."""
+    shares = {part: share for part, share in zip(PARTS, fractions, strict=True) if share > 0}
+    enough = lambda n: min(map(len, _deal([str(i) for i in range(n)], shares, 0).values())) >= ways  # noqa: E731
+    return next(n for n in count(ways * len(shares)) if enough(n))
 
 
 def _ways_hint(classes: int) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from mtl.data.own.class_labels import class_labels
 from mtl.data.own.images.duplicates import ContentReader
 from mtl.data.own.sources.class_folders import class_files, contents_of
 from mtl.data.own.sources.listing import LABEL_COLUMNS, Listing, Options, column_of
 from mtl.data.own.sources.paths import folders_in
 from mtl.data.own.sources.tables import Table, read_table
-from mtl.data.own.splits import class_labels
 from mtl.items import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES

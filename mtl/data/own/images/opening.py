@@ -85,9 +85,11 @@ def open_images(
 
 def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[ContentReader]:
     if not isinstance(source, str | Path):
+        _refuse_files(options, "the data set")
         return from_tables(open_tables(source, None, options), options, Path(), "the data set")
     root = Path(source).expanduser()
     if not root.exists():
+        _refuse_files(options, str(source))
         return from_tables(open_tables(source, "hub", options), options, Path(), str(source))
     kind = kind_of(root, "image")
     if kind in ("classes", "zip"):
@@ -97,6 +99,7 @@ def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -
             "image_folder": options.image_folder,
             "split": options.split,
             "config": options.config,
+            "encoding": options.encoding,
         }
         refuse(inapplicable, f"{root} has class folders")
         return from_folders(root, options) if kind == "classes" else from_zip(root, options)
@@ -104,4 +107,10 @@ def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -
         inapplicable = {"split": options.split, "config": options.config, "class_level": options.class_level}
         refuse(inapplicable, f"{root} is read as a table")
         return from_files(table_files(root), options)
+    _refuse_files(options, str(source))
     return from_tables(open_tables(source, kind, options), options, root, str(source))
+
+
+def _refuse_files(options: Options, where: str) -> None:
+    files = {"image_folder": options.image_folder, "encoding": options.encoding, "class_level": options.class_level}
+    refuse(files, f"{where} is read by datasets")

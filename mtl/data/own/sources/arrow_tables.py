@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mtl.data.own.class_labels import class_labels
 from mtl.data.own.sources.listing import LABEL_COLUMNS, Options, column_of, one_line
-from mtl.data.own.splits import class_labels, part_named
+from mtl.data.own.splits import part_named
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -121,7 +121,7 @@ def _check_level(contents: Contents, fitting: Sequence[str], depth: int, noun: s
     """Refuse class folders that hold nothing but folders: are the classes the outer ones, or the inner ones?"""
     if not fitting or any(f.count("/") == depth for f in fitting):
         return
-    folder, inner = fitting[0].split("/")[depth - 1 : depth + 1]
+    folder, inner = min(fitting).split("/")[depth - 1 : depth + 1]
     raise ValueError(
         f"{contents.source}: its folders hold no {noun}s but further folders, such as {folder!r} with {inner!r}; pass "
         f"class_level=1 (--class-level 1) if {folder!r} is a class, or class_level=2 (--class-level 2) if {inner!r} is"

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mtl.data.own.class_labels import class_labels
 from mtl.data.own.sources.arrow_tables import labels_and_parts, open_tables, shared_column
 from mtl.data.own.sources.class_folders import class_files, contents_of
 from mtl.data.own.sources.decoding import check_encoding, read_text
 from mtl.data.own.sources.listing import LABEL_COLUMNS, Listing, Options, check_choices, column_of, refuse
 from mtl.data.own.sources.paths import files_in, kind_of, suffix_of, table_files
 from mtl.data.own.sources.tables import TABLES, read_table
-from mtl.data.own.splits import class_labels
 from mtl.data.own.texts.collection import TextCollection
 
 if TYPE_CHECKING:
@@ -126,10 +126,10 @@ def _read_unlabelled(root: Path, column: str | None, encoding: str | None) -> li
 
 def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -> Listing[list[Any]]:
     if not isinstance(source, str | Path):
-        return _from_tables(open_tables(source, None, options), options, "the data set")
+        return _from_tables(source, None, options, "the data set")
     root = Path(source).expanduser()
     if not root.exists():
-        return _from_tables(open_tables(source, "hub", options), options, str(source))
+        return _from_tables(source, "hub", options, str(source))
     kind = kind_of(root, "text")
     if kind == "classes":
         columns = {"text_column": options.column, "label_column": options.label_column}
@@ -139,7 +139,7 @@ def _list_source(source: str | Path | Dataset | DatasetDict, options: Options) -
         inapplicable = {"split": options.split, "config": options.config, "class_level": options.class_level}
         refuse(inapplicable, f"{root} is read as a table")
         return _from_files(table_files(root), options)
-    return _from_tables(open_tables(source, kind, options), options, str(source))  # type: ignore[arg-type]
+    return _from_tables(source, kind, options, str(source))
 
 
 def _from_folders(root: Path, options: Options) -> Listing[list[Any]]:
@@ -164,7 +164,14 @@ def _from_files(files: Mapping[str | None, Path], options: Options) -> Listing[l
     return Listing(", ".join(map(str, files.values())), texts, labels, parts, tuple(notes))
 
 
-def _from_tables(tables: Mapping[str, Dataset], options: Options, where: str) -> Listing[list[Any]]:
+def _from_tables(
+    source: str | Path | Dataset | DatasetDict,
+    kind: Literal["hub", "parquet", "disk"] | None,
+    options: Options,
+    where: str,
+) -> Listing[list[Any]]:
+    refuse({"encoding": options.encoding, "class_level": options.class_level}, f"{where} is read by datasets")
+    tables = open_tables(source, kind, options)
     # (a column of strings may also hold ids or labels)
     choose = lambda table, name: column_of(table.features, options.column, TEXT_COLUMNS, "text", name)  # noqa: E731
     column = shared_column(tables, where, choose)
