@@ -85,8 +85,7 @@ def small_encoder(config: Config) -> Path:
 def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
     """What makes tasks of a part, shots and queries. All share one cache: a text is tokenised once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn of every loader worker
-    preprocess = lambda texts: backbone.with_prefix(backbone.preprocess(texts))  # noqa: E731
-    tokens = few_shot.input_cache(config, backbone, preprocess)
+    tokens = few_shot.input_cache(config, backbone, backbone.precompute)
     if not config.data:
         return lambda part, shots, queries: mtl.DocstringTasks(
             part,  # type: ignore[arg-type]

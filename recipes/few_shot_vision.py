@@ -81,8 +81,7 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
             return KeptTasks(tasks, backbone, count[part]) if readouts else tasks
 
         return glyphs
-    once = lambda items: backbone.with_prefix(backbone.preprocess(items))  # noqa: E731
-    inputs = few_shot.input_cache(config, backbone, once if readouts else backbone.preprocess)
+    inputs = few_shot.input_cache(config, backbone, backbone.precompute if readouts else backbone.preprocess)
     columns: dict[str, Any] = {"image_column": config.image_column, "image_folder": config.image_folder}
     if are_asked(config.data, config.questions):
         return make_family_tasks(config, "images", inputs, **columns)

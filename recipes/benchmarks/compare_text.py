@@ -51,7 +51,7 @@ class Config(Checked):
 def main(config: Config) -> list[Result]:
     """One row per method and number of shots."""
     backbone = mtl.load_backbone(config.backbone, last_k=config.last_k, max_length=config.max_length)
-    tokens = mtl.data.InputCache(lambda texts: backbone.with_prefix(backbone.preprocess(texts)))
+    tokens = mtl.data.InputCache(backbone.precompute)
     methods = [m for m in mtl.baselines(backbone, c=10.0) if m.name.split(",")[0] in ("nearest class mean", LOGISTIC)]
     if config.generator is not None:
         methods.append(mtl.learner_method(mtl.from_pretrained(config.generator, backbone)))

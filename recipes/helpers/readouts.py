@@ -133,8 +133,7 @@ def open_network(
         options: of :func:`mtl.load_backbone`.
     """
     backbone = mtl.load_backbone(name, sites="none", levels="all", **options)
-    read = lambda items: backbone.with_prefix(backbone.preprocess(items))  # noqa: E731
-    rows = InputCache(read, folder=data.cache_dir, version=backbone.cache_key())
+    rows = InputCache(backbone.precompute, folder=data.cache_dir, version=backbone.cache_key())
     for part in parts:
         for _ in _batches(rows, divided, part, f"{name}, {part}"):
             pass

@@ -31,15 +31,12 @@ class InputCache:
 
     With a folder it keeps all of them on disk, for later epochs, runs and other processes::
 
-        cache = mtl.data.InputCache(
-            lambda items: backbone.with_prefix(backbone.preprocess(items)), folder="cache", version=backbone.cache_key()
-        )
+        cache = mtl.data.InputCache(backbone.precompute, folder="cache", version=backbone.cache_key())
         cache.fill(collection)
 
     Args:
-        preprocess: see :data:`Preprocess`. With ``lambda items: backbone.with_prefix(backbone.preprocess(items))``
-            each example also goes through the frozen layers below the first site only once, and with a backbone without
-            sites through all of them.
+        preprocess: see :data:`Preprocess`. With the ``precompute`` of a loaded backbone each example also goes through
+            the frozen layers below the first site only once, and with a backbone without sites through all of them.
         limit: bytes of memory, at least 0; the least recently used examples go first, and 0 keeps none. Examples on
             disk do not count: their files are mapped into memory.
         folder: where examples are kept on disk. Whatever is in it may be deleted while nothing runs.

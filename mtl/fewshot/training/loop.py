@@ -20,6 +20,7 @@ from mtl.fewshot.training.config import TrainingConfig
 from mtl.fewshot.training.fingerprint import LOOKED_AT, fingerprint
 from mtl.fewshot.training.processes import episode_loader, held, on_main
 from mtl.fewshot.training.run import Run
+from mtl.fewshot.training.shipping import check_shipping
 from mtl.tools.claim import claim, is_claimed
 from mtl.tools.identity import as_json, identity_of
 
@@ -52,12 +53,14 @@ def train(
 
     Raises:
         ValueError: when the folder holds a run with other settings, or checkpoints of something else, or only damaged
-            ones; before the first step, when a part of the learner could not be saved.
+            ones; before the first step, when a part of the learner could not be saved, or the tasks cannot go to the
+            processes that ``config.workers`` asks for.
         FolderInUse: when another process trains in the folder (:mod:`mtl.tools.lock`).
         OSError: when the folder cannot be written to (before the first step), or its disk is full.
         NonFiniteLosses: after ``patience`` steps in a row without a finite loss and gradient.
     """
     check_saving(learner)  # now, not at the first validation
+    check_shipping(tasks, config.workers)
     run = Run(learner, config, Path(folder), accelerator or Accelerator())
     run.settings = fingerprint(learner, config)
     run.settings |= _identities(run, tasks, validation)
@@ -90,12 +93,20 @@ def _go_on(run: Run, tasks: TaskSource, validation: TaskSource) -> None:
     try:
         _take_steps(run, episode_loader(tasks, config, run.step, accelerator), validation)
     except BaseException as error:  # Ctrl-C too
-        if "DataLoader worker (pid" in str(error):  # torch names the signal, but no remedy
-            error.add_note(
-                f"a process that prepares episodes died; if memory was short, use fewer than {config.workers}"
-            )
+        _add_remedy(error, config)
         error.add_note(run.last_good_state())
         raise
+
+
+def _add_remedy(error: BaseException, config: TrainingConfig) -> None:
+    """Torch names what a process that prepares episodes died of, but no remedy."""
+    if "DataLoader worker (pid" in str(error):
+        error.add_note(f"a process that prepares episodes died; if memory was short, use fewer than {config.workers}")
+    if "re-initialize CUDA in forked" in str(error):
+        error.add_note(
+            "a process that prepares episodes called the network, which is on a GPU: fill the InputCache before "
+            "training, cache.fill(collection), or use workers=0"
+        )
 
 
 def _take_steps(run: Run, batches: DataLoader, validation: TaskSource) -> None:

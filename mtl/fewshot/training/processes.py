@@ -10,11 +10,12 @@ from typing import TypeVar, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.learner import MetaStep
 from mtl.fewshot.training.config import TrainingConfig
+from mtl.fewshot.training.shipping import Episodes
 from mtl.metagrad.execution import Execution
 from mtl.tools.lock import folder_lock
 
@@ -89,20 +90,12 @@ def chunk_size(config: TrainingConfig, execution: Execution, accelerator: Accele
     return 1
 
 
-class _Episodes(Dataset):
-    def __init__(self, tasks: TaskSource) -> None:
-        self.tasks = tasks
-
-    def __getitem__(self, index: int) -> Episode:
-        return self.tasks.sample(index)
-
-
 def episode_loader(tasks: TaskSource, config: TrainingConfig, step: int, accelerator: Accelerator) -> DataLoader:
     """This process's batches from ``step`` on: task ``i`` of a step belongs to process ``i mod processes``."""
     size = config.tasks_per_step
     mine = range(accelerator.process_index, size, accelerator.num_processes)
     return DataLoader(
-        _Episodes(tasks),
+        Episodes(tasks),
         batch_sampler=[[s * size + i for i in mine] for s in range(step, config.steps)],
         collate_fn=_collate,
         num_workers=config.workers,

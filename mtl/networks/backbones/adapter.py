@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -57,6 +58,14 @@ class AbstractAdapter(abc.ABC):
     def preprocessing(self) -> Mapping[str, Any]:
         """What :meth:`preprocess` depends on, beside the arguments of :func:`mtl.load_backbone`."""
         return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this preprocessing from others, as JSON gives it back; see :class:`mtl.episode.Identified`."""
+        try:
+            preprocessing = dict(self.preprocessing())
+        except ValueError:  # nothing is there to preprocess with
+            preprocessing = None
+        return json.loads(json.dumps({"kind": type(self).__name__, "preprocessing": preprocessing}, default=str))
 
 
 def check_pooling(pooling: str, known: tuple[str, ...]) -> None:
