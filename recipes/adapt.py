@@ -15,7 +15,6 @@ with what adapted.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,19 @@ from typing import Any
 
 import torch
 from helpers.answers import answer
+from helpers.options import Checked, Count, CountOrZero
 from tqdm.auto import tqdm
 
 import mtl
 from mtl.data import read_texts
 from mtl.items import as_image, image_files
+from mtl.tools.files import write_csv
 
 STANDARDISE_BY = 300  # unlabelled examples; more say nothing new
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     generator: str | None = None  # folder of a trained generator (.../final or .../best)
     images: str | None = None  # one sub-folder per class, a few images each; or csv, parquet, hub id
     out: str = "adapted"  # folder for the checkpoint; must not exist yet
@@ -44,8 +45,8 @@ class Config:
     image_column: str | None = None  # column of images or their file names, where a table has no usual name for it
     backbone: str | None = None  # any network of timm or transformers, without training
     cross_validate: bool = False  # weigh the generator's answer on left-out examples; always so with --backbone
-    steps: int | None = None  # inner steps; as many as in training by default
-    batch_size: int = 64  # images or texts per forward pass when predicting
+    steps: CountOrZero | None = None  # inner steps; as many as in training by default
+    batch_size: Count = 64  # images or texts per forward pass when predicting
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # where to run
 
 
@@ -66,11 +67,7 @@ def main(config: Config) -> list[dict[str, str]]:
     if not items:
         return []
     rows = predictions(adapted, items, config)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, [*(["filename"] if config.images else ["number", "text"]), "label", "probability"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, out / "predictions.csv")
     print(f"{len(rows)} predictions in {out / 'predictions.csv'}")
     return rows
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from helpers import run_folder
+from helpers.answers import keeping
 from helpers.questions import episodes_of, with_unseen
 from helpers.reading import told
 from helpers.settings import Settings
 
 import mtl
+from mtl.fewshot.training import read_metrics
+from mtl.fewshot.training.processes import from_main
 from mtl.tools.comparison import MethodResult
+from mtl.tools.files import write_whole
+from mtl.tools.lock import folder_lock
 
 Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
@@ -70,9 +73,7 @@ class Sources:
 
 
 def accelerator_of(config: Settings) -> Accelerator:
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=config.out)
-    accelerator.init_trackers("tensorboard")
-    return accelerator
+    return Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=config.out)
 
 
 def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options: Any) -> mtl.Backbone:
@@ -95,11 +96,45 @@ def run(
     draw: Draw,
     inside: MoreRows | None = None,
 ) -> list[mtl.Comparison]:
-    """Train the generator and its static control, compare all methods on the test tasks, write tables and pictures."""
-    if accelerator.is_main_process:
-        write_facts(config)
+    """Train the generator and its static control, compare all methods on the test tasks, write tables and pictures.
+
+    The same command goes on where it stopped, and returns at once when it is finished.
+
+    Raises:
+        ValueError: the folder belongs to a run with other settings or data; nothing is written.
+        FolderInUse: another process works there.
+    """
     # A baseline that this network cannot have is refused before the training, not after it.
     mtl.baselines(backbone, table=mtl.fewshot.choose_baselines(*config.baselines))
+    with ExitStack() as held:
+        found, command = None, ""
+        if accelerator.is_main_process:
+            training = run_folder.identity_of_training(config, backbone, sources.train, sources.val)
+            command = run_folder.identity_of_command(config, training, sources.by_shots)
+            found = run_folder.finished(config, command)
+            if found is None:
+                held.enter_context(folder_lock(config.out))
+                run_folder.take(config, training)
+        if from_main(found is not None):
+            for comparison in found or []:
+                print(f"\n{comparison.table()}")
+            return found or []
+        accelerator.init_trackers("tensorboard")
+        with keeping(f"what is done is in {config.out}: the same command continues from there"):
+            found = train_and_compare(config, backbone, sources, accelerator, draw, inside)
+        if accelerator.is_main_process:
+            run_folder.finish(config, command)
+        return found
+
+
+def train_and_compare(
+    config: Settings,
+    backbone: mtl.Backbone,
+    sources: Sources,
+    accelerator: Accelerator,
+    draw: Draw,
+    inside: MoreRows | None,
+) -> list[mtl.Comparison]:
     statistics = statistics_of(backbone, sources.train)
     generator = meta_train(config.generator, config, backbone, sources, accelerator, statistics)
     static = meta_train("static", config, backbone, sources, accelerator, statistics)
@@ -138,7 +173,12 @@ def compare(
     comparisons, chosen = [], {}
     for shots, (held_out, test) in sources.by_shots.items():
         methods, chosen[shots] = mtl.fewshot.tune_baselines(
-            backbone, held_out, table=table, episodes=config.tuning_episodes, statistics=statistics
+            backbone,
+            held_out,
+            table=table,
+            episodes=config.tuning_episodes,
+            statistics=statistics,
+            folder=config.kept,
         )
         found = mtl.evaluate(
             [*ours, *methods],
@@ -146,15 +186,16 @@ def compare(
             episodes=episodes_of(test, config.test_episodes),
             setting=f"{config.ways}-way {shots}-shot",
             tasks_per_chunk=8,
+            folder=config.kept,
         )
         if inside is not None:
             found = replace(found, rows=(*found.rows, *inside(shots)))
         found = with_unseen(found, test)
         found.to_csv(out / f"{shots}-shot.csv")
-        found.to_json(out / f"{shots}-shot.json")
+        found.to_json(run_folder.table_of(config, shots))
         print(f"\n{found.table()}")
         comparisons.append(found)
-    (out / "baselines.json").write_text(json.dumps(chosen, indent=2))
+    write_whole(out / "baselines.json", json.dumps(chosen, indent=2).encode())
     return comparisons
 
 
@@ -180,9 +221,12 @@ def tuned_inside(
 
     def rows(shots: int) -> tuple[MethodResult, ...]:
         held_out, test = (make(part, shots, config.queries) for part in ("val", "test"))
-        [method], _ = mtl.fewshot.tune_baselines(backbone, held_out, table=table, episodes=config.tuning_episodes)
+        [method], _ = mtl.fewshot.tune_baselines(
+            backbone, held_out, table=table, episodes=config.tuning_episodes, folder=config.kept
+        )
         method = replace(method, name=f"{method.name}, inside the network")
-        return mtl.evaluate([method], test, episodes=episodes_of(test, config.test_episodes), setting="inside").rows
+        episodes = episodes_of(test, config.test_episodes)
+        return mtl.evaluate([method], test, episodes=episodes, setting=f"{shots}-shot, inside", folder=config.kept).rows
 
     return rows
 
@@ -244,13 +288,4 @@ def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
 
 
 def draw_curves(folder: Path) -> None:
-    mtl.tools.curves_figure(mtl.fewshot.training.read_metrics(folder), folder / "curves.png")
-
-
-def write_facts(config: Settings) -> None:
-    versions = {m.__name__: m.__version__ for m in (mtl, torch, timm, transformers)} | {
-        "python": platform.python_version()
-    }
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps({"config": asdict(config), "versions": versions}, indent=2))
+    mtl.tools.curves_figure(read_metrics(folder), folder / "curves.png")

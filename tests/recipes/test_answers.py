@@ -153,6 +153,8 @@ FEW_SHOT = [
     ("--data there", "--data there: name the network that reads it with --backbone, such as"),
 ]
 OTHERS = [
+    ("adapt", "--batch-size 0", "--batch-size 0: expected 1 or more"),
+    ("adapt", "--steps -1", "--steps -1: expected 0 or more"),
     ("few_shot_vision", "--cache-dir c", "--cache-dir c keeps examples of --data"),
     (
         "few_shot_text",

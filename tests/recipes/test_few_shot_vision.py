@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
 import few_shot_vision
 import pytest
+import stress_recipe_kills
 from helpers.answers import parse
+from helpers.kept_tasks import KeptTasks
 from small_data import pictures
 
 import mtl
+from mtl.tools.lock import FolderInUse, folder_lock
 
 
 def test_few_shot_vision_on_glyphs(tmp_path):
@@ -31,6 +40,47 @@ def test_few_shot_vision_on_glyphs(tmp_path):
     } <= written
     again = mtl.Comparison.from_json(tmp_path / "run" / "1-shot.json")
     assert again.table() == found[1].table()
+    same_command_returns_at_once(config)
+    other_settings_are_refused(config)
+
+
+def same_command_returns_at_once(config: few_shot_vision.Config) -> None:
+    before, seen = {p: p.stat().st_mtime_ns for p in Path(config.out).rglob("*")}, []
+    with pytest.MonkeyPatch.context() as patch:
+        for source in (mtl.GlyphTasks, KeptTasks):
+            patch.setattr(source, "sample", lambda *args: seen.append(args))
+        found = few_shot_vision.main(config)
+    assert not seen, "no episode"
+    assert {p: p.stat().st_mtime_ns for p in Path(config.out).rglob("*")} == before
+    assert [c.setting for c in found] == ["5-way 2-shot", "5-way 1-shot"]
+
+
+def other_settings_are_refused(config: few_shot_vision.Config) -> None:
+    before = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
+    for change in ({"seed": 1}, {"queries": 3}, {"shots": (2,)}, {"head": "ridge"}, {"levels": "last"}):
+        with pytest.raises(ValueError, match="holds a run with other settings"):
+            few_shot_vision.main(replace(config, **change))
+    with lock_of_another_process(Path(config.out)), pytest.raises(FolderInUse):
+        few_shot_vision.main(replace(config, test_episodes=4))
+    after = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file() and "lock" not in p.name}
+    assert after == {p: c for p, c in before.items() if "lock" not in p.name}
+
+
+@contextmanager
+def lock_of_another_process(folder: Path) -> Iterator[None]:
+    """Hold a folder elsewhere."""
+    with futures.ThreadPoolExecutor(1) as other:  # a thread of its own is as good as a process
+        held = folder_lock(folder)
+        other.submit(held.__enter__).result()
+        try:
+            yield
+        finally:
+            other.submit(held.__exit__, None, None, None).result()
+
+
+@pytest.mark.slow
+def test_two_kills_of_the_whole_recipe(tmp_path):
+    assert stress_recipe_kills.main(tmp_path, kills=2, seed=1)["kills"] == 2
 
 
 @pytest.mark.parametrize(
