@@ -121,3 +121,30 @@ def test_an_unknown_name_gets_names_to_try(name: str, message: str):
 def test_a_folder_without_a_network_is_named(name: str):
     with pytest.raises(ValueError, match=rf"^{name} is no folder with a config\.json; expected one, or an id"):
         load_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mtl/glyph", r"mtl/glyph does not come with mtl; expected one of mtl/glyphs, .*mtl/minilm"),
+        ("hf/bert base", r"hf/bert base is no folder, and no id of the hub \(.*expected hf/owner/name"),
+        ("a/b/c", r"a/b/c is no folder, and no id of the hub"),
+        ("", "unknown timm model ''"),
+    ],
+)
+def test_what_cannot_be_a_name_is_said(name: str, message: str):
+    with pytest.raises(ValueError, match=message) as raised:
+        load_backbone(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_called_like_a_network_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_resnet").mkdir()
+    assert load_backbone("test_resnet", pretrained=False, **SMALL).width > 0
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("test_resnet", "cls"), ("test_vit", "last"), ("test_vit", "mean-all")])
+def test_a_pooling_that_timm_lacks_is_named(name: str, pooling: str):
+    with pytest.raises(ValueError, match=rf"pooling='{pooling}': {name} does not have it \(.*'mean' or timm's own"):
+        load_backbone(name, pretrained=False, pooling=pooling)

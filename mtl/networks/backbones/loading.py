@@ -14,10 +14,10 @@ from mtl.networks.backbones.backbone import Backbone
 from mtl.networks.backbones.families import FAMILIES, family_of
 from mtl.networks.backbones.independence import check_independence
 from mtl.networks.backbones.options import Placement
-from mtl.networks.backbones.packaged_images import LiteFamily
-from mtl.networks.backbones.packaged_texts import PackagedTextFamily
+from mtl.networks.backbones.packaged_images import LITES, LiteFamily
+from mtl.networks.backbones.packaged_texts import TEXTS, PackagedTextFamily
 from mtl.networks.backbones.placement import SPREAD, Quantization, main_device, quantization_config, spread
-from mtl.networks.backbones.timm_networks import EmbeddedFamily, TimmFamily
+from mtl.networks.backbones.timm_networks import EMBEDDED, EmbeddedFamily, TimmFamily
 from mtl.networks.backbones.transformers_networks import TransformersFamily
 from mtl.networks.modulation import SiteKind
 from mtl.networks.readout import Choice, check_choice
@@ -89,6 +89,9 @@ def load_backbone(
         OSError: the weights are neither here nor reachable.
     """
     family = family_of(str(name))
+    if isinstance(family, TransformersFamily) and str(name).startswith("mtl/"):
+        known = [EMBEDDED, *LITES, *TEXTS]
+        raise ValueError(f"{name} does not come with mtl; expected one of {', '.join(known)}")
     if "dtype" in model_args:
         model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and family.loads_in_place)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}

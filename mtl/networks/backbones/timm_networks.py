@@ -104,17 +104,22 @@ class TimmFamily(AbstractFamily):
         self, name: str, pretrained: bool, checkpoint: str | Path | None, pooling: str | None, args: dict[str, Any]
     ) -> tuple[nn.Module, AbstractAdapter]:
         """A network made with ``num_classes=0``; see :class:`AbstractFamily`."""
-        if not Path(name).is_dir():
+        folder = (Path(name) / "config.json").is_file()  # and not just any folder that is called like a network
+        if not folder:
             name = name.removeprefix("timm/")
             _check_name(name, pretrained and checkpoint is None)
         pool = {} if pooling is None else {"global_pool": TIMM_POOLING.get(pooling, pooling)}
         if args.get("dtype") is not None:
             args = args | {"dtype": getattr(torch, args["dtype"])}  # timm hands it to torch, which takes no names
-        source = f"local-dir:{name}" if Path(name).is_dir() else name
+        source = f"local-dir:{name}" if folder else name
         try:
             stored = pretrained and checkpoint is None
-            with asking_the_hub(name) if stored else nullcontext():
+            with asking_the_hub(f"timm/{name}") if stored and not folder else nullcontext():
                 model, built = _create(source, stored, {"num_classes": 0, **pool, **args})
+        except AssertionError as e:
+            if pooling is None:
+                raise
+            raise ValueError(f"pooling={pooling!r}: {name} does not have it ({e}); 'mean' or timm's own names") from e
         except TypeError as e:
             raise ValueError(f"{name} does not take these arguments: {e}") from e
         except OSError as e:

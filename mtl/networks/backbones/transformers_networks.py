@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -40,14 +42,24 @@ class TransformersFamily(AbstractFamily):
                 f"checkpoint={str(checkpoint)!r} is for timm; give the transformers folder itself as the name"
             )
         place = name.removeprefix("hf/")
-        if not (Path(place) / "config.json").is_file() and (Path(place).is_dir() or place.startswith((".", "/", "~"))):
-            raise ValueError(f"{name} is no folder with a config.json; expected one, or an id of the hub: owner/name")
+        if not (Path(place) / "config.json").is_file():
+            _check_id(place, name)
         family = name.partition("/")[0]
         way_out = (
             "Name a local folder with config.json and weights, or register the family of a network of your own with "
             f"{FAMILIES.name}.register({family!r}, YourFamily)"
         )
         return load_from(Source(place), name, pretrained, pooling, args, way_out)
+
+
+def _check_id(place: str, name: str) -> None:
+    """Refuse what is neither a folder with a network nor could be an id of the hub."""
+    if Path(place).is_dir() or place.startswith((".", "/", "~")):
+        raise ValueError(f"{name} is no folder with a config.json; expected one, or an id of the hub: owner/name")
+    try:
+        validate_repo_id(place)
+    except HFValidationError as e:
+        raise ValueError(f"{name} is no folder, and no id of the hub ({e}); expected hf/owner/name") from e
 
 
 @dataclass(frozen=True)
