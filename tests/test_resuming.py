@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stress_settings
 import torch
 from runs import distance, records, state
 from test_identities import Poorer
@@ -299,3 +300,12 @@ def test_a_claim_is_for_good(tmp_path):
     refused(
         tmp_path, r"other settings \(a: 1 there, 2 now; b: \[1, 2\] there, nothing now\)", lambda f: claim(f, {"a": 2})
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, 3, 7])
+def test_changed_settings_are_noticed_or_harmless(first, tmp_path):
+    """A tenth of stress_settings.py each."""
+    rows = stress_settings.main(tmp_path, first=first, every=10)
+    assert len(rows) == 12
+    assert [row for row in rows if not row[2]] == []

@@ -13,7 +13,7 @@ from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_ba
 from mtl.fewshot.ready import adapt, load_generator, save_ready
 from mtl.fewshot.saving import from_pretrained, save_pretrained
 from mtl.fewshot.statistics import FeatureStatistics
-from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, train, train_stages
+from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, read_metrics, train, train_stages
 
 __all__ = [
     "BASELINES",
@@ -46,6 +46,7 @@ __all__ = [
     "learner_method",
     "load_generator",
     "peft_baselines",
+    "read_metrics",
     "save_pretrained",
     "save_ready",
     "static_control",

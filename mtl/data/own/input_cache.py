@@ -125,7 +125,7 @@ class InputCache:
     def identity(self, collection: AbstractCollection) -> dict[str, Any]:
         """What tells this preprocessing from others; see :class:`~mtl.episode.Identified`.
 
-        The identity of the preprocessing, or of the backbone whose method it is; or else the version; or else what it
+        The identity of the preprocessing, or of the object whose method it is; or else the version; or else what it
         makes of some examples. Where preprocessed examples are kept does not count.
 
         Args:
