@@ -96,7 +96,7 @@ def write_checkpoint(adapted: mtl.Adapted, out: Path, wanted: bool) -> None:
             raise ValueError(f"{error}; name examples to predict with --predict") from error
         print(f"no checkpoint: {error}")
         return
-    print(f"{exported.folder}: {exported.parity}\nload it there with: {exported.load}")
+    print(f"{exported.folder}: {exported.parity}\npredict there, without mtl, with:\n{exported.predict}")
     for note in exported.notes:
         print(f"note: {note}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 import transformers
 from networks import VIT, build
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,6 +78,48 @@ def test_the_line_in_the_config_loads_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same(eval(line, {"timm": timm}).eval()(fresh[0]), task.logits(fresh)[0])
 
 
+def photos(n: int) -> list[Image.Image]:
+    """Of other sizes than the networks take, so that scaling and cropping show."""
+    generator = torch.Generator().manual_seed(2)
+    coarse = torch.rand(n, 3, 5, 7, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, (60, 84), mode="bilinear").mul(255).byte()
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in fine]
+
+
+def logits_of(lines: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **items: Any) -> Tensor:
+    """What somebody gets who runs the printed lines in the folder."""
+    monkeypatch.chdir(folder)
+    names = dict(items)
+    with torch.no_grad():
+        exec(lines, names)
+    return names["logits"]
+
+
+IMAGE_NETWORKS: list[tuple[str, dict[str, Any]]] = [
+    ("test_resnet", {"img_size": 48}),
+    ("test_resnet", {"pretrained_cfg_overlay": {"input_size": (3, 32, 32), "crop_pct": 0.6, "mean": (0.2, 0.3, 0.9)}}),
+    ("test_convnext", {"pretrained_cfg_overlay": {"input_size": (3, 32, 32), "crop_mode": "squash"}}),
+    ("vit_tiny_patch16_224", {"in_chans": 1}),
+    ("mtl/glyphs", {}),
+    ("mtl/efficientnet-lite0", {"pretrained": False, "img_size": 64}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), IMAGE_NETWORKS, ids=str)
+def test_the_printed_lines_predict_the_same_of_images(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    backbone = mtl.load_backbone(name, **options) if name.startswith("mtl/") else build(name, tmp_path, **options)
+    task, images = adapted(backbone), photos(10)
+    exported = mtl.export(task, tmp_path / "out")
+    found = logits_of(exported.predict, tmp_path / "out", monkeypatch, images=images)
+    pixels = torch.stack([backbone.preprocess(images)] * 2)
+    assert_same(found, task.logits(pixels)[0])
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())["mtl"]
+    assert (facts["predict"], facts["load"]) == (exported.predict, exported.load)
+    assert exported.load in exported.predict
+
+
 def test_it_is_a_backbone_again(tmp_path: Path):
     """A folder is what load_backbone takes, and its preprocessing is that of the first one."""
     backbone = build("test_resnet", tmp_path, in_chans=1)
@@ -112,14 +156,82 @@ def test_transformers_loads_it(name: str, sites: Any, tmp_path: Path):
     assert facts["features"].startswith("last" if name == "gpt2" else "mean")
 
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+SENTENCES = ["a b c", "d", "q r s t u v w x y z a b c d e f g h", "z z", "b a"]
+
+
+def text_network(folder: Path, **options: Any) -> mtl.Backbone:
+    """With a tokenizer of letters."""
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return build("bert", folder, **options)
+
+
 def test_a_tokenizer_comes_along(tmp_path: Path):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    task = adapted(build("bert", tmp_path))
+    task = adapted(text_network(tmp_path))
     mtl.export(task, tmp_path / "out")
     tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("a b c")["input_ids"]
     assert tokens == transformers.AutoTokenizer.from_pretrained(tmp_path)("a b c")["input_ids"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_the_printed_lines_predict_the_same_of_texts(pooling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backbone = text_network(tmp_path, pooling=pooling, max_length=9)
+    task = adapted(backbone, mtl.Linear())
+    exported = mtl.export(task, tmp_path / "out")
+    found = logits_of(exported.predict, tmp_path / "out", monkeypatch, texts=SENTENCES)
+    tokens = backbone.preprocess(SENTENCES)
+    assert_same(found, task.logits({k: torch.stack([v, v]) for k, v in tokens.items()})[0])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "mean-all"])
+def test_the_printed_lines_predict_the_same_of_images_of_transformers(
+    pooling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    size = {"height": 16, "width": 16}
+    transformers.ViTImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    backbone = build("vit", tmp_path, pooling=pooling)
+    task, images = adapted(backbone, mtl.Linear()), photos(10)
+    exported = mtl.export(task, tmp_path / "out")
+    found = logits_of(exported.predict, tmp_path / "out", monkeypatch, images=images)
+    assert_same(found, task.logits(torch.stack([backbone.preprocess(images)] * 2))[0])
+    with pytest.raises(KeyError):
+        transformers.pipeline("image-classification", str(tmp_path / "out"))(images[0])
+
+
+def test_no_pipeline_draws_a_random_classifier(tmp_path: Path):
+    backbone = text_network(tmp_path)
+    before = backbone.model.config.num_labels  # type: ignore[union-attr]
+    exported = mtl.export(adapted(backbone, mtl.Linear()), tmp_path / "out")
+    assert "a pipeline would draw a random one" in exported.notes[-1]
+    pipeline = transformers.pipeline("text-classification", str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="empty sequence"):
+        pipeline("a b c")
+    assert backbone.model.config.num_labels == before  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "bert"])
+def test_a_full_disk_leaves_nothing_behind(name: str, tmp_path: Path):
+    task = adapted(build(name, tmp_path))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # like a full disk, for files beyond this size
+    try:
+        with pytest.raises(
+            OSError, match=r"out could not be written: File too large; [\d,]+ bytes are free.*make room"
+        ):
+            mtl.export(task, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not list(tmp_path.glob("*out*")) + list(tmp_path.glob(".out*"))
+    mtl.export(task, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "bert"])
+def test_files_have_the_mode_that_umask_says(name: str, tmp_path: Path):
+    mtl.export(adapted(build(name, tmp_path)), tmp_path / "out")
+    (tmp_path / "new").touch()
+    modes = {p.stat().st_mode for p in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
 
 
 def test_probabilities_are_about_those_of_the_learner(tmp_path: Path):
@@ -136,7 +248,7 @@ def test_probabilities_are_about_those_of_the_learner(tmp_path: Path):
 def test_half_precision_is_exported_in_full(tmp_path: Path):
     backbone = build("bert", tmp_path).to(torch.bfloat16)
     exported = mtl.export(adapted(backbone), tmp_path / "out")
-    assert "half precision" in exported.notes[-1]
+    assert any("half precision" in note for note in exported.notes)
     assert {v.dtype for v in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
 
 

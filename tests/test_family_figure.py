@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -45,3 +47,17 @@ def test_some_families_and_wrong_methods(tmp_path):
     assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {"sign", "hand (unseen)"}
     with pytest.raises(ValueError, match="two to 5 methods, not 1"):
         family_figure(found, tmp_path / "one.png", ["ours"])
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_full_disk_leaves_the_figure_that_was_there(suffix: str, tmp_path):
+    path = tmp_path / f"families.{suffix}"
+    path.write_bytes(b"the one before")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # like a full disk, for files beyond this size
+    try:
+        with pytest.raises(OSError, match=rf"families\.{suffix} could not be written: File too large.*make room"):
+            family_figure(comparison(), path, ["ours", "ridge"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"the one before"]

@@ -5,6 +5,7 @@ They do not use ``pyplot``, so no backend is chosen and no window opens.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mtl.tools.comparison import Comparison, mean_interval, verdicts
-from mtl.tools.files import atomic_write
+from mtl.tools.files import write_whole
 
 INK, GREY, PALE, ACCENT, RIGHT, WRONG = "#1f2937", "#6b7280", "#e5e7eb", "#1d4ed8", "#15803d", "#dc2626"
 REFERENCE: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": (0, (4, 3))}
@@ -46,7 +47,7 @@ PerEpisode = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 @contextmanager
 def figure_file(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of ``width`` by ``height`` inches and save it when the block succeeds."""
+    """Yield a figure of ``width`` by ``height`` inches and save it when the block succeeds, whole or not at all."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in ("png", "svg", "pdf"):
         raise ValueError(f"{path}: a figure needs the suffix .png, .svg or .pdf")
@@ -54,8 +55,19 @@ def figure_file(path: str | Path, width: float, height: float) -> Iterator[Figur
         figure = Figure(figsize=(width, height))
         figure.set_layout_engine("constrained", w_pad=0.1)
         yield figure
-        with atomic_write(path) as draft:
-            figure.savefig(draft, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: float = 150) -> None:
+    """Write a figure as a whole or not at all.
+
+    Raises:
+        OSError: it could not be written; the message says why, and what was there still is.
+    """
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    drawn = io.BytesIO()  # matplotlib's writer of PDF reports a full disk as an AttributeError
+    figure.savefig(drawn, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
+    write_whole(path, drawn.getvalue())
 
 
 def accuracy_figure(comparisons: Sequence[Comparison], path: str | Path) -> Figure:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 PROBE = "writable"
 _EXPLAINED = " could not be written:"
@@ -54,12 +58,24 @@ def explain_write_errors(path: str | Path, needed: int | None = None) -> Iterato
     """
     path = Path(path)
     try:
-        yield
+        with _system_errors():
+            yield
     except OSError as error:
-        if _EXPLAINED in str(error):  # by the function that wrote
+        if error.errno is None or _EXPLAINED in str(error):  # by the function that wrote
             raise
         advice = _room(path, needed) if error.errno in _FULL else "choose a writable folder"
         raise OSError(error.errno, f"{path}{_EXPLAINED} {error.strerror or error}; {advice}") from error
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """The writer of safetensors reports a full disk as an error of its own, and the system's number in its text."""
+    try:
+        yield
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def _room(path: Path, needed: int | None) -> str:
@@ -88,7 +104,7 @@ def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a draft beside ``path`` that replaces it on success and is removed on failure; creates parent folders.
 
     Args:
-        needed: bytes that ``path`` takes, where that is known.
+        needed: bytes that ``path`` takes, where that is known, for the message.
 
     Raises:
         OSError: it could not be written; the message says why, and what was there still is.
@@ -99,6 +115,7 @@ def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield draft
+            draft.chmod(_mode_of_new_files(path.parent))
             flush(draft)
             os.replace(draft, path)
         finally:
@@ -115,28 +132,43 @@ def write_whole(path: str | Path, contents: bytes) -> None:
         draft.write_bytes(contents)
 
 
+def _mode_of_new_files(folder: Path) -> int:
+    """What umask makes of them: safetensors hides its files from others, and reading umask would set it."""
+    probe = draft_of(folder / "mode")
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` with all its contents on success and is removed on failure.
 
     Raises:
         FileExistsError: ``path`` is there and not an empty folder; nothing of it is ever replaced.
+        OSError: it could not be written; the message says why, and nothing is left.
     """
-    (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
     draft = draft_of(path)
     check_free(path)
-    draft.mkdir()
-    try:
-        yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                flush(file)
-        check_free(path)
-        if path.exists():
-            path.rmdir()
-        os.replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        try:
+            yield draft
+            mode = _mode_of_new_files(draft)
+            for file in draft.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)
+                    flush(file)
+            check_free(path)
+            if path.exists():
+                path.rmdir()
+            os.replace(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_free(folder: str | Path) -> None:

@@ -24,7 +24,7 @@ from mtl.fewshot.exporting.plain import (
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
 from mtl.networks.backbones import Backbone, HFImages, HFText, TimmImages
-from mtl.tools.files import atomic_folder
+from mtl.tools.files import atomic_folder, check_free
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Exported:
     Args:
         folder: its path.
         load: the line of Python that loads it, from inside the folder.
+        predict: lines of Python that need no ``mtl``, run inside the folder, and turn ``images`` (PIL) or ``texts``
+            into ``logits`` ``(n, ways)``, prepared as the network was trained to see them; also in its config.
         class_names: in the order of the classifier's outputs.
         parity: measured on the files in the folder.
         notes: differences from the learner that a user should know; also in its config.
@@ -41,6 +43,7 @@ class Exported:
 
     folder: Path
     load: str
+    predict: str
     class_names: tuple[str, ...]
     parity: Parity
     notes: tuple[str, ...]
@@ -57,9 +60,11 @@ def export(
     """Write one adapted task as a plain checkpoint, load it again and compare.
 
     - timm: ``model.safetensors`` with a classifier of ``ways`` outputs, and timm's own ``config.json``;
-      ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it, as does ``checkpoint_path=``.
+      ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads it and its preprocessing.
     - transformers: files for ``AutoModel.from_pretrained``, with the tokenizer or image processor where there is one;
       ``head.safetensors`` with the classifier's weight ``(ways, width)`` and bias ``(ways,)``; and ``mtl.json``.
+      No class of transformers has this classifier, so its config counts no labels, and a ``pipeline`` that would draw
+      a random one fails.
 
     Predictions are those of ``adapted``. Logits are too, up to one positive factor per example (the length of the
     features, where the head normalises them), which is one on average over the support set.
@@ -74,8 +79,9 @@ def export(
         FileExistsError: the folder holds something.
         ValueError: a plain network of this architecture cannot hold the modulation or the classifier.
         RuntimeError: the checkpoint, loaded again, predicts something else.
+        OSError: it could not be written; nothing is left of it.
     """
-    folder = _free(Path(folder))
+    check_free(folder := Path(folder))
     names = _names(adapted, class_names)
     compare_on = adapted.support.inputs.map(lambda v: v[task]) if inputs is None else Inputs.of(inputs)
     plain = to_plain(adapted, task)
@@ -84,11 +90,12 @@ def export(
     with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]):
         written = write(plain, names, draft)
         parity = check_parity(adapted, task, compare_on, written.logits)
-        notes = _notes(adapted)
+        notes = (*_notes(adapted), *written.notes)
         facts = {"version": version("mtl"), "backbone": plain.backbone.name, "load": written.load}
+        facts |= {"predict": written.predict}
         facts |= {"class_names": names, "notes": notes, "parity": asdict(parity), **written.facts}
         (draft / written.file).write_text(json.dumps(written.config | {"mtl": facts}, indent=2) + "\n")
-    return Exported(folder, written.load, names, parity, notes)
+    return Exported(folder, written.load, written.predict, names, parity, notes)
 
 
 def _writer(backbone: Backbone) -> Callable[[Plain, Sequence[str], Path], Written]:
@@ -109,12 +116,6 @@ def _notes(adapted: Adapted) -> tuple[str, ...]:
     if runs_in_half_precision(adapted):
         notes.append("the backbone ran in half precision, the checkpoint is float32: near ties may differ")
     return tuple(notes)
-
-
-def _free(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is already there and would be replaced; remove it or choose another folder")
-    return folder
 
 
 def _names(adapted: Adapted, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -33,17 +33,21 @@ class Written:
 
     Args:
         load: the line of Python that loads it.
+        predict: lines of Python that turn items into logits.
         file: name of the config file.
         config: its content, except for the key ``mtl``.
         facts: entries for that key.
         logits: of the network that the public loader builds from the files.
+        notes: what a user of such a folder should know.
     """
 
     load: str
+    predict: str
     file: str
     config: dict[str, Any]
     facts: dict[str, Any]
     logits: Callable[[Inputs], Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def to_plain(adapted: Adapted, task: int) -> Plain:

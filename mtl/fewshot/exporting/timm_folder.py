@@ -16,6 +16,14 @@ from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
 from mtl.networks.backbones.packaged_images import LITES, timm_architecture
 from mtl.networks.backbones.timm_networks import TIMM_POOLING, embedded_info
 
+LOAD = 'timm.create_model("local-dir:.", pretrained=True)'  # by checkpoint_path= timm takes its own preprocessing
+PREDICT = """\
+import timm, torch
+
+model = {load}.eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+logits = model(torch.stack([transform(image.convert("{mode}")) for image in images]))"""
+
 # Arguments of load_backbone itself; the others are the network's. The export is float32 on the CPU.
 _LOADERS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
 
@@ -29,16 +37,18 @@ def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
         del args["img_size"]
     model = _timm_model(plain, architecture, args)
     save_for_hf(model, str(draft), {"label_names": list(names)}, model_args=args, safe_serialization=True)
-    create = {"num_classes": len(names), **args}
-    again = timm.create_model(architecture, checkpoint_path=str(draft / "model.safetensors"), **create).eval()
-    keywords = "".join(f", {k}={v!r}" for k, v in create.items())
     config = json.loads((draft / "config.json").read_text())
     # The tag and the larger test size belong to the original weights.
     kept = {k: v for k, v in config["pretrained_cfg"].items() if k not in ("tag", "pool_size") and "test" not in k}
+    config |= {"pretrained_cfg": kept | adapter.config}
+    (draft / "config.json").write_text(json.dumps(config, indent=2))  # the preprocessing, for what is loaded next
+    again = timm.create_model(f"local-dir:{draft}", pretrained=True).eval()
+    mode = "L" if adapter.config["input_size"][0] == 1 else "RGB"
     return Written(
-        f'timm.create_model({architecture!r}, checkpoint_path="model.safetensors"{keywords})',
+        LOAD,
+        PREDICT.format(load=LOAD, mode=mode),
         "config.json",
-        config | {"pretrained_cfg": kept | adapter.config},
+        config,
         {"architecture": architecture, "model_args": args, "preprocessing": adapter.config},
         lambda inputs: plain.backbone.features(inputs, again),
     )
