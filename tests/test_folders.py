@@ -130,6 +130,9 @@ def test_without_duplicates_positions_stay_where_they_were(tmp_path):
     images = mtl.open_images(draw(tmp_path, trees("ash", "a b", "a")))
     assert images.items == {"a": (0, 1, 2), "a b": (3, 4, 5), "ash": (6, 7, 8)}
     assert images.notes == ()
+    shutil.make_archive(str(tmp_path), "zip", tmp_path)
+    zipped = mtl.open_images(tmp_path.with_suffix(".zip"))  # by path: "a b/0.png" is before "a/0.png"
+    assert zipped.items == {"a": (3, 4, 5), "a b": (0, 1, 2), "ash": (6, 7, 8)}
 
 
 def test_duplicates_of_a_data_set_share_their_labels(tmp_path):

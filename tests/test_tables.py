@@ -232,7 +232,7 @@ REFUSED = {
     "a damaged list": ("t.json", '[\n{"text": "a"},\n{"text" "b"}\n]', "line 3 is not JSON"),
     "a list of strings": ("t.json", '["a", "b"]', r"entry 0 \(counted from 0\) is a str; expected a list of objects"),
     "a key twice": ("t.jsonl", '{"text": "a", "text": "b"}', "line 1 is not JSON .the key 'text' is there twice"),
-    "half a character": ("t.jsonl", '{"text": "\\ud800"}', "line 1 holds half of a surrogate pair"),
+    "half a character": ("t.jsonl", '{"text": "\\ud800"}', "object 1 holds half of a surrogate pair"),
     "depth": ("t.jsonl", "[" * 100_000, "t.jsonl"),
     "a spreadsheet": ("t.csv", b"PK\x03\x04rest", "is a zip archive or a spreadsheet"),
     "gzip": ("t.csv", gzip.compress(b"text,label"), "compressed with gzip: let its name end in .gz"),

@@ -51,7 +51,7 @@ class _Rows:
     def open(self, index: int) -> Image.Image:
         return Image.open(io.BytesIO(self.contents(index)))
 
-    def size(self, index: int) -> int:
+    def likeness(self, index: int) -> int:
         return len(self.contents(index))
 
     def contents(self, index: int) -> bytes:

@@ -13,22 +13,24 @@ from mtl.data.own.sources.listing import some
 
 
 class ContentReader(Reader, Protocol):
-    """Encoded images by position, and the bytes that they take."""
+    """Encoded images by position, and what shows cheaply that two of them differ."""
 
-    def size(self, index: int) -> int: ...
+    def likeness(self, index: int) -> Hashable:
+        """The same for images of the same bytes, such as their number."""
+        ...
 
 
 def find_duplicates(reader: ContentReader, skipped: Container[int]) -> list[tuple[int, ...]]:
-    """Positions of images with the same bytes, for each such image; in order. Only files of equal size are read."""
-    by_size = _grouped([i for i in range(len(reader)) if i not in skipped], reader.size)
-    candidates = [i for positions in by_size for i in positions]
+    """Positions of images with the same bytes, for each such image; in order. Only images that are alike are read."""
+    alike = _grouped([i for i in range(len(reader)) if i not in skipped], reader.likeness)
+    candidates = [i for positions in alike for i in positions]
 
     def digest(index: int) -> bytes:
         return hashlib.sha256(reader.contents(index)).digest()
 
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(candidates, pool.map(digest, candidates, chunksize=64), strict=True))
-    return sorted(same for positions in by_size for same in _grouped(positions, digests.__getitem__))
+    return sorted(same for positions in alike for same in _grouped(positions, digests.__getitem__))
 
 
 def _grouped(positions: Sequence[int], key: Callable[[int], Hashable]) -> list[tuple[int, ...]]:

@@ -35,7 +35,7 @@ class Files:
     def open(self, index: int) -> Image.Image:
         return Image.open(self.paths[index])
 
-    def size(self, index: int) -> int:
+    def likeness(self, index: int) -> int:
         return Path(self.paths[index]).stat().st_size
 
     def contents(self, index: int) -> bytes:

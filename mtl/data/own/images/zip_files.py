@@ -34,8 +34,9 @@ class ZippedFiles:
     def open(self, index: int) -> Image.Image:
         return Image.open(io.BytesIO(self.contents(index)))
 
-    def size(self, index: int) -> int:
-        return _opened(self.archive, os.getpid()).getinfo(self.names[index]).file_size
+    def likeness(self, index: int) -> tuple[int, int]:
+        member = _opened(self.archive, os.getpid()).getinfo(self.names[index])
+        return member.file_size, member.CRC
 
     def contents(self, index: int) -> bytes:
         return _opened(self.archive, os.getpid()).read(self.names[index])
@@ -73,7 +74,7 @@ def class_members(archive: Path, level: int | None = None) -> tuple[str, ClassFi
         raise ValueError(f"{archive} has no two folders of images; expected one folder per class")
     files = [n for n in inside if not n.endswith("/")]
     folders = {n[:i] for n in inside for i, c in enumerate(n) if c == "/"}
-    found = class_files(Contents(str(archive), files, sorted(folders)), SUFFIXES, "image", level)
+    found = class_files(Contents(str(archive), files, sorted(folders), by_path=True), SUFFIXES, "image", level)
     return folder, found
 
 

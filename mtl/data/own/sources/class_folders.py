@@ -38,12 +38,15 @@ class Contents:
     """Relative paths of all files and folders of a source that are not hidden.
 
     Args:
-        source: a folder, or an archive with the folder within, for messages.
+        source: a folder, or an archive, for messages.
+        by_path: whether files are in the order of their whole paths, as in archives, or class by class. The two differ
+            where the name of a class is the beginning of another's.
     """
 
     source: str
     files: Sequence[str]
     folders: Sequence[str]
+    by_path: bool = False
 
     @property
     def top(self) -> list[str]:
@@ -107,7 +110,8 @@ def class_files(
     if level is None:
         _check_level(contents, fitting, depth, noun)
     depth += level == 2
-    found = sorted((f for f in fitting if f.count("/") >= depth), key=lambda f: (f.split("/")[:depth], f))
+    classes = 0 if contents.by_path else depth
+    found = sorted((f for f in fitting if f.count("/") >= depth), key=lambda f: (f.split("/")[:classes], f))
     names = [f.split("/")[depth - 1] for f in found]
     folders = {f.split("/")[-1] for f in contents.folders if f.count("/") == depth - 1 and f.split("/")[0] in top}
     notes = _notes(contents, suffixes, set(inside) - set(fitting), set(found), noun, read)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def json_rows(text: str, where: str) -> list[Row]:
@@ -18,8 +21,12 @@ def json_rows(text: str, where: str) -> list[Row]:
     Raises:
         ValueError: with the line that is not JSON, not an object, or repeats a key.
     """
-    if text.lstrip().startswith("["):
-        return _array(text, where)
+    rows = _array(text, where) if text.lstrip().startswith("[") else _lines(text, where)
+    _check_characters(rows, text, where)
+    return rows
+
+
+def _lines(text: str, where: str) -> list[Row]:
     rows = []
     for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
         if line.strip():
@@ -74,11 +81,19 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> Row:
 def _object(value: Any, where: str, expected: str) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is a {type(value).__name__}; expected {expected}")
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half of a surrogate pair, which is no character; remove it") from error
     return value
+
+
+def _check_characters(rows: Sequence[Row], text: str, where: str) -> None:
+    if not _SURROGATE.search(text):
+        return
+    for number, row in enumerate(rows, 1):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}, object {number} holds half of a surrogate pair, which is no character; remove it"
+            ) from error
 
 
 def _one_line(error: Exception) -> str:
