@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from networks import HF_IMAGES, SIZES, TEXT
 from torch import Tensor
 
@@ -115,6 +116,39 @@ def test_texts_are_cut_and_lowered_as_the_files_say(tmp_path: Path):
     assert backbone.identity()["features"]["max_length"] == 6
     assert load(sentence_encoder(tmp_path, switches(), max_seq_length=400)).adapter.max_length == 16
     assert load(sentence_encoder(tmp_path, switches(), max_seq_length=None)).adapter.max_length == 16
+
+
+def test_a_network_in_a_folder_of_its_own_is_read_as_the_files_around_it_say(tmp_path: Path):
+    inner = {**TRANSFORMER, "path": "0_Transformer"}
+    files = {"modules.json": [inner, POOLING], "1_Pooling/config.json": switches("cls_token")}
+    where = encoder(tmp_path / "0_Transformer", {"sentence_bert_config.json": {"max_seq_length": 5}})
+    assert load(where).adapter.pooling == "mean", "there is nothing around it yet"
+    write(tmp_path, files)
+    backbone = load(where)
+    assert (backbone.adapter.pooling, backbone.adapter.max_length) == ("cls", 5)
+    assert load(encoder(tmp_path / "other")).adapter.pooling == "mean"
+
+
+@pytest.mark.parametrize("length", [1, 0, -3, 2.5, "8", 17])
+def test_a_length_that_cannot_be_is_refused(length: Any, tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"max_length={length}: expected 2 to 16 tokens"):
+        load(encoder(tmp_path), max_length=length)
+
+
+def test_the_revision_counts_for_tokenizer_and_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for i, pooling in enumerate(("cls_token", "mean_tokens")):
+        commit = str(i) * 40
+        folder = tmp_path / "cache" / "models--some--encoder" / "snapshots" / commit
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sentence_encoder(folder, switches(pooling))
+        load(folder).model.save_pretrained(folder)
+        words = WORDS if i else WORDS[:5] + WORDS[:4:-1]
+        (folder / "vocab.txt").write_text("\n".join(words))
+        backbone: Any = mtl.load_backbone("some/encoder", revision=commit, token="secret")
+        assert backbone.adapter.pooling == pooling.partition("_")[0]
+        assert backbone.preprocess(["a"])["input_ids"][0, 1] == words.index("a")
+        assert "secret" not in json.dumps(backbone.spec())
 
 
 def test_a_prompt_that_is_not_put_there_is_told(tmp_path: Path):

@@ -96,6 +96,7 @@ def load_backbone(
         model_args["dtype"] = _dtype_name(model_args["dtype"], stored=pretrained and family.loads_in_place)
     load_args: dict[str, Any] = {"name": str(name), "sites": sites, "last_k": last_k, "pretrained": pretrained}
     load_args |= {"checkpoint": checkpoint and str(checkpoint), "pooling": pooling, "seed": seed, **model_args}
+    load_args.pop("token", None)  # a secret, which no file shall hold
     if (levels := check_choice(levels)) != "last":
         load_args["levels"] = levels
         if not grid:

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +42,37 @@ class SentenceModules:
     lower_case: bool = False
 
 
-def sentence_modules(place: str, name: str, pooling: str | None) -> SentenceModules:
+def sentence_modules(
+    place: str, name: str, pooling: str | None, hub_args: Mapping[str, Any] | None = None
+) -> SentenceModules:
     """Read them from a folder or the hub.
 
     Args:
-        place: folder, or id of the hub.
+        place: folder, or id of the hub; or the folder of the network inside that of all modules.
         name: of the network, for messages.
         pooling: that was asked for, and then the network's own need not be known here.
+        hub_args: ``revision`` and the like.
 
     Raises:
         ValueError: features that mtl does not compute: by another pooling, or by layers behind the pooling.
     """
-    modules = _read(place, "modules.json")
-    if not isinstance(modules, list):
-        return SentenceModules()
-    paths = {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in modules}
+    read, paths = partial(_read, place, hub_args or {}), _paths(_read(place, hub_args or {}, "modules.json"))
+    if not paths and Path(place).is_dir():
+        parent = str(Path(place).resolve().parent)
+        read, paths = partial(_read, parent, {}), _paths(_read(parent, {}, "modules.json"))
+        if paths.get("Transformer") != Path(place).resolve().name:
+            return SentenceModules()
     if pooling is None and (others := [kind for kind in paths if kind not in _HARMLESS]):
         raise ValueError(
             f"{name} ends in {', '.join(others)} of sentence-transformers, which mtl does not have: pooling='mean', "
             "'cls' or 'last' reads the network before it"
         )
     if pooling is None and "Pooling" in paths:
-        pooling = _pooling(name, _read(place, f"{paths['Pooling']}/config.json") or {})
+        pooling = _pooling(name, read(f"{paths['Pooling']}/config.json") or {})
     folder = f"{paths['Transformer']}/" if paths.get("Transformer") else ""
-    found = (_read(place, f"{folder}sentence_{kind}_config.json") for kind in _KINDS)
+    found = (read(f"{folder}sentence_{kind}_config.json") for kind in _KINDS)
     settings = next((x for x in found if isinstance(x, dict)), {})
-    _warn_of_prompt(place, name)
+    _warn_of_prompt(read("config_sentence_transformers.json") or {}, name)
     return SentenceModules(pooling, settings.get("max_seq_length"), bool(settings.get("do_lower_case", False)))
 
 
@@ -82,8 +88,14 @@ def _pooling(name: str, config: Mapping[str, Any]) -> str:
     return _POOLINGS[modes[0]]
 
 
-def _warn_of_prompt(place: str, name: str) -> None:
-    config = _read(place, "config_sentence_transformers.json") or {}
+def _paths(modules: Any) -> dict[str, str]:
+    """Folders of modules by kind; none where there is no list of them."""
+    if not isinstance(modules, list):
+        return {}
+    return {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in modules}
+
+
+def _warn_of_prompt(config: Mapping[str, Any], name: str) -> None:
     prompts = config.get("prompts") or {}
     if prompt := prompts.get(config.get("default_prompt_name")):
         warnings.warn(
@@ -93,11 +105,10 @@ def _warn_of_prompt(place: str, name: str) -> None:
         )
 
 
-def _read(place: str, file: str) -> Any:
+def _read(place: str, hub_args: Mapping[str, Any], file: str) -> Any:
     """The content of a JSON file; None where there is none."""
-    found = cached_file(
-        place, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(place, file, **hub_args, **quietly)
     if found is None:
         return None
     try:

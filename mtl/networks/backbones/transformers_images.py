@@ -29,6 +29,7 @@ class HFImages(AbstractAdapter):
     Args:
         pooling: ``"mean"`` over patches; ``"cls"``, the class token; ``"mean-all"``, over patches, class token,
             registers and all other positions.
+        processor_args: of ``AutoImageProcessor.from_pretrained``.
 
     Raises:
         ValueError: another pooling, or ``"cls"`` for a network without a class token.
@@ -36,9 +37,10 @@ class HFImages(AbstractAdapter):
 
     reads: ClassVar[Reads] = "images"
 
-    def __init__(self, model: Any, source: str, pooling: str, trust_remote_code: bool = False) -> None:
+    def __init__(self, model: Any, source: str, pooling: str, processor_args: Mapping[str, Any] | None = None) -> None:
         check_pooling(pooling, ("mean", "cls", "mean-all"))
-        self.source, self.pooling, self.trust_remote_code = source, pooling, trust_remote_code
+        self.source, self.pooling = source, pooling
+        self.processor_args = dict(processor_args or {})
         size = getattr(model.config, "image_size", 224)
         size = [size, size] if isinstance(size, int) else list(size)
         self.shape = (getattr(model.config, "num_channels", 3), *size)
@@ -97,9 +99,7 @@ class HFImages(AbstractAdapter):
         """The image processor that lies with the weights; a ValueError says that there is none."""
         try:
             with asking_the_hub(self.source):
-                return transformers.AutoImageProcessor.from_pretrained(
-                    self.source, trust_remote_code=self.trust_remote_code
-                )
+                return transformers.AutoImageProcessor.from_pretrained(self.source, **self.processor_args)
         except (OSError, ValueError) as e:
             raise ValueError(f"{self.source} has no usable preprocessor_config.json; pass pixel tensors instead") from e
 

@@ -22,6 +22,7 @@ from mtl.networks.backbones.transformers_texts import HFText
 
 SAVED = frozenset({"max_length", "tower", "dtype", "revision", "attn_implementation"})
 """Arguments that a saved generator may give."""
+_HUB_ARGS = ("revision", "token", "cache_dir", "local_files_only")  # tokenizers and processors need them too
 
 
 class TransformersFamily(AbstractFamily):
@@ -97,12 +98,14 @@ def load_from(
     args = dict(args)
     max_length, tower = args.pop("max_length", None), args.pop("tower", None)
     source = replace(source, trust_remote_code=args.pop("trust_remote_code", False))
+    hub_args = {k: args[k] for k in _HUB_ARGS if k in args}
     try:
         with asking_the_hub(source.place):
             whole = _bare_model(source, name, pretrained, args)
             model, images = choose_tower(whole, tower, name)
             stored = pretrained or source.config is None or Path(source.place).is_dir()
-            own = sentence_modules(source.place, name, pooling) if stored and not images else SentenceModules()
+            readable = stored and not images
+            own = sentence_modules(source.place, name, pooling, hub_args) if readable else SentenceModules()
     except TypeError as e:
         raise ValueError(f"{name} does not take these arguments: {e}") from e
     except OSError as e:
@@ -117,8 +120,8 @@ def load_from(
     if images:
         if max_length is not None:
             raise ValueError(f"max_length={max_length} is for texts; {name} takes images")
-        return model, HFImages(model, source.place, pooling or "mean", source.trust_remote_code)
-    return model, HFText(model, source.place, pooling, max_length, source.options, own)
+        return model, HFImages(model, source.place, pooling or "mean", source.options | hub_args)
+    return model, HFText(model, source.place, pooling, max_length, source.options | hub_args, own)
 
 
 def _bare_model(source: Source, name: str, pretrained: bool, args: dict[str, Any]) -> Any:

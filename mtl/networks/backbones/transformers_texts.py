@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +60,9 @@ class HFText(AbstractAdapter):
         self.vocabulary = int(model.config.vocab_size)
         self.limit = longest_text(model)
         self.lower_case = own.lower_case
-        if max_length is not None and not 2 <= max_length <= (self.limit or max_length):
+        if max_length is not None and not (
+            isinstance(max_length, Integral) and 2 <= max_length <= (self.limit or max_length)
+        ):
             raise ValueError(
                 f"max_length={max_length}: expected 2 to {self.limit or 'any number of'} tokens, "
                 f"which is what {source} can take"
@@ -153,6 +156,10 @@ class HFText(AbstractAdapter):
         # An exported tokenizer cuts where this one does.
         tokenizer.model_max_length = self._chosen or min(self.max_length or UNLIMITED, tokenizer.model_max_length)
         return tokenizer
+
+
+def _between(least: int, length: Any, most: int | None) -> bool:
+    return isinstance(length, Integral) and least <= int(length) <= (most or int(length))
 
 
 def pool_tokens(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
