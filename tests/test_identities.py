@@ -224,7 +224,7 @@ def images(tmp_path):
         for c in ("ash", "oak"):
             (tmp_path / name / c).mkdir(parents=True)
             for i in range(3):
-                value = 40 * i + (shade if (c, i) == ("oak", 2) else 0)
+                value = 40 * i + (20 if c == "oak" else 0) + (shade if (c, i) == ("oak", 2) else 0)
                 Image.new("L", (16, 16), value).save(tmp_path / name / c / f"{i}.png")
         return mtl.open_images(tmp_path / name, mode="L")
 
@@ -259,10 +259,9 @@ def test_the_same_images_in_a_zip_and_a_table_are_known_by_their_contents(images
 def test_each_example_is_read_once_for_all_tasks_on_it(images, monkeypatch):
     from mtl.data.own.images.files import Files
 
-    read = []
+    collection, read = images("a"), []
     contents = Files.contents
     monkeypatch.setattr(Files, "contents", lambda self, i: read.append(i) or contents(self, i))
-    collection = images("a")
     backbone = tiny.backbone()
     for _ in range(3):
         image_tasks(collection, backbone.preprocess).identity()

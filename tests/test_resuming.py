@@ -309,3 +309,12 @@ def test_changed_settings_are_noticed_or_harmless(first, tmp_path):
     rows = stress_settings.main(tmp_path, first=first, every=10)
     assert len(rows) == 12
     assert [row for row in rows if not row[2]] == []
+
+
+def test_no_split_is_added_to_the_folder_of_another_run(tmp_path):
+    classes = ["ash", "birch", "cedar", "elm", "fir", "oak", "pine", "yew"]
+    claim(tmp_path / "run", {"data": "glyphs"})
+    found = mtl.data.load_or_make_split(tmp_path / "run" / "split.json", classes)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["run.json"]
+    assert found == mtl.data.load_or_make_split(tmp_path / "own" / "split.json", classes)
+    assert (tmp_path / "own" / "split.json").is_file()

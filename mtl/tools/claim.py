@@ -56,6 +56,11 @@ def claim(folder: str | Path, identity: Mapping[str, Any], leftovers: Sequence[s
     write_whole(Path(folder) / RUN, (json.dumps(record | {"versions": versions}, indent=2) + "\n").encode())
 
 
+def is_begun(folder: str | Path) -> bool:
+    """Whether some run has the folder. What it did not write at its start is nobody else's to add."""
+    return (Path(folder) / RUN).exists()
+
+
 def check_same(folder: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to continue a run of another identity.
 

@@ -14,6 +14,7 @@ from typing import Literal
 from mtl.data.families.data_set import DataSet, Family
 from mtl.data.own.saved_fields import fractions_of, seed_of, strings_of
 from mtl.data.own.splits import FRACTIONS, PARTS, split_classes
+from mtl.tools.claim import is_begun
 from mtl.tools.files import atomic_write
 
 Part = Literal["train", "val", "test"]
@@ -123,7 +124,8 @@ def load_or_make(path: str | Path, families: Sequence[Family], request: FamilyRe
     """
     if not Path(path).exists():
         split = make_split(families, request)
-        split.save(path)
+        if not is_begun(Path(path).parent):  # of a run without this split
+            split.save(path)
         return split
     split = FamilySplit.load(path)
     if split.request != request:

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from mtl.data.own.saved_fields import fractions_of, seed_of, strings_of
+from mtl.tools.claim import is_begun
 from mtl.tools.files import atomic_write
 
 PARTS = ("train", "val", "test")
@@ -167,6 +168,8 @@ def load_or_make_split(
 ) -> ClassSplit:
     """The split stored at ``path``, or, the first time, a new one by :func:`split_classes` that is stored there.
 
+    It is not stored in the folder of a run that began without it.
+
     Args:
         ways: refuse parts with fewer classes, before anything is stored; see :meth:`ClassSplit.check_ways`.
 
@@ -178,7 +181,8 @@ def load_or_make_split(
     if not path.exists():
         split = split_classes(classes, given=given, fractions=fractions, seed=seed)
         split.check_ways(ways or 0)
-        split.save(path)
+        if not is_begun(path.parent):
+            split.save(path)
         return split
     split = ClassSplit.load(path)
     split.check_ways(ways or 0)
