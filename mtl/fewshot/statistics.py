@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -97,9 +98,12 @@ class FeatureStatistics:
         """Read a file of :meth:`save`.
 
         Raises:
-            ValueError: it holds other tensors.
+            ValueError: it is damaged, or holds other tensors.
         """
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); compute the statistics anew, and save them") from error
         if tensors.keys() != {"mean", "std"}:
             raise ValueError(f"{path} holds the tensors {sorted(tensors)}: expected 'mean' and 'std'")
         return FeatureStatistics(**tensors)

@@ -213,11 +213,19 @@ class Comparison:
         """Load a file of :meth:`to_json`; ``ValueError`` if it is none, or invalid."""
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows, families = tuple(MethodResult(**r) for r in content["rows"]), tuple(content["families"])
-            unseen = tuple(content.get("unseen", ()))
-            return Comparison(**content | {"rows": rows, "families": families, "unseen": unseen})
-        except (ValueError, TypeError, KeyError) as error:
+            if not isinstance(content["setting"], str):
+                raise TypeError("'setting' is no string")
+            names = {key: _strings(key, content.get(key, [])) for key in ("families", "unseen")}
+            parts: dict[str, Any] = {"rows": tuple(MethodResult(**r) for r in content["rows"]), **names}
+            return Comparison(**content | parts)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved comparison: {error}") from error
+
+
+def _strings(key: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise TypeError(f"{key!r} is no list of strings")
+    return tuple(values)
 
 
 def verdicts(comparison: Comparison, per_family: bool = True) -> list[Verdict]:
