@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import NETWORKS, build
 from tiny import backbone as tiny
 from torch import Tensor, nn
@@ -123,6 +126,70 @@ def test_what_features_depend_on_is_compared(name: str, changes: Any, named: str
     with pytest.raises(ValueError, match=named) as refusal:
         mtl.from_pretrained(tmp_path / "g", build(name, tmp_path, **changes))
     assert "\n" not in str(refusal.value)
+
+
+def trained(backbone: mtl.Backbone) -> mtl.Backbone:
+    """With weights as large as those of a trained network; attention is even and activations are linear at first."""
+    for value in backbone.model.parameters():
+        if value.dim() > 1:
+            value.mul_(15)
+    return backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("bert", {"hidden_act": "relu"}),
+        ("bert", {"num_attention_heads": 1}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 2.0}}),
+        ("llama", {"hidden_act": "gelu"}),
+    ],
+    ids=str,
+)
+def test_what_no_weight_shows_is_compared(name: str, changes: dict[str, Any], tmp_path: Path):
+    backbone = trained(build(name, tmp_path))
+    mtl.save_pretrained(learner_of(backbone), tmp_path / "g")
+    (tmp_path / "same").mkdir()
+    (tmp_path / "other").mkdir()
+    backbone.model.save_pretrained(tmp_path / "same")  # type: ignore[operator]
+    backbone.model.save_pretrained(tmp_path / "other")  # type: ignore[operator]
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | changes))
+    mtl.from_pretrained(tmp_path / "g", mtl.load_backbone(tmp_path / "same"))
+    with pytest.raises(ValueError, match=r"features of the same examples: \d+% off with the same weights"):
+        mtl.from_pretrained(tmp_path / "g", mtl.load_backbone(tmp_path / "other"))
+
+
+def test_another_number_of_heads_is_noticed(tmp_path: Path):
+    mtl.save_pretrained(learner_of(trained(tiny())), tmp_path / "g")
+    with pytest.raises(ValueError, match="features of the same examples"):
+        mtl.from_pretrained(tmp_path / "g", trained(tiny(num_heads=4)))
+
+
+@pytest.mark.parametrize("name", [*NETWORKS])
+def test_half_precision_answers_nearly_the_same(name: str, tmp_path: Path):
+    backbone = build(name, tmp_path)
+    mtl.save_pretrained(learner_of(backbone), tmp_path / "g")
+    mtl.from_pretrained(tmp_path / "g", build(name, tmp_path).to(torch.bfloat16))
+    backbone.configure(precision=torch.bfloat16)
+    mtl.save_pretrained(learner_of(backbone), tmp_path / "g")
+    mtl.from_pretrained(tmp_path / "g", build(name, tmp_path))
+
+
+@given(
+    st.lists(st.integers(0, 7), max_size=3), st.sampled_from([torch.float32, torch.bfloat16, torch.int64]), st.data()
+)
+def test_any_value_changes_the_hash_and_restoring_it_restores_the_hash(shape: list[int], dtype: Any, data: Any):
+    model = nn.Module()
+    model.register_buffer("a", torch.arange(prod(shape)).reshape(shape).to(dtype))
+    hashes, value = identity.WeightHashes(model), model.get_buffer("a")
+    before = hashes.everything()
+    if value.numel():
+        place = data.draw(st.integers(0, value.numel() - 1))
+        value.view(-1)[place] += 1
+        assert hashes.everything() != before
+        value.view(-1)[place] -= 1
+    assert hashes.everything() == before
 
 
 def test_a_generator_saved_by_the_first_version_still_loads(tmp_path: Path):

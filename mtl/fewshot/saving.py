@@ -23,7 +23,7 @@ from mtl.fewshot.saved_files import CONFIG, WEIGHTS, from_bytes, read_files, to_
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
 from mtl.metagrad.registry import Registry
 from mtl.networks.backbones import Backbone, load_backbone
-from mtl.networks.backbones.identity import differences
+from mtl.networks.backbones.identity import differences, differing_answers
 from mtl.networks.backbones.saved_arguments import relative_to, saved_arguments
 from mtl.tools.json_files import check_fields, fits
 
@@ -218,12 +218,25 @@ def _poolings(saved: dict[str, Any], backbone: Backbone) -> tuple[str | None, st
     return backbone.adapter.former_pooling(backbone.model, saved["load"].get("pooling")) or now, now
 
 
+def _differing_answers(folder: Path, saved: dict[str, Any], now: dict[str, Any], backbone: Backbone) -> list[str]:
+    """Of a backbone that has the same weights."""
+    if "answers" not in saved:
+        return []
+    check_fields(saved, folder / CONFIG, {"answers.example": str, "answers.features": list})
+    if not fits(saved["answers"]["features"], list[float]):
+        raise ValueError(f"{folder / CONFIG} has 'answers.features' that are not all numbers: it is damaged")
+    dtypes = {saved["features"]["dtype"], now["features"]["dtype"]}
+    exactly = len(dtypes) == 1 and dtypes <= {"float32", "float64"}
+    return differing_answers(saved["answers"], backbone.answers(), exactly)
+
+
 def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
     """Refuse a backbone whose features are not those that the generator was trained on."""
     if "weights" in saved:
         fields = {"weights": dict, "width": int, "features.dtype": str, "features.sites": list}
         check_fields(saved, folder / CONFIG, fields)
-        changed = differences(saved, backbone.identity())
+        now = backbone.identity()
+        changed = differences(saved, now) or _differing_answers(folder, saved, now, backbone)
     else:  # by version 0.1.0, which hashed a sample of the weights
         now = {"fingerprint": backbone.former_fingerprint(), "modulation_width": backbone.modulation_width}
         changed = [f"{k}: {saved[k]} there, {now[k]} now" for k in now if saved[k] != now[k]]

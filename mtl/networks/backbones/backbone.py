@@ -14,25 +14,19 @@ from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.finding import once
-from mtl.networks.backbones.identity import (
-    WeightHashes,
-    cache_key,
-    describe_features,
-    former_fingerprint,
-    json_arguments,
-)
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.packing import Packing, find_packing
 from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
 from mtl.networks.backbones.prepared_inputs import Prepared, check_like, count_of, divided, halved
+from mtl.networks.backbones.recognition import AbstractRecognisable
 from mtl.networks.modulation import CopyableLock, Modulation, Modulator, SiteKind, find_sites, uncompiled
 from mtl.networks.readout import Choice, Level, Readout, precise
 
 _FOUND = ("_prefix", "_packing")
 
 
-class Backbone(nn.Module):
+class Backbone(AbstractRecognisable):
     """A frozen network that reads features under a per-task modulation. Always in eval mode, never trained.
 
     Threads may call it at once. It can be copied and pickled, unless its weights are sharded or spread.
@@ -76,7 +70,6 @@ class Backbone(nn.Module):
         self.load_args = load_args
         self.options = ForwardOptions()
         self.placement = placement
-        self._weights = WeightHashes(self.model)
         self._lock = CopyableLock()
         self._expected = Inputs.of(adapter.example(1))
         inputs = self.example_inputs(2)
@@ -344,7 +337,7 @@ class Backbone(nn.Module):
         unbroken = self.execution.lockstep
         return Passes(self._features, self.modulator, self.options, lambda: self._prefix, lock, unbroken)
 
-    # --- where it is, and which it is --------------------------------------------------------------------------------
+    # --- where it is -------------------------------------------------------------------------------------------------
 
     @property
     def execution(self) -> Execution:
@@ -357,7 +350,7 @@ class Backbone(nn.Module):
         """Note that the weights have been spread: nothing moves them any more."""
         self.placement = placement
         for found in _FOUND:
-            self.__dict__.pop(found, None)  # found again, as the network runs now
+            vars(self).pop(found, None)  # found again, as the network runs now
 
     def to(self, *args: Any, **kwargs: Any) -> Backbone:
         """Move it, unless its weights have places of their own."""
@@ -377,55 +370,6 @@ class Backbone(nn.Module):
     def low_precision(self) -> bool:
         """Whether the network runs in less than float32, stored or under autocast."""
         return self.options.precision is not None or self.dtype in (torch.bfloat16, torch.float16)
-
-    def fingerprint(self) -> str:
-        """A hash of every parameter and buffer as it is stored: names, shapes, dtypes and values.
-
-        The same on every device, and for weights that are spread or sharded. Hashing takes a second per GB; asking
-        again takes a tenth of that, and notices weights that were changed in place.
-        """
-        return self._weights.everything()
-
-    def former_fingerprint(self) -> str:
-        """The fingerprint that version 0.1.0 saved with a generator."""
-        return former_fingerprint(self.model)
-
-    def cache_key(self) -> str:
-        """A hash of weights, arguments of loading, preprocessing and precision, for :class:`mtl.data.InputCache`.
-
-        Raises:
-            ValueError: see :meth:`spec`; or nothing is there to preprocess with.
-        """
-        preprocessing = sorted(self.adapter.preprocessing().items())
-        return cache_key(self.spec(), preprocessing, self.options.precision)
-
-    def freeze_fingerprint(self) -> None:
-        """Remember the hashes of the weights, before these go where their values cannot be read."""
-        self._weights.freeze()
-
-    def identity(self) -> dict[str, Any]:
-        """JSON-able: what features depend on, so that backbones of the same identity make the same features.
-
-        Returns:
-            ``fingerprint``; ``weights``, hashes of the checkpoint by dtype; ``width`` and ``modulation_width``;
-            ``features``: dtype, pooling, most tokens, names of sites and levels; ``preprocessing``: size, mean,
-            deviation, crop and interpolation of images, or what the tokenizer does; None where there is none.
-        """
-        return {
-            "width": self.width,
-            "modulation_width": self.modulation_width,
-            "fingerprint": self.fingerprint(),
-            "weights": self._weights.by_dtype(),
-            **describe_features(self.model, self.adapter, [site.name for site in self.sites], self.levels),
-        }
-
-    def spec(self) -> dict[str, Any]:
-        """JSON-able: ``load_backbone(**spec["load"])`` builds this backbone again; the rest is :meth:`identity`.
-
-        Raises:
-            ValueError: built without :func:`load_backbone`, or with an argument that JSON cannot hold.
-        """
-        return {"load": json_arguments(self.name, self.load_args), **self.identity()}
 
 
 def _features_of(adapter: AbstractAdapter, model: nn.Module, inputs: Inputs) -> Tensor:

@@ -14,11 +14,13 @@ import transformers
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from mtl.episode import Inputs
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.readout import Level
 
 _CACHE_FORMAT = 2  # one more when the same network makes other features of the same examples than before
 _CHUNK = 1 << 24  # values that are converted at a time
+_ROUNDING, _HALF_ROUNDING = 0.02, 0.1  # of features, relative; TF32 and half precision differ by less
 _NARROWER = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -161,6 +163,41 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         changed = [k for k in old if k in new and k != "dtype" and old[k] != new[k]]
         found += [f"{k}: {_short(old[k])} there, {_short(new[k])} now" for k in changed]
     return found
+
+
+def differing_answers(saved: Mapping[str, Any], now: Mapping[str, Any], exactly: bool) -> list[str]:
+    """What weights alone do not tell: features of the same examples that differ by more than rounding.
+
+    Args:
+        saved: of :meth:`Backbone.answers`, as it was saved.
+        now: the same of another backbone.
+        exactly: both are stored in the same dtype, of 32 bits or more.
+    """
+    if saved["example"] != now["example"] or len(saved["features"]) != len(now["features"]):
+        return []  # another version has other examples
+    then, found = (torch.tensor(answers["features"], dtype=torch.float64) for answers in (saved, now))
+    off = float((found - then).norm() / then.norm().clamp_min(1e-12))
+    if off <= (_ROUNDING if exactly else _HALF_ROUNDING):
+        return []
+    return [
+        f"features of the same examples: {off:.0%} off with the same weights, from another config.json (activation, "
+        "heads, positions) or another version of timm or transformers"
+    ]
+
+
+def sample(features: Tensor) -> list[float]:
+    """At most 64 of the numbers, evenly spaced, to 5 digits."""
+    flat = features.detach().flatten().cpu().double()
+    places = torch.linspace(0, len(flat) - 1, min(64, len(flat))).long()
+    return [float(f"{value:.5g}") for value in flat[places].tolist()]
+
+
+def hash_of_inputs(inputs: Inputs) -> str:
+    """Of names, shapes and values."""
+    found = hashlib.sha256()
+    for name, value in sorted(inputs.tensors.items()):
+        found.update(f"{name} {tuple(value.shape)} ".encode() + _hash_of_values(value, value.dtype))
+    return found.hexdigest()[:16]
 
 
 def _same_weights(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
