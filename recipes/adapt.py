@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from helpers.answers import answer
-from helpers.options import Checked, Count, CountOrZero
+from helpers.options import Checked, Count, CountOrZero, Folder
 from tqdm.auto import tqdm
 
 import mtl
@@ -37,7 +37,7 @@ STANDARDISE_BY = 300  # unlabelled examples; more say nothing new
 class Config(Checked):
     generator: str | None = None  # folder of a trained generator (.../final or .../best)
     images: str | None = None  # one sub-folder per class, a few images each; or csv, parquet, hub id
-    out: str = "adapted"  # folder for the checkpoint; must not exist yet
+    out: Folder = "adapted"  # folder for the checkpoint; must not exist yet
     predict: str | None = None  # unlabelled images (a folder, or one file) or texts
     texts: str | None = None  # csv, jsonl, parquet, hub id, or one sub-folder of .txt files per class
     text_column: str | None = None  # column of texts, where a table has no usual name for it
@@ -49,16 +49,18 @@ class Config(Checked):
     batch_size: Count = 64  # images or texts per forward pass when predicting
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # where to run
 
+    def contradictions(self) -> Iterator[str]:
+        if (self.images is None) == (self.texts is None):
+            yield "name labelled examples: either --images or --texts"
+        if self.generator is None and self.backbone is None:
+            yield "name a network with --backbone, or a trained generator with --generator"
+
 
 def main(config: Config) -> list[dict[str, str]]:
     """Adapt, export, predict; returns the rows of predictions.csv."""
     out = Path(config.out)
     if out.exists():
         raise FileExistsError(f"{out} is already there; remove it, or choose another folder with --out")
-    if (config.images is None) == (config.texts is None):
-        raise ValueError("name labelled examples: either --images or --texts")
-    if config.generator is None and config.backbone is None:
-        raise ValueError("name a network with --backbone, or a trained generator with --generator")
     items = unlabelled(config)
     adapted = adapt_to(config, labelled(config), items)
     if adapted.choice is not None:

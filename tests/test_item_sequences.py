@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 import torch
 from PIL import Image
 from tiny import backbone
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import mtl
 from mtl.fewshot.adapted import Adapted
 from mtl.items import ItemError, as_images, as_items, as_texts
-from mtl.networks.backbones import prepared_inputs
+from mtl.networks.backbones import passes, prepared_inputs
 
 SHADES = [np.full((16, 16, 3), 20 * i, np.uint8) for i in range(6)]
 
@@ -263,6 +266,28 @@ def test_a_string_that_names_a_file_could_mean_two_things(tmp_path, monkeypatch)
         assert as_texts(words) == [words]
 
 
+def test_a_text_without_tokens_is_refused(tmp_path):
+    """A language model that begins no text with a token of its own would answer by padding."""
+    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, **{chr(97 + i): i + 1 for i in range(26)}}, "<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    b = networks.build("gpt2", tmp_path)
+    fast.save_pretrained(tmp_path)
+    with pytest.raises(ItemError, match=r"item 1: '' has no tokens; leave it out"):
+        b.preprocess(["a b", "", "b"])
+    with pytest.raises(ItemError, match="item 0: ' ' has no tokens"):
+        b.preprocess(" ")
+
+
+def test_a_grey_network_says_that_it_sees_no_colours():
+    grey = backbone()
+    with pytest.warns(UserWarning, match="their colours are lost"):
+        grey.preprocess([Image.new("RGB", (16, 16), (200, 20, 20))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grey.preprocess([Image.new("RGB", (16, 16), (200, 190, 200))])
+
+
 def test_kinds_are_not_mixed_up(reader, learner, folder, tmp_path):
     (tmp_path / "t.csv").write_text("text,label\na b,x\nc,y\n")
     with pytest.raises(ValueError, match="a collection of texts, but this network reads images"):
@@ -325,6 +350,19 @@ def test_many_examples_pass_the_network_a_few_at_a_time(monkeypatch, sites, leve
     torch.testing.assert_close(found.predict_proba(asked), whole.softmax(-1), rtol=1e-4, atol=1e-4)
     handle.remove()
     assert max(passed) <= 20, "one example of every task in each of ten folds at least"
+
+
+def test_a_prefix_too_large_to_keep_is_computed_again(monkeypatch):
+    b = backbone(last_k=1)
+    inputs = torch.randn(1, 12, 1, 16, 16)
+    with torch.no_grad():
+        expected = b(b.prepare(inputs))
+        monkeypatch.setattr(prepared_inputs, "VALUES_PER_PASS", 5 * 256)
+        assert b.prepare(inputs).stored is not None
+        monkeypatch.setattr(passes, "RECORDED_BYTES", 100)
+        assert b.prepare(inputs).stored is None
+        torch.testing.assert_close(b(b.prepare(inputs)), expected)
+    assert b.prepare(inputs).stored is not None, "training is as it was"
 
 
 def test_texts_pass_a_few_at_a_time(reader, monkeypatch):

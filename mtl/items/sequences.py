@@ -90,17 +90,21 @@ def as_items(given: Any, reads: Reads) -> Iterable[Any]:
 def as_images(given: Any, mode: Mode = "RGB") -> list[Image.Image]:
     """Decode images; see :func:`as_items` and :func:`~mtl.items.as_image`.
 
+    Warns that a network which reads grey images sees no colours, if there are some.
+
     Raises:
         ItemError: naming the first item, by its place, that is no image.
         ValueError: there is none.
     """
-    images = []
+    images: list[Image.Image] = []
     for place, item in enumerate(as_items(given, "images")):
         try:
-            images.append(as_image(item, mode))
+            images.append(as_image(item))
         except ValueError as error:
             raise ItemError(place, str(error)) from error
-    return _some(images, "image")
+    if mode == "L" and any(map(_is_coloured, images)):
+        warnings.warn("images in colour for a network that reads grey ones: their colours are lost", stacklevel=3)
+    return _some([image.convert(mode) for image in images], "image")
 
 
 def as_texts(given: Any) -> list[str]:
@@ -141,6 +145,12 @@ def image_files(folder: str | Path) -> list[Path]:
         counts = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(5))
         warnings.warn(f"{folder}: {others.total()} files are left out, which are no images ({counts})", stacklevel=2)
     return images
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    """Judged by a few pixels; more than a camera's noise."""
+    pixels = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST))
+    return bool((np.ptp(pixels, -1) > 48).any())
 
 
 def _of_path(given: str | os.PathLike[str]) -> Iterable[Any]:

@@ -17,6 +17,8 @@ from mtl.networks.backbones.prefix import FrozenPrefix
 from mtl.networks.backbones.prepared_inputs import Prepared, examples_per_pass
 from mtl.networks.modulation import Modulation, Modulator
 
+RECORDED_BYTES = 2**29  # of a prefix that nobody asked to be recorded in chunks
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -39,7 +41,8 @@ class Passes:
     unbroken: bool = False
 
     def prepare(self, prepared: Prepared) -> Prepared:
-        """Record the frozen prefix, chunk by chunk, unless that has been done."""
+        """Record the frozen prefix, chunk by chunk, unless that has been done, or would fill the memory that chunks
+        save."""
         prefix = self.prefix()
         if not prefix or prepared.stored is not None:
             return prepared
@@ -49,7 +52,14 @@ class Passes:
             with self._alone:
                 return Prepared(piece.inputs, prefix.record(lambda: self.features(flat)))
 
-        return Prepared.join([record(piece) for piece in prepared.split(self._size(prepared))])
+        size = self._size(prepared)
+        pieces = prepared.split(size)
+        first = record(next(pieces))
+        times = prepared.shape[1] / first.shape[1]
+        unasked = times > 1 and self.options.examples_per_chunk is None
+        if unasked and first.stored is not None and first.stored.bytes * times > RECORDED_BYTES:
+            return prepared
+        return Prepared.join([first, *map(record, pieces)])
 
     def modulated(self, prepared: Prepared, modulation: Modulation | None) -> Tensor:
         """Features ``(tasks, n, D)``; None is the plain network."""

@@ -51,13 +51,13 @@ class Prepared:
         found = self.inputs.flatten().take(examples.flatten()).unflatten(len(examples))
         return Prepared(found, self.stored and self.stored.take(examples.flatten().cpu()))
 
-    def split(self, size: int | None) -> list[Prepared]:
-        """Pieces of at most ``size`` examples of every task; None is a single piece."""
+    def split(self, size: int | None) -> Iterator[Prepared]:
+        """Pieces of at most ``size`` examples of every task, each made when it is asked for; None is a single piece."""
         n = self.shape[1]
         if size is None or n <= size:
-            return [self]
+            return iter([self])
         # On the CPU whatever the default device is: the meta device has no indices to give.
-        return [self.take(examples) for examples in torch.arange(n, device="cpu").split(size)]
+        return map(self.take, torch.arange(n, device="cpu").split(size))
 
     @staticmethod
     def join(pieces: Sequence[Prepared]) -> Prepared:

@@ -24,6 +24,11 @@ class Stored:
     outputs: Sequence[Any]
     rows: Sequence[int]
 
+    @property
+    def bytes(self) -> int:
+        """Memory of all outputs."""
+        return sum(leaf.nbytes for leaf in tree_leaves(self.outputs) if isinstance(leaf, Tensor))
+
     def take(self, examples: Tensor) -> Stored:
         """Some examples only: ``examples`` are indices into the flat batch that was recorded."""
         return self._map(lambda leaf, rows: _take_rows(leaf, rows, examples) if rows else leaf)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from mtl.items import Reads, as_texts
+from mtl.items import ItemError, Reads, as_texts
 from mtl.networks.backbones.adapter import AbstractAdapter, check_pooling
 from mtl.networks.backbones.hub import asking_the_hub
 from mtl.networks.backbones.sentence_modules import SentenceModules
@@ -113,6 +113,8 @@ class HFText(AbstractAdapter):
         tokens = self.tokenizer(
             texts, padding=True, return_tensors="pt", truncation=limited, return_attention_mask=True
         )
+        for place in (~tokens["attention_mask"].bool().any(1)).nonzero().flatten().tolist():  # padding would be read
+            raise ItemError(place, f"{texts[place]!r} has no tokens; leave it out")
         top = int(tokens["input_ids"].max())
         if top >= self.vocabulary:
             raise ValueError(f"token {top} is beyond the {self.vocabulary} that {self.source} embeds: wrong tokenizer")
