@@ -39,7 +39,7 @@ class Config(Settings):
     text_column: str | None = None  # column of texts, where the table has no usual name for it
     backbone: str = ""  # mtl/minilm, hf/<id> or a folder; a small encoder, pretrained now, when not given
     encoder: Folder = "runs/docstring_encoder"  # where that small encoder is kept
-    pooling: str | None = None  # mean, cls or last; mean for encoders and last for decoders when not given
+    pooling: str | None = None  # mean, cls or last; else the own one of the network, mean of encoders, last of decoders
     max_length: Count = 32  # tokens that are read of a text
     levels: Literal["last", "all"] = "last"  # features: the network's own, or mean and deviation of all its layers
     sites: Literal["none", "norm", "ssf"] = "norm"  # modulated inside: nothing, normalisations, or linear layers too
