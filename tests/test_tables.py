@@ -57,6 +57,7 @@ def bare_return(rows) -> bool:
     return any("\r" in cell for row in rows for cell in row)
 
 
+@pytest.mark.filterwarnings("ignore:.*could each be a row")
 @FAST
 @given(tables(), st.sampled_from(",;\t|"), st.sampled_from(QUOTING), st.sampled_from(["\r\n", "\n", "\r"]))
 def test_a_csv_of_any_dialect_is_read_back(tmp_path, table, delimiter, quoting, end):
@@ -248,6 +249,16 @@ def test_damaged_tables_are_refused_in_one_line(tmp_path, name):
         read_table(put(tmp_path, file, content))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / file) in str(caught.value)
+
+
+def test_a_cell_that_may_have_swallowed_rows_is_warned_of(tmp_path):
+    file = put(tmp_path, "t.csv", 'text,label\na,x\n"open,x\nb,y\nclosed",y\n"two\nlines",y\n')
+    with pytest.warns(
+        UserWarning, match=r"t.csv, line 3: a cell goes over lines that could each be a row, as do 0 oth"
+    ):
+        table = read_table(file)
+    assert table.cells("text") == ["a", "open,x\nb,y\nclosed", "two\nlines"]
+    assert len(table.notes) == 1
 
 
 def test_several_tables_in_one_archive(tmp_path):

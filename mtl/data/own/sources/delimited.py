@@ -17,8 +17,8 @@ _CELL = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^"\t\r\n]*+))(\t|\r?\n|\r|\Z)')
 _NEEDS_QUOTES = re.compile(r'[\t\r\n",;]|^$')
 
 
-def csv_rows(text: str, where: str) -> list[Row]:
-    """Rows of a csv; the first is the header. Blank lines are left out.
+def csv_rows(text: str, where: str) -> tuple[list[Row], str]:
+    """Rows of a csv, of which the first is the header, and what divides their cells. Blank lines are left out.
 
     Cells are divided by the first of comma, semicolon, tab and bar that is in the header and gives every row as many
     cells as the header. Quotation marks around a cell are taken off, doubled ones within it stand for one.
@@ -30,16 +30,31 @@ def csv_rows(text: str, where: str) -> list[Row]:
         ValueError: a row of another length, a quotation mark that is never closed, or text behind a closed one.
     """
     if declared := _SEPARATOR.match(text):  # a spreadsheet's first line
-        return _same_length(_records(text, declared[1], where, skip=1), where, declared[1])
+        return _same_length(_records(text, declared[1], where, skip=1), where, declared[1]), declared[1]
     header = next((line for line in _lines(text) if line.strip()), "")
     counts = {d: _QUOTED_PARTS.sub("", header).count(d) for d in DELIMITERS}
     errors: dict[str, ValueError] = {}
     for delimiter in [d for d, count in counts.items() if count] or [","]:
         try:
-            return _same_length(_records(text, delimiter, where), where, delimiter)
+            return _same_length(_records(text, delimiter, where), where, delimiter), delimiter
         except ValueError as error:
             errors[delimiter] = error
     raise errors[max(errors, key=counts.__getitem__)]
+
+
+def doubtful_rows(text: str, rows: Sequence[Row], delimiter: str) -> list[int]:
+    """Lines on which rows of a csv begin that go over several lines, each of which could be a row itself.
+
+    A text that begins with a quotation mark and a later one that ends with one look like this, as do letters.
+    """
+    lines, width = _lines(text), len(rows[0][1])
+    ends = [*(line for line, _ in rows[1:]), len(lines) + 1]
+    found = []
+    for (line, _), end in zip(rows, ends, strict=True):
+        parts = [part for part in lines[line - 1 : end - 1] if part.strip()]
+        if len(parts) > 1 and width > 1 and all(part.count(delimiter) == width - 1 for part in parts):
+            found.append(line)
+    return found
 
 
 def tsv_rows(text: str, where: str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.data.own.sources.decoding import decode, unpack
-from mtl.data.own.sources.delimited import csv_rows, tsv_rows
+from mtl.data.own.sources.delimited import csv_rows, doubtful_rows, tsv_rows
 from mtl.data.own.sources.json_tables import json_rows
 
 PLAIN = (".csv", ".tsv", ".jsonl", ".json")
@@ -57,7 +58,16 @@ def read_table(file: Path, encoding: str | None = None) -> Table:
     text = decode(content, str(file) if file.suffix.lower() != ".zip" else name, encoding)
     if name.lower().endswith((".json", ".jsonl")):
         return _from_objects(json_rows(text, str(file)), file)
-    rows = (tsv_rows if name.lower().endswith(".tsv") else csv_rows)(text, str(file))
+    return _from_rows(text, file, is_tsv=name.lower().endswith(".tsv"))
+
+
+def _from_rows(text: str, file: Path, is_tsv: bool) -> Table:
+    """The table of a csv or tsv."""
+    if is_tsv:
+        rows, doubtful = tsv_rows(text, str(file)), []
+    else:
+        rows, delimiter = csv_rows(text, str(file))
+        doubtful = doubtful_rows(text, rows, delimiter) if rows else []
     if len(rows) < 2:
         raise ValueError(
             f"{file} has {'a header and no rows' if rows else 'nothing in it'}; expected a header and rows"
@@ -70,6 +80,12 @@ def read_table(file: Path, encoding: str | None = None) -> Table:
         raise ValueError(f"{file} has {what} among {names}; give each a name of its own in the first line")
     missing = len(names) - len(named)
     notes = (f"{file}: {missing} columns without a name are left out",) if missing else ()
+    if doubtful:
+        notes += (
+            f"{file}, line {doubtful[0]}: a cell goes over lines that could each be a row, as do {len(doubtful) - 1} "
+            "others; if a quotation mark is a part of the text there, double it and put the text in quotation marks",
+        )
+        warnings.warn(notes[-1], stacklevel=3)
     cells = [{names[i]: row[i] for i in named} for _, row in rows[1:]]
     return Table(tuple(names[i] for i in named), cells, [line for line, _ in rows[1:]], notes)
 
