@@ -113,6 +113,13 @@ def test_a_damaged_file_is_named_and_computed_again(tmp_path: Path):
     assert InputCache(count, folder=tmp_path, version="v").fill(TEXTS, progress=False) == 0
 
 
+def test_a_file_of_somebody_else_is_neither_read_nor_removed(tmp_path: Path):
+    mine = tmp_path / "model.safetensors"
+    mine.write_bytes(b"mine")
+    assert RowStore(tmp_path).get(["a"]) == {}
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_draft_of_a_killed_write_is_not_read(tmp_path: Path):
     save_file({"a/": torch.zeros(1)}, tmp_path / ".draft-12345678.safetensors")
     assert RowStore(tmp_path).get(["a"]) == {}

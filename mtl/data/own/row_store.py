@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import uuid
 import warnings
@@ -19,6 +20,7 @@ from mtl.tools.files import atomic_write, explain_write_errors
 
 SHARD_BYTES = 64 << 20
 SHARD_ROWS = 4096
+_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")  # other files in the folder are not of this store
 
 
 class RowStore:
@@ -90,11 +92,14 @@ class RowStore:
 
     def _look_for_shards(self) -> None:
         for path in sorted(self.folder.glob("*.safetensors")):
-            if path.name in self._shards or path.name.startswith("."):
+            if path.name in self._shards or not _NAME.fullmatch(path.name):
                 continue
             try:
                 shard = self._shards[path.name] = _Shard(path)
-            except (SafetensorError, OSError, ValueError) as error:
+            except OSError as error:  # of the disk, which may read it later
+                warnings.warn(f"{path} cannot be read ({error}); its examples are computed again", stacklevel=4)
+                continue
+            except (SafetensorError, ValueError) as error:
                 warnings.warn(f"{path} is damaged ({error}); removed, its examples are computed again", stacklevel=4)
                 path.unlink(missing_ok=True)
                 continue
