@@ -82,6 +82,12 @@ def test_what_no_other_process_would_recognise_is_refused():
         as_json({"a": torch.zeros(1)})
 
 
+def test_numbers_of_numpy_are_the_same_numbers():
+    told = {"ways": np.int64(5), "range": (np.int32(1), 2), "lr": np.float64(0.5), "yes": np.bool_(True)}
+    assert as_json(told) == {"ways": 5, "range": [1, 2], "lr": 0.5, "yes": True}
+    assert differences(as_json(tasks(ways=np.int64(2), seed=np.int64(0)).identity()), tasks().identity()) == []
+
+
 def test_a_sketch_ignores_rounding_and_nothing_else():
     values = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     rounded = values + 1e-3 * torch.randn(6, 50, generator=torch.Generator().manual_seed(1))

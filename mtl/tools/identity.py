@@ -91,17 +91,26 @@ def sketch(values: Tensor) -> dict[str, Any]:
 
 
 def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as JSON gives it back: tuples become lists.
+    """An identity as JSON gives it back: tuples become lists, numbers of numpy plain ones.
 
     Raises:
         ValueError: JSON cannot hold it.
     """
     try:
-        return json.loads(json.dumps(identity))
+        return json.loads(json.dumps(identity, default=_plain))
     except TypeError as error:
         raise ValueError(
             f"an identity does not fit into JSON ({error}); use numbers, strings, lists and dicts"
         ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and paths, which JSON does not know."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
