@@ -147,13 +147,14 @@ def test_adapting_without_training_takes_the_same(folder, sites, monkeypatch, tm
         (np.zeros((5, 16, 16)), r"an array of shape \(5, 16, 16\) .*several grey ones as a list"),
         (np.zeros((2, 3, 16, 16)), r"item 0: an array \(3, 16, 16\) .*channels are first here"),
         (torch.zeros(2, 16, 16, 3), r"item 0: a tensor \(16, 16, 3\) .*channels are last here"),
-        (torch.randn(2, 3, 16, 16), r"item 0: .*floats go from 0 to 1"),
+        (torch.randn(2, 3, 16, 16), r"\(2, 3, 16, 16\) with negative values: preprocessed images need a task axis"),
+        (255 * torch.rand(2, 3, 16, 16), r"item 0: .*floats go from 0 to 1"),
         ([SHADES[0], "nowhere.png"], r"item 1: nowhere.png cannot be decoded"),
         ([SHADES[0], None], r"item 1: a NoneType cannot be decoded"),
     ],
 )
 def test_what_holds_no_images_is_refused_in_one_line(adapted, given, message):
-    for predict in (adapted.predict, adapted.predict_proba, lambda given: [*adapted.predict_each(given)]):
+    for predict in (adapted.predict, adapted.predict_proba):
         with pytest.raises(ValueError, match=message) as caught:
             predict(given)
         assert "\n" not in str(caught.value)

@@ -178,8 +178,12 @@ class Adapted:
 
     def _is_tensors(self, inputs: Any) -> bool:
         """Whether these are inputs of the network rather than items; images have five axes then."""
-        images = self.model.backbone.adapter.reads == "images" and isinstance(inputs, Tensor) and inputs.dim() < 5
-        return isinstance(inputs, Inputs | Tensor | Mapping) and not images
+        if self.model.backbone.adapter.reads != "images" or not isinstance(inputs, Tensor) or inputs.dim() > 4:
+            return isinstance(inputs, Inputs | Tensor | Mapping)
+        if inputs.dim() == 4 and inputs.is_floating_point() and bool((inputs < 0).any()):
+            way_out = "preprocessed images need a task axis, inputs[None], and others go from 0 to 1"
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)} with negative values: {way_out}")
+        return False
 
     def _probabilities(self, inputs: Inputs | RawInputs) -> Tensor:
         """``(tasks, n, ways)``."""
