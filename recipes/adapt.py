@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from helpers.answers import answer
-from helpers.options import Checked, Count, CountOrZero, Folder
+from helpers.options import Checked, Count, CountOrZero, Device, Folder
 from tqdm.auto import tqdm
 
 import mtl
@@ -47,7 +47,7 @@ class Config(Checked):
     cross_validate: bool = False  # weigh the generator's answer on left-out examples; always so with --backbone
     steps: CountOrZero | None = None  # inner steps; as many as in training by default
     batch_size: Count = 64  # images or texts per forward pass when predicting
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # where to run
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"  # where to run
 
     def contradictions(self) -> Iterator[str]:
         if (self.images is None) == (self.texts is None):

@@ -107,7 +107,12 @@ def compare(network: Network, config: Config, ours: list[mtl.fewshot.Method], sh
     table = choose_baselines(*config.baselines)
     held_out = network.tasks("val", shots, config.queries)
     methods, _ = tune_baselines(
-        network.backbone, held_out, table=table, episodes=config.tuning_episodes, statistics=network.statistics
+        network.backbone,
+        held_out,
+        table=table,
+        episodes=config.tuning_episodes,
+        statistics=network.statistics,
+        folder=f"{config.out}/comparison",
     )
     tests = network.tasks("test", shots, config.queries)
     tasks = mtl.data.EvaluationTasks(tests, -(-config.test_episodes // len(tests.names)))
@@ -116,6 +121,7 @@ def compare(network: Network, config: Config, ours: list[mtl.fewshot.Method], sh
         tasks,
         episodes=tasks.episodes,
         setting=f"{config.backbone}, {config.data.ways}-way {shots}-shot",
+        folder=f"{config.out}/comparison",
     )
     return replace(found, unseen=tests.unseen)
 

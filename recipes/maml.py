@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from helpers import maml_results
 from helpers.answers import answer, keeping
-from helpers.options import Checked, Count, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
+from helpers.options import Checked, Count, Device, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
 from helpers.reading import told
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -55,7 +55,7 @@ class Config(Checked):
     test_tasks: Count = 300  # test tasks per method; papers use 600
     validation_tasks: Count = 40  # validation tasks for each point of a curve
     points: Count = 8  # points of each learning curve
-    device: str = "cpu"  # cpu or cuda; seconds are processor time on a CPU and wall-clock time on a GPU
+    device: Device = "cpu"  # cpu or cuda; seconds are processor time on a CPU and wall-clock time on a GPU
     threads: Count = 1  # CPU threads
     seed: Seed = 0  # seed of the initial weights and the episodes
     out: Folder = "runs/maml"  # output folder
@@ -114,13 +114,14 @@ def all_methods(config: Config) -> dict[str, Method]:
 
 def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
+    learner = Learner(config)
     with keeping(f"finished methods and the last point of each curve are in {config.out}: the same command goes on"):
-        return compare(config)
+        return compare(learner, config)
 
 
-def compare(config: Config) -> list[dict[str, Any]]:
+def compare(learner: Learner, config: Config) -> list[dict[str, Any]]:
     """All methods, one after the other."""
-    learner, out = Learner(config), Path(config.out)
+    out = Path(config.out)
     said = settings_of(config)
     results, rows = {}, []
     for name, method in methods_of(config).items():

@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import timm
 import torch
 from accelerate import Accelerator
 from assets import pretrain_scans
@@ -93,6 +94,8 @@ class Config(Checked):
                 f"--inner-steps {' '.join(map(str, uneven))}: expected multiples of --training.window {window}, or a "
                 "window would reach over the step on the target's own loss"
             )
+        if self.target != SMALL and not timm.is_model(self.target):
+            yield f"--target {self.target}: expected {SMALL}, or a name out of timm.list_models()"
         yield from complaints_of(lambda: target_options(self.target_args))
 
 
@@ -102,8 +105,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     if accelerator.mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision={accelerator.mixed_precision!r}: expected no or bf16")
+    images = None if config.data is None else transfer_data.opened(config.data, config.sizes)
     backbone = source_of(config, accelerator)
-    data = transfer_data.load(config.data, config.sizes, backbone)
+    data = transfer_data.load(images, config.sizes, backbone)
     make = target_maker(config.target, config.target_args, data.classes, data.parts["train"][0].shape[1])
     source = Source(backbone, most=config.stages)
     place = Workplace(config.training, data, source, make, config.stages, backbone.options.precision)

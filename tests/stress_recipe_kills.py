@@ -39,19 +39,21 @@ from stress_kills import same, slow_down_the_disk, unfinished  # noqa: E402
 import mtl  # noqa: E402
 from mtl.fewshot.evaluation.results import FILE  # noqa: E402
 from mtl.fewshot.training.checkpoints import METRICS, Checkpoints  # noqa: E402
+from mtl.tools.lock import HOLDER  # noqa: E402
 
 PROCESSES = multiprocessing.get_context("fork")  # importing all of it takes as long as a life
 SAVE_EVERY = 50  # of few_shot.meta_train
 SLOW = 0.03  # seconds per write, as in stress_kills
-LONGEST = 6.0  # seconds until a kill
+LONGEST = 4.0  # seconds until a kill
 TIMES = re.compile(r'("?(?:seconds|seconds_per_task|begun)"?: )("[^"]*"|[-\d.e]+)')
+RESULTS = Path("comparison") / FILE
 LOGS = "tensorboard"  # a log of its own for each life
 
 
 def settings(out: Path) -> few_shot_vision.Config:
     return few_shot_vision.Config(
-        out=str(out), shots=(2, 1), queries=2, warm_steps=120, steps=2, inner_steps=1, tasks_per_step=4,
-        validation_tasks=4, tuning_episodes=4, test_episodes=40, kept_episodes=8,
+        out=str(out), shots=(2, 1), queries=2, warm_steps=70, steps=2, inner_steps=1, tasks_per_step=4,
+        validation_tasks=4, tuning_episodes=4, test_episodes=120, kept_episodes=8,
         baselines=("ncm", "logistic", "ridge_all", "head", "modulation"),
     )  # fmt: skip
 
@@ -85,6 +87,9 @@ def finish(out: Path) -> None:
 def kill_once(out: Path, in_writing: bool, chance: random.Random) -> bool:
     """Whether a kill came before the recipe was finished."""
     process = born(out, in_writing)
+    if chance.random() < 1 / 3:  # or most lives would end in training
+        while process.is_alive() and not (out / RESULTS).is_file():
+            time.sleep(0.01)
     if in_writing:
         process.join(chance.uniform(0.1, LONGEST))
         before = unfinished(out)
@@ -117,18 +122,15 @@ class Watch:
             self.most_lost = max(self.most_lost, taken - step)
             assert step >= self.steps.get(name, 0), f"{name} fell back from step {self.steps[name]} to {step}"
             self.steps[name] = step
-        file = out / "comparison" / FILE
-        lines = (
-            {line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")}
-            if file.is_file()
-            else set()
-        )
+        file = out / RESULTS
+        there = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        lines = {line for line in there if line.endswith("\n")}  # what a kill cut short is measured again
         assert self.results <= lines, f"{len(self.results - lines)} results of the comparison are gone"
         self.results = lines
         for table in out.glob("*-shot.json"):
             mtl.Comparison.from_json(table)
-        for facts in (*out.glob("*.json"), *out.glob("*/*.json")):
-            json.loads(facts.read_text())
+        for facts in (*out.glob("[!.]*.json"), *out.glob("*/[!.]*.json")):
+            assert facts.name == HOLDER or json.loads(facts.read_text())
 
 
 def outcome(out: Path) -> dict[str, Any]:
@@ -158,12 +160,13 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     begin, chance = time.perf_counter(), random.Random(seed)
     whole = folder / "whole"
     finish(whole)
-    expected, lives, done, lost, left, again = outcome(whole), 0, 0, 0, 0, 0.0
+    expected, lives, done, compared, lost, left, again = outcome(whole), 0, 0, 0, 0, 0, 0.0
     while done < kills:
         lives += 1
         out, watch = folder / f"killed {lives}", Watch()
         while done < kills and kill_once(out, done % 2 == 1, chance):
             done += 1
+            compared += (out / RESULTS).is_file()
             left += bool(unfinished(out))
             watch.look(out)
         finish(out)
@@ -180,6 +183,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
         assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before, "finished is finished"
     summary = {
         "kills": done,
+        "of these in the comparison and later": compared,
         "recipes": lives,
         "left something half done": left,
         "most training steps lost": lost,

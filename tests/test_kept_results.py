@@ -19,6 +19,7 @@ import mtl
 from mtl.fewshot import Method
 from mtl.fewshot.evaluation import comparing
 from mtl.fewshot.evaluation.results import FILE
+from mtl.tools.files import write_whole
 from mtl.tools.lock import FolderInUse, folder_lock
 
 EPISODES, CHUNK = 7, 3  # chunks of 3, 2 and 2
@@ -170,6 +171,17 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path):
         compare([guess("a"), guess("b")], tmp_path)
     assert (tmp_path / FILE).read_bytes().startswith(before)
     assert same(compare([guess("a", fail_at=1), guess("b")], tmp_path), compare([guess("a"), guess("b")], None))
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.json", "notes.md"])
+def test_tables_are_whole_or_not_at_all(tmp_path, name):
+    found, path = compare([guess("a")], None), tmp_path / name
+    path.write_text("before")
+    writers = {"csv": found.to_csv, "json": found.to_json, "md": lambda path: write_whole(path, b"x" * 1000)}
+    with disk(100), pytest.raises(OSError, match=rf"{name} could not be written: .*make room"):
+        writers[name.rpartition(".")[2]](path)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == [name], "no drafts"
 
 
 def test_weights_of_a_learner_and_settings_of_baselines_count(tmp_path):

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from command import Checked, Count, Counts, Folder, Positive, PositiveOrZero, TwoOrMore, answer
+from command import Checked, Count, Counts, Device, Folder, Positive, PositiveOrZero, TwoOrMore, answer
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from measuring import device_of, measure
@@ -48,7 +48,7 @@ class Config(Checked):
     queries: Count = 15  # query examples per class
     repeats: Count = 1  # timed runs; the fastest counts
     threads: Count = 1  # CPU threads
-    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
     peers: bool = False  # measure other libraries too, each in its own process
     accuracy_seconds: PositiveOrZero = 0.0  # train a generator so long with each of a few estimators; 0: do not
     out: Folder = "runs/compare_estimators"  # folder for tables (csv) and pictures (png)

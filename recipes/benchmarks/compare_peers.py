@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Checked, Count, Counts, Folder, Positive, answer
+from command import Checked, Count, Counts, Device, Folder, Positive, answer
 from measuring import device_of, measure
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ class Config(Checked):
     inner_steps: Counts = (5, 10, 20)  # inner steps, K
     step_size: Positive = 0.002  # step size of the inner loop
     image_size: Count = 64  # width and height of images, in pixels
-    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
     repeats: Count = 2  # timed runs; the fastest counts
     out: Folder = "runs/compare_estimators"  # folder for peers.csv
     only: str | None = None  # measure one library in this process; used by the benchmark itself

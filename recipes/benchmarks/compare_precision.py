@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import compare_estimators
 import torch
-from command import Checked, Count, Folder, answer
+from command import Checked, Count, Device, Folder, answer
 from measuring import flat
 
 import mtl
@@ -46,7 +46,7 @@ class Config(Checked):
     shots: Count = 1  # support examples per class
     queries: Count = 2  # query examples per class
     threads: Count = 1  # CPU threads
-    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
     out: Folder = "runs/compare_precision"  # folder for precision.csv
 
 

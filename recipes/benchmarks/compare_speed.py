@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import compare_estimators
 import torch
-from command import Checked, Count, Folder, answer
+from command import Checked, Count, Device, Folder, answer
 from measuring import MIB, device_of, flat, timed
 
 import mtl
@@ -39,7 +39,7 @@ class Config(Checked):
     tasks: Count = 8  # tasks of the chunk
     repeats: Count = 3  # timed runs; the fastest counts
     threads: Count = 1  # CPU threads
-    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
     compile: bool = False  # measure torch.compile of the inner gradient too
     out: Folder = "runs/compare_speed"  # folder for the networks' configurations
 

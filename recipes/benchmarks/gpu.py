@@ -30,7 +30,7 @@ import compare_peers
 import compare_precision
 import large_backbone
 import torch
-from command import Checked, Count, CountOrZero, Counts, Folder, answer
+from command import Checked, Count, CountOrZero, Counts, Device, Folder, answer
 from measuring import Cost, device_of, measure
 
 import mtl
@@ -55,7 +55,7 @@ class Config(Checked):
     large_steps: Count = 20  # inner steps of the large outer step
     large_shots: Count = 5  # support and query examples per class of the large outer step
     repeats: Count = 1  # after one warm-up; the fastest counts
-    device: str = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
     threads: CountOrZero = 0  # processor threads; all cores when 0
     out: Folder = "runs/gpu"  # results.json and a csv for each part
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
+import torch
 import tyro
 
 
@@ -79,6 +80,18 @@ class OneOf:
         return f"one of {separator.join(self.names)}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
+@dataclass(frozen=True)
+class OnThisMachine:
+    """The name of a device that is there; empty for the accelerator, if there is one."""
+
+    def expected(self, value: str) -> str:
+        there = ["cpu"]
+        if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+            numbered = (f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))
+            there += [accelerator.type, *numbered]
+        return "" if value in ("", *there) else f"a device of this machine: {', '.join(there)}"
+
+
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 TwoOrMore = Annotated[int, Range(2)]
@@ -91,6 +104,7 @@ Counts = Annotated[tuple[Count, ...], Distinct()]
 Positives = Annotated[tuple[Positive, ...], Distinct()]
 Seeds = Annotated[tuple[Seed, ...], Distinct()]
 Folder = Annotated[str, Filled()]
+Device = Annotated[str, OnThisMachine()]
 
 
 class Checked:

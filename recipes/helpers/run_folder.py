@@ -16,7 +16,7 @@ import transformers
 import mtl
 from helpers.settings import Settings
 from mtl.tools.claim import claim
-from mtl.tools.files import write_whole
+from mtl.tools.files import remove_drafts, write_whole
 from mtl.tools.identity import digest, identity_of
 
 CONFIG, FINISHED = "config.json", "finished.json"
@@ -27,6 +27,7 @@ TRAINED_WITH = (
 )  # fmt: skip
 # What changes neither tables nor pictures.
 FREE = ("out", "data", "cache_dir", "tasks_per_chunk", "checkpoint")
+WRITTEN = ("*.json", "*.csv", "*.png", "*.md")  # tables, pictures and facts
 LOOKED_AT = (0, 1)  # episodes that tasks without an identity are known by
 
 
@@ -61,6 +62,9 @@ def take(config: Settings, training: Mapping[str, Any]) -> None:
     """
     out = Path(config.out)
     claim(out, training, (config.generator, "static"))
+    for folder in (out, *out.glob("*/*-inner-steps")):  # what kills left half written
+        for name in WRITTEN:
+            remove_drafts(folder / name)
     versions = {m.__name__: m.__version__ for m in (mtl, torch, timm, transformers)}
     facts = {"config": asdict(config), "versions": versions | {"python": platform.python_version()}}
     write_whole(out / CONFIG, json.dumps(facts, indent=2).encode())

@@ -45,9 +45,9 @@ class Data:
         return images[chosen], labels[chosen]
 
 
-def load(source: str | None, sizes: PartSizes, backbone: mtl.Backbone) -> Data:
-    """The embedded letters, or the images of a folder, table or hub id, seen as the backbone wants them."""
-    parts = embedded(sizes) if source is None else own(source, sizes, backbone)
+def load(images: mtl.data.ImageCollection | None, sizes: PartSizes, backbone: mtl.Backbone) -> Data:
+    """The embedded letters, or images of your own, seen as the backbone wants them."""
+    parts = embedded(sizes) if images is None else own(images, sizes, backbone)
     on_device = {k: (images.to(backbone.device), labels.to(backbone.device)) for k, (images, labels) in parts.items()}
     return Data(on_device, int(parts["train"][1].max()) + 1)
 
@@ -56,12 +56,22 @@ def embedded(sizes: PartSizes) -> dict[str, tuple[Tensor, Tensor]]:
     return {k: letter_images(SCRIPTS, n, seed) for seed, (k, n) in enumerate(vars(sizes).items())}
 
 
-def own(source: str, sizes: PartSizes, backbone: mtl.Backbone) -> dict[str, tuple[Tensor, Tensor]]:
+def opened(source: str, sizes: PartSizes) -> mtl.data.ImageCollection:
+    """The images of a folder, table or hub id.
+
+    Raises:
+        ValueError: a class has too few images for all parts.
+    """
     images = mtl.open_images(source)
     told(images.notes)
     few = sizes.train + sizes.held_out + sizes.validation
     if short := [c for c, items in images.items.items() if len(items) <= few]:
         raise ValueError(f"{short[:3]} have at most {few} images, all of which are for training; lower --sizes.train")
+    return images
+
+
+def own(images: mtl.data.ImageCollection, sizes: PartSizes, backbone: mtl.Backbone) -> dict[str, tuple[Tensor, Tensor]]:
+    few = sizes.train + sizes.held_out + sizes.validation
     rng = np.random.default_rng(0)
     shuffled = [rng.permutation(images.items[c])[: few + sizes.test] for c in images.class_names]
     bounds = np.cumsum([0, *vars(sizes).values()])
