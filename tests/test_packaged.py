@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,8 @@ def test_a_generator_on_an_efficientnet_lite_is_saved_and_exported(tmp_path: Pat
     assert adapted.predict(images["red"]) == ["red", "red"]
     exported = mtl.export(adapted, tmp_path / "out")
     assert exported.parity.agreeing == 4
-    assert "'tf_efficientnet_lite0'" in exported.load
+    config = json.loads((exported.folder / "config.json").read_text())
+    assert config["architecture"] == "tf_efficientnet_lite0"
 
 
 @pytest.mark.parametrize(
