@@ -17,7 +17,8 @@ WAYS, SHOTS = 3, 2
 
 
 def learner_of(backbone: mtl.Backbone) -> mtl.MetaLearner:
-    """A learner whose generator is not at its start, where it would change nothing."""
+    """A learner, always the same one, whose generator is not at its start, where it would change nothing."""
+    torch.manual_seed(0)
     learner = mtl.MetaLearner(backbone, inner_steps=2)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -26,11 +27,20 @@ def learner_of(backbone: mtl.Backbone) -> mtl.MetaLearner:
     return learner
 
 
+def support_of(learner: mtl.MetaLearner, task: int) -> mtl.Examples:
+    """Of a task: the same examples, with labels of its own."""
+    inputs, labels = batch(learner.backbone, 1, WAYS * SHOTS), torch.arange(WAYS).repeat(SHOTS)
+    order = torch.randperm(WAYS * SHOTS, generator=torch.Generator().manual_seed(task))
+    return mtl.Examples(inputs, labels[order][None])
+
+
+def adapt(learner: mtl.MetaLearner, task: int) -> mtl.fewshot.Adapted:
+    return learner.adapt(support_of(learner, task), steps=2)
+
+
 def adapted_tasks(learner: mtl.MetaLearner, count: int) -> list[mtl.fewshot.Adapted]:
     """Tasks with different labels."""
-    inputs, labels = batch(learner.backbone, 1, WAYS * SHOTS), torch.arange(WAYS).repeat(SHOTS)
-    orders = [torch.randperm(WAYS * SHOTS, generator=torch.Generator().manual_seed(i)) for i in range(count)]
-    return [learner.adapt(mtl.Examples(inputs, labels[order][None]), steps=2) for order in orders]
+    return [adapt(learner, task) for task in range(count)]
 
 
 def queries_of(learner: mtl.MetaLearner) -> Any:

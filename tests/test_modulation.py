@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel
 
+from mtl.networks.backbones import AbstractAdapter, Backbone
 from mtl.networks.modulation import Modulation, Modulator, Site, find_sites, modulate
 
 
@@ -319,3 +321,44 @@ def test_statistics_of_maps_and_of_rows_split_into_windows():
     with modulator.recording(2) as means:
         out = model(x)
     torch.testing.assert_close(means[0], out.reshape(2, 3, 4, 9).mean((1, 3)))
+
+
+class Encoder(nn.Module):
+    """Torch's own encoder, as it is built by default: it turns padded texts into nested tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.encoder(self.embed(input_ids), src_key_padding_mask=attention_mask == 0)
+
+
+class EncoderAdapter(AbstractAdapter):
+    def features(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        weights = inputs["attention_mask"].unsqueeze(-1).float()
+        return (model(**inputs) * weights).sum(1) / weights.sum(1)
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        ids = torch.randint(30, (n, 6), generator=torch.Generator().manual_seed(0))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def preprocess(self, items):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("levels", ["last", "all"])
+@pytest.mark.parametrize("last_k", [None, 1])
+def test_torchs_own_encoder_is_modulated_with_and_without_a_gradient(levels: Any, last_k: int | None):
+    torch.manual_seed(0)
+    backbone = Backbone(Encoder(), EncoderAdapter(), name="mine", levels=levels, last_k=last_k)
+    tokens = backbone.example_inputs(4).unflatten(2).tensors
+    tokens["attention_mask"][0, 0, 3:] = 0
+    m = random_modulation(2, backbone.modulation_width)
+    with torch.no_grad():
+        plain, found = backbone(tokens), backbone(tokens, m)
+    with_gradient = backbone(tokens, Modulation(m.scale.requires_grad_(), m.shift))
+    assert torch.equal(found, with_gradient)
+    assert not torch.allclose(found, plain, atol=0.1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stress_serving
 import torch
 from networks import batch, build, modulation_of
 from serving import adapted_tasks, learner_of, queries_of, served
@@ -203,6 +204,33 @@ def test_a_copied_lock_is_free():
     lock = CopyableLock()
     with lock:
         assert at_once([copy.deepcopy(lock).__enter__]) == [None]
+
+
+def test_adapting_through_checkpoints_while_another_thread_trains(tmp_path: Path):
+    """Training takes another kernel of attention, for the whole process: a recomputation must not meet it half-way."""
+    backbone = build("vit_tiny_patch16_224", tmp_path).configure(checkpoint_blocks=True)
+    learner, busy = learner_of(backbone), threading.Event()
+    (task,), queries = adapted_tasks(learner, 1), queries_of(learner)
+    episode = mtl.Episode(task.support, task.support, 3)
+
+    def train() -> None:
+        try:
+            for _ in range(5):
+                learner.meta_step(episode)
+        finally:
+            busy.set()
+
+    def adapt() -> None:
+        while not busy.is_set():
+            found = learner.adapt(task.support, steps=2).logits(queries)
+            torch.testing.assert_close(found, task.logits(queries), rtol=1e-5, atol=1e-5)
+
+    at_once([train, adapt, adapt])
+
+
+@pytest.mark.slow
+def test_a_part_of_the_stress_script():
+    stress_serving.main(threads=4, tasks=4, rounds=1, methods=(), options=stress_serving.OPTIONS[2:4])
 
 
 # --- copies ---

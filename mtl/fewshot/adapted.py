@@ -69,6 +69,9 @@ class Adapted:
     starts: tuple[Start, ...] = ()
     readout: Prepared | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()  # at once: another thread may be adding what it has found
+
     def logits(self, inputs: Inputs | RawInputs) -> Tensor:
         """``(tasks, n, ...) -> (tasks, n, ways)``, so many examples at a time as memory for a few is enough."""
         inputs = Inputs.of(inputs)

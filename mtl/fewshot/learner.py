@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -25,6 +26,11 @@ from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
 from mtl.metagrad.problem import InnerProblem, solve, without_overflow
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
+from mtl.networks.modulation import CopyableLock
+
+# PyTorch chooses the kernel of attention for the whole process, and second derivatives need a certain one: a training
+# step of another thread must not change it between a forward pass and its recomputation.
+_KERNELS = CopyableLock()
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,8 @@ class MetaLearner:
         meta = self.generator.for_training(self.view(episode.support, prepared, episode.ways))
         problem = self.problem(episode, prepared)
         estimate = lambda problem: self.estimator(problem, tensors.detach(meta))  # noqa: E731
-        found, problem, finite = without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])
+        with _KERNELS:
+            found, problem, finite = without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])
         if finite:
             if (scale := problem.execution.loss_scale) is not None:
                 self.backbone.configure(loss_scale=scale)  # the next step starts at the one that did not overflow
@@ -249,7 +256,10 @@ class MetaLearner:
         support = Examples(prepared.inputs, labels)
         problem = self.problem(Episode(support, support, ways), prepared)
         problem = problem if steps is None else replace(problem, num_steps=steps)
-        weights, *_ = without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
+        options = self.backbone.options
+        recomputes = options.checkpoint_blocks or options.examples_per_chunk is not None
+        with _KERNELS if recomputes else nullcontext():
+            weights, *_ = without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
         return weights
 
     def _choose(self, view: SupportView, prepared: Prepared, steps: int | None) -> Choice | None:

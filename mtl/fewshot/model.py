@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,9 @@ class TaskModel:
             if shape[:1] != (1,):
                 given = f"{type(self.head).__name__}.init gives {name!r} the shape {tuple(shape)}"
                 raise ValueError(f"{given} for one task: expected a leading task axis, (1, ...)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()  # at once: another thread may be adding what it has found
 
     @property
     def device(self) -> torch.device:

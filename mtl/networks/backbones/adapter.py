@@ -25,6 +25,9 @@ class AbstractAdapter(abc.ABC):
     reads: ClassVar[Reads] = "items"
     """``"images"`` or ``"texts"``, which :func:`mtl.items.as_items` then looks for in what people give."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()  # at once: another thread may be adding what it has found
+
     @abc.abstractmethod
     def features(self, model: nn.Module, inputs: Any) -> Tensor:
         """Features ``(n, D)`` of ``n`` examples: a tensor ``(n, ...)``, or tensors by name, each ``(n, ...)``."""

@@ -20,7 +20,15 @@ from mtl.networks.backbones.passes import Passes
 from mtl.networks.backbones.prefix import FrozenPrefix, find_prefix
 from mtl.networks.backbones.prepared_inputs import Prepared, check_like, count_of, divided, halved
 from mtl.networks.backbones.recognition import AbstractRecognisable
-from mtl.networks.modulation import CopyableLock, Modulation, Modulator, SiteKind, find_sites, uncompiled
+from mtl.networks.modulation import (
+    CopyableLock,
+    Modulation,
+    Modulator,
+    SiteKind,
+    find_sites,
+    uncompiled,
+    without_nested_tensors,
+)
 from mtl.networks.readout import Choice, Level, Readout, precise
 
 _FOUND = ("_prefix", "_packing")
@@ -72,6 +80,8 @@ class Backbone(AbstractRecognisable):
         self.placement = placement
         self._lock = CopyableLock()
         self._expected = Inputs.of(adapter.example(1))
+        if sites != "none" or levels != "last":
+            without_nested_tensors(self.model)
         inputs = self.example_inputs(2)
         self.sites = find_sites(self.model, sites, last_k, example_inputs=inputs)
         self.modulator = Modulator(self.model, self.sites)

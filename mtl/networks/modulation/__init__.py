@@ -7,7 +7,7 @@ What they apply belongs to the call, see :class:`CallLocal`, so many threads may
 
 from mtl.networks.modulation.finding import find_sites
 from mtl.networks.modulation.hooks import FirstSite, Modulator, modulate
-from mtl.networks.modulation.layers import hook_point, is_norm, uncompiled
+from mtl.networks.modulation.layers import hook_point, is_norm, uncompiled, without_nested_tensors
 from mtl.networks.modulation.local import CallLocal, CopyableLock
 from mtl.networks.modulation.sites import Modulation, Site, SiteKind
 from mtl.networks.modulation.watching import Hook, LastingHook, changing, plain_copy, watching
@@ -30,4 +30,5 @@ __all__ = [
     "plain_copy",
     "uncompiled",
     "watching",
+    "without_nested_tensors",
 ]

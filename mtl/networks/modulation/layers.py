@@ -60,3 +60,10 @@ def hook_point(module: nn.Module) -> tuple[nn.Module, bool]:
     """
     act = dict(module.named_children()).get("act") if is_norm(module) else None
     return (module, False) if act is None else (act, True)
+
+
+def without_nested_tensors(model: nn.Module) -> None:
+    """Let torch's own encoders keep padded texts as they are: a hook cannot read a nested tensor."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.enable_nested_tensor = module.use_nested_tensor = False
