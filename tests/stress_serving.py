@@ -7,7 +7,7 @@ sites and without, read at the last level and at all. All threads begin at once 
 so they also find its frozen prefix together; then each asks all tasks in an order of its own, while one more thread
 adapts new tasks, one trains through checkpointed blocks, and one copies, pickles and merges. The same tasks then answer
 in forked, spawned and fork-server processes. Answers are equal bit for bit, except that attention may take another
-kernel while a thread trains: those are equal to 1e-6. Five minutes on two cores; test_serving.py does a part.
+kernel while a thread trains: those are equal to 1e-6. Most of an hour on two busy cores; test_serving.py does a part.
 """
 
 from __future__ import annotations
