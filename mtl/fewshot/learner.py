@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.episode import Episode, Examples
@@ -18,8 +16,8 @@ from mtl.fewshot.choosing import Choice, by_head_start, candidates, choose, fold
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
-from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy
-from mtl.fewshot.raw_items import ITEMS_PER_PASS, labelled
+from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy, with_step_sizes
+from mtl.fewshot.raw_items import ITEMS_PER_PASS, count_ways, labelled
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
@@ -100,7 +98,7 @@ class MetaLearner:
         self.model = TaskModel(backbone, generator, head or (CentredRidge() if readout else Cosine()))
         self.backbone, self.generator, self.head = backbone, generator, self.model.head
         self.inner_steps = inner_steps if inner_steps is not None else 5 if backbone.sites else 0
-        self.optimizer = _with_step_sizes(optimizer or InnerSGD(), self.model.step_sizes)
+        self.optimizer = with_step_sizes(optimizer or InnerSGD(), self.model.step_sizes)
         self.estimator = estimator or Windowed()
         self.lite_examples = lite_examples
         self._last: Adapted | None = None
@@ -220,19 +218,13 @@ class MetaLearner:
         with torch.inference_mode(False), torch.no_grad():  # the inner loop needs gradients
             return self._adapt(support, steps, meta, cross_validate)
 
-    def _adapt(
-        self,
-        support: Any,
-        steps: int | None,
-        meta: Tensors | None,
-        cross_validate: bool,
-    ) -> Adapted:
+    def _adapt(self, support: Any, steps: int | None, meta: Tensors | None, cross_validate: bool) -> Adapted:
         if meta is not None and cross_validate:
             raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
         names: tuple[str, ...] = ()
         if not isinstance(support, Examples):
             names, support = labelled(self.backbone, support)
-        ways = _ways(support.labels)
+        ways = count_ways(support.labels)
         support = support.to(self.device).map(tensors.usable)
         prepared = self.backbone.prepare(support.inputs)
         view = self.view(support, prepared, ways) if meta is None else None
@@ -301,33 +293,3 @@ class _Here(threading.local):
     """The task that a thread last adapted to."""
 
     last: Adapted | None = None
-
-
-def _with_step_sizes(
-    optimizer: AbstractInnerOptimizer, step_sizes: Callable[[Tensors], Tensors]
-) -> AbstractInnerOptimizer:
-    if not is_dataclass(optimizer) or "lr" not in {f.name for f in fields(optimizer)}:
-        raise ValueError(
-            f"{type(optimizer).__name__} cannot be the inner optimiser of a MetaLearner: expected a dataclass with a "
-            "field lr, which is replaced by a function from meta to the learned step size of every fast weight"
-        )
-    return replace(optimizer, lr=step_sizes)  # pyright: ignore[reportCallIssue]
-
-
-def _ways(labels: Tensor) -> int:
-    """Number of classes, the same in every task, each with an example.
-
-    Raises:
-        ValueError: fewer than two classes, or a task without an example of one.
-    """
-    ways = int(labels.max()) + 1 if labels.numel() else 0
-    if ways < 2:
-        raise ValueError(f"a support set needs at least two classes with an example each; its labels name {ways}")
-    if int(labels.min()) < 0:
-        raise ValueError(f"a label of the support set is {int(labels.min())}; number classes 0, 1, ... without gaps")
-    absent = (~F.one_hot(labels, ways).any(1)).nonzero().tolist()
-    if absent:
-        task, label = absent[0]
-        way_out = "number classes 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
-        raise ValueError(f"task {task} has no example of class {label}, but labels go up to {ways - 1}; {way_out}")
-    return ways

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.generators import AbstractGenerator
 from mtl.fewshot.heads import AbstractHead
 from mtl.fewshot.lite import lite_features
+from mtl.metagrad.optimizers import AbstractInnerOptimizer
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
 from mtl.networks.modulation import Modulation
@@ -143,6 +144,22 @@ class TaskModel:
         """Names and shapes of the head's fast weights for one task, found by giving it features of zero."""
         features, labels = torch.zeros(1, ways, self.backbone.width), torch.arange(ways)[None]
         return {k: v.shape for k, v in self.head.init(features, labels, ways).items()}
+
+
+def with_step_sizes(
+    optimizer: AbstractInnerOptimizer, step_sizes: Callable[[Tensors], Tensors]
+) -> AbstractInnerOptimizer:
+    """The inner optimiser with learned step sizes in place of its own.
+
+    Raises:
+        ValueError: it is no dataclass with a field ``lr``.
+    """
+    if not is_dataclass(optimizer) or "lr" not in {f.name for f in fields(optimizer)}:
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot be the inner optimiser of a MetaLearner: expected a dataclass with a "
+            "field lr, which is replaced by a function from meta to the learned step size of every fast weight"
+        )
+    return replace(optimizer, lr=step_sizes)  # pyright: ignore[reportCallIssue]
 
 
 def head_weights(weights: Tensors) -> Tensors:

@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtl.data import open_images, open_texts
@@ -109,3 +111,22 @@ def _of_class(name: Any, items: Any, reads: Reads) -> Iterable[Any]:
         return as_items(items, reads)
     except ValueError as error:
         raise ValueError(f"class {name!r}: {error}") from error
+
+
+def count_ways(labels: Tensor) -> int:
+    """Number of classes, the same in every task, each with an example.
+
+    Raises:
+        ValueError: fewer than two classes, or a task without an example of one.
+    """
+    ways = int(labels.max()) + 1 if labels.numel() else 0
+    if ways < 2:
+        raise ValueError(f"a support set needs at least two classes with an example each; its labels name {ways}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"a label of the support set is {int(labels.min())}; number classes 0, 1, ... without gaps")
+    absent = (~F.one_hot(labels, ways).any(1)).nonzero().tolist()
+    if absent:
+        task, label = absent[0]
+        way_out = "number classes 0, 1, ... without gaps, and adapt tasks with fewer classes apart"
+        raise ValueError(f"task {task} has no example of class {label}, but labels go up to {ways - 1}; {way_out}")
+    return ways
