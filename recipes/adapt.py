@@ -16,13 +16,15 @@ with what adapted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from helpers.answers import answer
 from helpers.options import Checked, Count, CountOrZero, Device, Folder
+from helpers.reading import Reading, told
 from tqdm.auto import tqdm
 
 import mtl
@@ -31,6 +33,8 @@ from mtl.items import as_image, image_files
 from mtl.tools.files import write_csv
 
 STANDARDISE_BY = 300  # unlabelled examples; more say nothing new
+
+Read = Annotated[Reading, tyro.conf.OmitArgPrefixes]  # --encoding, --class-level
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Config(Checked):
     text_column: str | None = None  # column of texts, where a table has no usual name for it
     label_column: str | None = None  # column of labels, where the table has no usual name for it
     image_column: str | None = None  # column of images or their file names, where a table has no usual name for it
+    image_folder: str | None = None  # what the file names of a table are relative to; its own folder when not given
+    reading: Read = field(default_factory=Reading)  # of files that are not UTF-8, and of folders in folders
     backbone: str | None = None  # any network of timm or transformers, without training
     cross_validate: bool = False  # weigh the generator's answer on left-out examples; always so with --backbone
     steps: CountOrZero | None = None  # inner steps; as many as in training by default
@@ -62,7 +68,9 @@ def main(config: Config) -> list[dict[str, str]]:
     if out.exists():
         raise FileExistsError(f"{out} is already there; remove it, or choose another folder with --out")
     items = unlabelled(config)
-    adapted = adapt_to(config, labelled(config), items)
+    examples = labelled(config)
+    told(examples.notes)
+    adapted = adapt_to(config, examples, items)
     if adapted.choice is not None:
         print(f"chosen: {adapted.choice}")
     write_checkpoint(adapted, out, wanted=not items)
@@ -106,10 +114,16 @@ def write_checkpoint(adapted: mtl.Adapted, out: Path, wanted: bool) -> None:
 def labelled(config: Config) -> mtl.data.AbstractCollection:
     """Images or texts by class; what cannot be read is named in a warning and left out."""
     if config.texts is not None:
-        return mtl.open_texts(config.texts, text_column=config.text_column, label_column=config.label_column)
+        columns = {"text_column": config.text_column, "label_column": config.label_column}
+        return mtl.open_texts(config.texts, **columns, **vars(config.reading))
     assert config.images is not None
     return mtl.open_images(
-        config.images, image_column=config.image_column, label_column=config.label_column, verify="decode"
+        config.images,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        image_folder=config.image_folder,
+        verify="decode",
+        **vars(config.reading),
     )
 
 
@@ -121,7 +135,7 @@ def unlabelled(config: Config) -> list[Any]:
     if not path.exists():
         raise ValueError(f"--predict {path}: no such file or folder")
     if config.texts is not None:
-        return list(read_texts(path, config.text_column))
+        return list(read_texts(path, config.text_column, config.reading.encoding))
     return image_files(path) if path.is_dir() else [path]
 
 
