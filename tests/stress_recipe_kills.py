@@ -4,11 +4,12 @@
 
 Training of the generator and of its static control, tuning, the comparison, tables and pictures: every life is a
 process of its own that ends by SIGKILL, half of them after a random time, half at a random moment within the writing of
-a file, on a disk that is made slow. Lives are forked from a process that has imported everything. After each kill no
-more than ``SAVE_EVERY`` training steps may be lost, no result of the comparison once it is there, and every table and
-checkpoint must be whole. A recipe that ends before the next kill is compared, and another begins. At the end all files
-must be those of a recipe that nobody killed, but for seconds, and the same command returns without writing anything.
-Ten minutes for 50 kills; tests/recipes/test_few_shot_vision.py does 2.
+a file, on a disk that is made slow; the first half of all at any time, the second in the comparison or later. Lives are
+forked from a process that has imported everything. After each kill no more than ``SAVE_EVERY`` training steps may be
+lost, no result of the comparison once it is there, and every table and checkpoint must be whole. A recipe that ends
+before the next kill is compared, and another begins. At the end all files must be those of a recipe that nobody killed,
+but for seconds, and the same command returns without writing anything. Ten minutes for 50 kills;
+tests/recipes/test_few_shot_vision.py does 2.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ def finish(out: Path) -> None:
     assert process.exitcode == 0, f"{out} ended with {process.exitcode}: see {out}.log"
 
 
-def kill_once(out: Path, in_writing: bool, chance: random.Random) -> bool:
-    """Whether a kill came before the recipe was finished."""
+def kill_once(out: Path, in_writing: bool, late: bool, chance: random.Random) -> bool:
+    """Whether a kill came before the recipe was finished; if it is to be late, in the comparison or after it."""
     process = born(out, in_writing)
-    if chance.random() < 1 / 3:  # or most lives would end in training
+    if late:
         while process.is_alive() and not (out / RESULTS).is_file():
             time.sleep(0.01)
     if in_writing:
@@ -164,7 +165,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     while done < kills:
         lives += 1
         out, watch = folder / f"killed {lives}", Watch()
-        while done < kills and kill_once(out, done % 2 == 1, chance):
+        while done < kills and kill_once(out, done % 2 == 1, 2 * done >= kills, chance):
             done += 1
             compared += (out / RESULTS).is_file()
             left += bool(unfinished(out))

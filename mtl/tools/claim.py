@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtl.tools.files import write_whole
+from mtl.tools.files import remove_drafts, write_whole
 from mtl.tools.identity import as_json, differences, list_differences
 
 RUN = "run.json"
@@ -49,7 +49,9 @@ def claim(folder: str | Path, identity: Mapping[str, Any], leftovers: Sequence[s
         ValueError: see :func:`is_claimed`; nothing was written.
         OSError: ``run.json`` could not be written.
     """
-    if is_claimed(folder, identity, leftovers):
+    claimed = is_claimed(folder, identity, leftovers)
+    remove_drafts(Path(folder) / RUN)
+    if claimed:
         return
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     record = {"kind": KIND, "identity": as_json(identity), "begun": time.strftime("%Y-%m-%d %H:%M:%S")}

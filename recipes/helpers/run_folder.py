@@ -62,7 +62,12 @@ def take(config: Settings, training: Mapping[str, Any]) -> None:
     """
     out = Path(config.out)
     claim(out, training, (config.generator, "static"))
-    for folder in (out, *out.glob("*/*-inner-steps")):  # what kills left half written
+    for folder in (
+        out,
+        out / config.generator,
+        out / "static",
+        *out.glob("*/*-inner-steps"),
+    ):  # what kills left half written
         for name in WRITTEN:
             remove_drafts(folder / name)
     versions = {m.__name__: m.__version__ for m in (mtl, torch, timm, transformers)}
