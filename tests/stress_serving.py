@@ -6,8 +6,10 @@ Small random networks of four families (timm's convolutions and transformers, te
 sites and without, read at the last level and at all. All threads begin at once on a network that nobody has called yet,
 so they also find its frozen prefix together; then each asks all tasks in an order of its own, while one more thread
 adapts new tasks, one trains through checkpointed blocks, and one copies, pickles and merges. The same tasks then answer
-in forked, spawned and fork-server processes. Answers are equal bit for bit, except that attention may take another
-kernel while a thread trains: those are equal to 1e-6. Most of an hour on two busy cores; test_serving.py does a part.
+in forked, spawned and fork-server processes. Answers are equal bit for bit, but for one thing: PyTorch chooses the
+kernel of attention for the whole process, and training needs another one. Answers of networks with attention may
+therefore differ by as much as one thread alone finds between the two kernels, or by 1e-6. Most of an hour on two busy
+cores; test_serving.py does a part.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import torch
 from networks import build
 from serving import WAYS, adapt, adapted_tasks, learner_of, logits_of, queries_of, served
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtl
 
@@ -94,6 +97,16 @@ def serve_at_once(learner: mtl.MetaLearner, alone: mtl.MetaLearner, count: int, 
     return tally
 
 
+def kernel_difference(alone: mtl.MetaLearner, count: int) -> float:
+    """How much the answers of one thread differ, at most, between the two kernels of attention."""
+    tally, queries, tasks = Tally(), queries_of(alone), adapted_tasks(alone, count)
+    expected = [task.logits(queries) for task in tasks]
+    with sdpa_kernel(SDPBackend.MATH):
+        for again, logits in zip(adapted_tasks(alone, count), expected, strict=True):
+            tally.compare(again.logits(queries), logits)
+    return tally.largest
+
+
 def _until(done: threading.Event, act: Callable[[], Any]) -> None:
     while not done.is_set():
         act()
@@ -142,9 +155,10 @@ def main(threads: int, tasks: int, rounds: int, methods: Sequence[str], options:
             begin = time.perf_counter()
             learner, alone = (make(name, how) for _ in range(2))
             tally = serve_at_once(learner, alone, tasks, threads, rounds)
-            seconds = time.perf_counter() - begin
-            print(f"{family}, {how}: {tally.answers} answers, off by {tally.largest:.1e}, {seconds:.0f} s", flush=True)
-            assert tally.largest <= (0 if name == "test_resnet" else 1e-6)
+            seconds, kernels = time.perf_counter() - begin, kernel_difference(alone, tasks)
+            off = f"off by {tally.largest:.1e}, kernels by {kernels:.1e}"
+            print(f"{family}, {how}: {tally.answers} answers, {off}, {seconds:.0f} s", flush=True)
+            assert tally.largest <= (0 if name == "test_resnet" else max(1e-6, 2 * kernels))
         for method in methods:
             tally = serve_elsewhere(adapted_tasks(alone, 4), queries_of(alone), method)
             print(f"{family}, {method}: {tally.answers} answers, off by {tally.largest:.1e}", flush=True)

@@ -328,7 +328,7 @@ def test_a_damaged_universal_generator_is_named(tmp_path: Path, monkeypatch: pyt
         {"optimizer": mtl.InnerSGD},
         {"estimator": mtl.Windowed},
     ],
-    ids=str,
+    ids=["class", "name", "head class", "function", "optimiser class", "estimator class"],
 )
 def test_a_part_that_is_none_is_refused_at_once(parts: dict[str, Any]):
     name = next(iter(parts))
