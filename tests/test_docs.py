@@ -217,7 +217,7 @@ def test_commands_fit(page: Path):
 @pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
 def test_tests_and_files_that_are_named_exist(page: Path):
     text = page.read_text(encoding="utf-8")
-    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("*.py"))
+    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
     missing = [name for name in set(re.findall(r"`(test_\w+)`", text)) if f"def {name}(" not in tests]
     places = (ROOT, ROOT / "mtl", ROOT / "mtl/metagrad")
     files = set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|png))`", text))
