@@ -144,7 +144,9 @@ def test_a_loss_scale_that_overflows_is_lowered(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("asked", "dtype"), [("no", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_training_runs_the_network_in_the_precision_that_accelerate_was_asked_for(asked, dtype, tmp_path: Path):
+def test_training_runs_the_network_in_the_precision_that_accelerate_was_asked_for(
+    asked, dtype, tmp_path: Path, monkeypatch
+):
     torch.manual_seed(0)
     b = backbone()
     learner = mtl.MetaLearner(b, mtl.SupportConditioned(b.sites, b.width, hidden=16), inner_steps=2)
