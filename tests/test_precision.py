@@ -157,7 +157,8 @@ def test_training_runs_the_network_in_the_precision_that_accelerate_was_asked_fo
             steps=2, tasks_per_step=2, validate_every=2, validation_tasks=2, save_every=2, self_check=False
         )
         seen: set[Any] = set()
-        monkeypatch.setattr(b, "answers", dict)  # which are those of the network as it is stored, in every precision
+        known = b.answers()  # those of the network as it is stored, which saving notes in every precision
+        monkeypatch.setattr(b, "answers", lambda: known)
         b.model.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
         learner.generator.register_forward_hook(lambda *_: seen.add(f"generator {torch.is_autocast_enabled('cpu')}"))
         mtl.train(learner, Blobs(), Blobs(), config, tmp_path / "run", accelerator)
