@@ -160,6 +160,7 @@ def outcome(out: Path) -> dict[str, Any]:
 def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     begin, chance = time.perf_counter(), random.Random(seed)
     whole = folder / "whole"
+    folder.mkdir(parents=True, exist_ok=True)
     finish(whole)
     expected, lives, done, compared, lost, left, again = outcome(whole), 0, 0, 0, 0, 0, 0.0
     while done < kills:
