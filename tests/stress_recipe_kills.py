@@ -135,9 +135,13 @@ class Watch:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All files of a finished recipe, without seconds and logs."""
+    """All files of a finished recipe, without seconds and logs.
+
+    And without the name of who held a folder: it stays where a kill came between the end of a stage and letting go, and
+    nobody reads it unless the folder is held.
+    """
     found: dict[str, Any] = {}
-    for path in sorted(p for p in out.rglob("*") if p.is_file() and LOGS not in p.parts):
+    for path in sorted(p for p in out.rglob("*") if p.is_file() and LOGS not in p.parts and p.name != HOLDER):
         name = str(path.relative_to(out))
         if path.suffix == ".pt":
             found[name] = torch.load(path, weights_only=True)
