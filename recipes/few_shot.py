@@ -16,7 +16,7 @@ from helpers import run_folder
 from helpers.answers import keeping
 from helpers.questions import episodes_of, with_unseen
 from helpers.reading import told
-from helpers.settings import Settings
+from helpers.settings import Settings, check_data
 
 import mtl
 from mtl.fewshot.training import read_metrics
@@ -78,6 +78,7 @@ def accelerator_of(config: Settings) -> Accelerator:
 
 def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options: Any) -> mtl.Backbone:
     """The frozen network, where and how the settings want it."""
+    check_data(config.data)  # at once: a network may take minutes to come
     memory = config.memory
     options |= {"sites": config.sites, "last_k": config.last_k, "quantization": memory.quantization}
     options |= {} if config.levels == "last" else {"levels": config.levels}

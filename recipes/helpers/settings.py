@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -107,3 +109,14 @@ class Settings(Checked):
         if self.generator != "dense" and self.gate != Settings.gate:
             yield f"--gate {self.gate} is an option of --generator dense; {self.generator} has no gates"
         yield from complaints_of(lambda: mtl.fewshot.choose_baselines(*self.baselines), self.estimator.build)
+
+
+def check_data(data: Sequence[str]) -> None:
+    """Look for data before a network is loaded. A name like ``owner/set`` may be one of the hub, which it can tell.
+
+    Raises:
+        FileNotFoundError: a path leads nowhere.
+    """
+    for name in data:
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not Path(name).exists():
+            raise FileNotFoundError(f"--data {name}: no such file or folder")

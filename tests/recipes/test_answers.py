@@ -211,6 +211,11 @@ def test_wrong_options_are_refused_at_the_start(recipe, line, said):
     [
         ("few_shot_vision.py", "--steps -1", "--steps -1: expected 0 or more"),
         ("few_shot_vision.py", "--data nowhere --backbone mtl/glyphs", "nowhere"),
+        (
+            "few_shot_vision.py",
+            "--data ./nowhere --backbone mtl/efficientnet-lite9",
+            "--data ./nowhere: no such file or folder",
+        ),
         ("benchmarks/compare_speed.py", "--repeats 0", "--repeats 0: expected 1 or more"),
         ("assets/pretrain_docstrings.py", "--dropped 2", "--dropped 2.0: expected a number from 0 to 1"),
     ],
