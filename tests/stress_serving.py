@@ -8,8 +8,8 @@ so they also find its frozen prefix together; then each asks all tasks in an ord
 adapts new tasks, one trains through checkpointed blocks, and one copies, pickles and merges. The same tasks then answer
 in forked, spawned and fork-server processes. Answers are equal bit for bit, but for one thing: PyTorch chooses the
 kernel of attention for the whole process, and training needs another one. Answers of networks with attention may
-therefore differ by as much as one thread alone finds between the two kernels, or by 1e-6. Most of an hour on two busy
-cores; test_serving.py does a part.
+therefore differ by as much as one thread alone finds between the two kernels, or by 1e-6. Six minutes for one round on
+two cores; test_serving.py does a part.
 """
 
 from __future__ import annotations
