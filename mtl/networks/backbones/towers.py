@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 IMAGES = ("vision", "image")
 _AUDIO = ("input_values", "input_features")
@@ -49,7 +49,7 @@ def choose_tower(model: Any, tower: str | None, name: str) -> tuple[Any, bool]:
 def has_decoder(model: Any) -> bool:
     """Whether a network has an encoder and a decoder; the config of an encoder stored alone may deny it."""
     parts = dict(model.named_children())
-    both = {"encoder", "decoder"} <= parts.keys() and isinstance(parts["decoder"], PreTrainedModel)
+    both = {"encoder", "decoder"} <= parts.keys() and isinstance(parts["decoder"], transformers.PreTrainedModel)
     return both or model.config.is_encoder_decoder
 
 
@@ -66,4 +66,4 @@ def _towers(model: Any) -> dict[str, nn.Module]:
 
 
 def _without_head(part: nn.Module) -> nn.Module:
-    return part.base_model if isinstance(part, PreTrainedModel) and "For" in type(part).__name__ else part
+    return part.base_model if isinstance(part, transformers.PreTrainedModel) and "For" in type(part).__name__ else part
