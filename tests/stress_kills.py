@@ -17,6 +17,7 @@ import random
 import signal
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -145,11 +146,16 @@ def finish(folder: Path, steps: int) -> None:
     assert process.exitcode == 0, f"{folder} ended with {process.exitcode}"
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def by_hand(run: Callable[[Path, int, int], object], description: str | None) -> None:
+    """The command line of a script that kills: where, how often, and which random moments."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    main(options.folder, options.kills, options.seed)
+    run(options.folder.resolve(), options.kills, options.seed)
+
+
+if __name__ == "__main__":
+    by_hand(main, __doc__)

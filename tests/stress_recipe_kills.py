@@ -14,7 +14,6 @@ tests/recipes/test_few_shot_vision.py does 2.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -35,7 +34,7 @@ TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "recipes")]
 
 import few_shot_vision  # noqa: E402
-from stress_kills import same, slow_down_the_disk, unfinished  # noqa: E402
+from stress_kills import SLOW, by_hand, same, slow_down_the_disk, unfinished  # noqa: E402
 
 import mtl  # noqa: E402
 from mtl.fewshot.evaluation.results import FILE  # noqa: E402
@@ -44,7 +43,6 @@ from mtl.tools.lock import HOLDER  # noqa: E402
 
 PROCESSES = multiprocessing.get_context("fork")  # importing all of it takes as long as a life
 SAVE_EVERY = 50  # of few_shot.meta_train
-SLOW = 0.03  # seconds per write, as in stress_kills
 LONGEST = 4.0  # seconds until a kill
 TIMES = re.compile(r'("?(?:seconds|seconds_per_task|begun)"?: )("[^"]*"|[-\d.e]+)')
 RESULTS = Path("comparison") / FILE
@@ -206,10 +204,4 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    main(options.folder.resolve(), options.kills, options.seed)
+    by_hand(main, __doc__)

@@ -192,7 +192,7 @@ def test_weights_of_another_save_are_noticed(saved: Path, tmp_path: Path):
         {"trust_remote_code": True},
         {"code_revision": "main"},
         {"device_map": "auto"},
-        {"pretrained_cfg": {"file": "/tmp/evil.pth"}},
+        {"pretrained_cfg": {"file": "elsewhere/evil.pth"}},
         {"pretrained_cfg_overlay": {"url": "http://evil"}},
         {"pretrained_cfg_overlay": {"custom_load": True}},
         {"norm_layer": "x"},

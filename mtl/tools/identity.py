@@ -42,11 +42,11 @@ def digest(*values: Any) -> str:
     return hashed.hexdigest()[:16]
 
 
-def identity_of(source: TaskSource, indices: Iterable[int]) -> dict[str, Any]:
+def identity_of(source: TaskSource, indices: Iterable[int] = (0, 1)) -> dict[str, Any]:
     """The identity of a task source; one without :meth:`~mtl.episode.Identified.identity` is known by some episodes.
 
     Args:
-        indices: of the episodes that such a source is known by.
+        indices: of the episodes that such a source is known by; they are drawn for that.
     """
     if isinstance(source, Identified):
         return source.identity()

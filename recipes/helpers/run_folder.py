@@ -28,7 +28,6 @@ TRAINED_WITH = (
 # What changes neither tables nor pictures.
 FREE = ("out", "data", "cache_dir", "tasks_per_chunk", "checkpoint")
 WRITTEN = ("*.json", "*.csv", "*.png", "*.md")  # tables, pictures and facts
-LOOKED_AT = (0, 1)  # episodes that tasks without an identity are known by
 
 
 def identity_of_training(
@@ -40,8 +39,8 @@ def identity_of_training(
         "settings": settings | {"lite_examples": config.memory.lite_examples},
         "backbone": backbone.identity(),
         "precision": str(backbone.options.precision),
-        "train": identity_of(train, LOOKED_AT),
-        "validation": identity_of(val, LOOKED_AT),
+        "train": identity_of(train),
+        "validation": identity_of(val),
     }
 
 
@@ -50,7 +49,7 @@ def identity_of_command(
 ) -> str:
     """A digest of all that the tables and pictures depend on."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
-    tasks = {shots: [identity_of(t, LOOKED_AT) for t in both] for shots, both in by_shots.items()}
+    tasks = {shots: [identity_of(t) for t in both] for shots, both in by_shots.items()}
     return digest(mtl.__version__, settings, training, tasks)
 
 

@@ -18,7 +18,6 @@ from mtl.tools.identity import digest, identity_of
 from mtl.tools.lock import folder_lock
 
 FILE = "results.jsonl"
-LOOKED_AT = (0, 1)  # episodes that a source without an identity is known by
 
 
 def families_of(episode: Episode) -> tuple[str, ...]:
@@ -87,7 +86,7 @@ class KeptResults(Results):
         super().__init__()
         self._path = folder / FILE
         self.file = self._path
-        source = identity_of(tasks, LOOKED_AT)
+        source = identity_of(tasks)
         self._keys = {m.name: _key(m, source, setting) for m in methods if m.identity is not None}
         self._names = {key: name for name, key in self._keys.items()}
         self._read(warn=True)

@@ -21,7 +21,6 @@ from mtl.tools.identity import as_json, digest, sketch
 MAY_CHANGE = ("tasks_per_chunk", "save_every", "workers", "patience", "self_check")
 """Settings of :class:`TrainingConfig` that may change within a run; so may processes, devices, and how the backbone
 saves memory. Everything else is compared."""
-LOOKED_AT = (0, 1)  # episodes of a task source that does not say what it is
 _asked: weakref.WeakKeyDictionary[MetaLearner, tuple[AbstractEstimator, AbstractEstimator]]
 _asked = weakref.WeakKeyDictionary()  # learners whose estimator was calibrated: what it is, and what was asked for
 

@@ -17,7 +17,7 @@ from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saved_files import is_complete
 from mtl.fewshot.saving import check_saving, from_pretrained, save_pretrained
 from mtl.fewshot.training.config import TrainingConfig
-from mtl.fewshot.training.fingerprint import LOOKED_AT, fingerprint
+from mtl.fewshot.training.fingerprint import fingerprint
 from mtl.fewshot.training.processes import episode_loader, held, on_main
 from mtl.fewshot.training.run import Run
 from mtl.fewshot.training.shipping import check_shipping
@@ -68,7 +68,7 @@ def train(
 
 
 def _identities(run: Run, tasks: TaskSource, validation: TaskSource) -> dict[str, Any]:
-    compute = lambda: {"tasks": identity_of(tasks, LOOKED_AT), "validation": identity_of(validation, LOOKED_AT)}  # noqa: E731
+    compute = lambda: {"tasks": identity_of(tasks), "validation": identity_of(validation)}  # noqa: E731
     # Processes that share a network pass through it together, should tasks need that.
     return as_json(compute() if run.learner.backbone.execution.lockstep else on_main(run.accelerator, compute))
 
