@@ -22,12 +22,12 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from helpers.answers import answer
-from helpers.options import Checked, Count, CountOrZero, Device, Folder
-from helpers.reading import Reading, told
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, CountOrZero, Device, Folder
+from mtl.cli.training.reading import Reading, told
 from mtl.data import read_texts
 from mtl.items import as_image, image_files
 from mtl.tools.files import write_csv

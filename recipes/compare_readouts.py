@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from helpers.answers import answer
-from helpers.options import Checked, Count, CountList, Counts, Folder, Positive, Seed, TwoOrMore, complaints_of
 from helpers.readouts import Data, Network, open_network
 
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, CountList, Counts, Folder, Positive, Seed, TwoOrMore, complaints_of
 from mtl.fewshot import choose_baselines, tune_baselines
 
 

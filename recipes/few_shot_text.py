@@ -8,7 +8,7 @@
 The tasks of the first two: which module of Python's standard library is a docstring from, its names masked? Without
 --backbone a small encoder is pretrained first, on the training modules' text: expect about 63 % at 5-way 5-shot, and
 six minutes on one core. docs/results-text.md has the measured tables.
-Stopped at any moment, the same command goes on. few_shot.py has what this shares with few_shot_vision.py.
+Stopped at any moment, the same command goes on. mtl/cli/training has what this shares with few_shot_vision.py.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import few_shot
 from assets import pretrain_docstrings
-from helpers.answers import answer
-from helpers.options import Count, CountOrZero, Distinct, Folder, OneOf, Positive, TwoOrMore
-from helpers.questions import are_asked, make_family_tasks
-from helpers.reading import smallest_class
-from helpers.settings import Generator, Head, Settings
 
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Count, CountOrZero, Distinct, Folder, OneOf, Positive, TwoOrMore
+from mtl.cli.training import few_shot
+from mtl.cli.training.questions import are_asked, make_family_tasks
+from mtl.cli.training.reading import smallest_class
+from mtl.cli.training.settings import Generator, Head, Settings
 from mtl.data.embedded.docstring_tasks import FAMILIES
 from mtl.tools.files import write_whole
 

@@ -7,7 +7,7 @@
 
 Minutes on two cores for the first; docs/results.md says what to expect. The frozen network reads each picture once, at
 all its levels. --sites norm also modulates inside it, and --inner-steps trains through gradient steps. Stopped at any
-moment, the same command goes on. few_shot.py has what this shares with few_shot_text.py: training and comparison.
+moment, the same command goes on. mtl/cli/training has what this shares with few_shot_text.py: training and comparison.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import few_shot
-from helpers.answers import answer
-from helpers.kept_tasks import KeptTasks
-from helpers.options import Folder
-from helpers.questions import are_asked, make_family_tasks
-from helpers.reading import smallest_class
-from helpers.settings import Settings
-
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Folder
+from mtl.cli.training import few_shot
+from mtl.cli.training.kept_tasks import KeptTasks
+from mtl.cli.training.questions import are_asked, make_family_tasks
+from mtl.cli.training.reading import smallest_class
+from mtl.cli.training.settings import Settings
 from mtl.networks.backbones import EMBEDDED
 
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from helpers import maml_results
-from helpers.answers import answer, keeping
-from helpers.options import Checked, Count, Device, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
-from helpers.reading import told
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.cli.answers import answer, keeping
+from mtl.cli.options import Checked, Count, Device, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
+from mtl.cli.training.reading import told
 from mtl.metagrad.tensors import Tensors
 from mtl.tools.memory import LiveBytes
 

@@ -27,8 +27,6 @@ import torch
 from accelerate import Accelerator
 from assets import pretrain_scans
 from helpers import transfer_data, transfer_report
-from helpers.answers import answer, keeping
-from helpers.options import Checked, Count, Counts, Folder, OneOf, Positives, Seeds, complaints_of
 from helpers.transfer_runs import (
     SMALL,
     Run,
@@ -44,6 +42,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.cli.answers import answer, keeping
+from mtl.cli.options import Checked, Count, Counts, Folder, OneOf, Positives, Seeds, complaints_of
 from mtl.networks.backbones import EMBEDDED
 from mtl.tools.files import atomic_write
 from mtl.transfer import Source

@@ -25,8 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from helpers.answers import answer
-from helpers.options import Checked, Count, Folder, Positive, Seed, Share, TwoOrMore
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 from sklearn.datasets import load_digits
@@ -34,6 +32,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import mtl.metagrad as metagrad
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, Folder, Positive, Seed, Share, TwoOrMore
 from mtl.tools.files import atomic_write, write_csv
 
 DIGITS = 1797  # images of scikit-learn's digits

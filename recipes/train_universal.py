@@ -24,14 +24,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from helpers.answers import answer
-from helpers.options import Checked, Count, CountList, CountOrZero, Folder, Positive, Seed, Share
 from helpers.pupils import Pupil, Pupils, first_of, pupils_of, tasks_of
 from helpers.readouts import Data, Network, joined, open_network
 from torch import Tensor, nn
 from tqdm.auto import trange
 
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, CountList, CountOrZero, Folder, Positive, Seed, Share
 from mtl.fewshot.ready import save_ready
 from mtl.tools.comparison import SEEN, UNSEEN
 

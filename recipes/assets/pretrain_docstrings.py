@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,13 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, Folder, Positive, Seed, Share
 from mtl.data.embedded.docstrings import all_texts
 from mtl.tools.files import atomic_folder, check_free
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
-
-from helpers.answers import answer
-from helpers.options import Checked, Count, Folder, Positive, Seed, Share
 
 MADE = "pretraining.json"  # in the folder: the settings that made it
 

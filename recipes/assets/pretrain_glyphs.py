@@ -9,7 +9,6 @@ images. The clean Latin pages seen here have none of the document conditions of 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,14 +22,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, CountList, Positive, PositiveOrZero, Seed
 from mtl.data.embedded.glyph_drawing import MEAN, STD, labelled_images, load_bank
 from mtl.data.embedded.scans import ANGLES, DEFECTS, SLANTS, STYLES, WEIGHTS, WIDTHS
 from mtl.tools.files import atomic_write, write_whole
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
-
-from helpers.answers import answer
-from helpers.options import Checked, Count, CountList, Positive, PositiveOrZero, Seed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ accuracy of .92 on fresh pages; the shipped backbone has seen clean pages only. 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, Folder, Positive
 from mtl.data.embedded.glyph_images import letter_images
 from mtl.tools.files import atomic_write
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for helpers
-
-from helpers.answers import answer
-from helpers.options import Checked, Count, Folder, Positive
 
 SCRIPTS = (("latin",), ("greek", "cyrillic", "extended_latin"))
 

@@ -1,14 +1,9 @@
-"""The command line of a benchmark: that of the recipes, whose modules are one folder up."""
+"""The command line of a benchmark: that of the recipes."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from helpers.answers import answer
-from helpers.options import (
+from mtl.cli.answers import answer
+from mtl.cli.options import (
     Checked,
     Count,
     CountOrZero,

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import mtl
-from helpers.options import Count, Folder, TwoOrMore
+from mtl.cli.options import Count, Folder, TwoOrMore
 from mtl.data import DividedFamilies, FamilyRequest, FamilyTasks, InputCache
 from mtl.data.own.collection import AbstractCollection
 from mtl.fewshot import FeatureStatistics

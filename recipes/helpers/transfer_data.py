@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import mtl
-from helpers.options import Count
-from helpers.reading import told
+from mtl.cli.options import Count
+from mtl.cli.training.reading import told
 from mtl.data.embedded.glyph_images import letter_images
 
 Part = Literal["train", "held_out", "validation", "test"]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
-from helpers.options import Count, Positive, PositiveOrZero
 from helpers.small_convnet import SmallConvNet
 from helpers.transfer_data import Data, Part
+from mtl.cli.options import Count, Positive, PositiveOrZero
 from mtl.transfer import (
     MatchingWeights,
     PairWeights,

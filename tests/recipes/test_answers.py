@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.answers import answer, keeping, parse
-from helpers.options import Checked, Counts, Folder, Positive
 
 import mtl
+from mtl.cli.answers import answer, keeping, parse
+from mtl.cli.options import Checked, Counts, Folder, Positive
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -95,7 +95,7 @@ def test_ctrl_c_says_what_is_kept(capfd):
 
 
 def test_of_several_processes_one_speaks(capfd, monkeypatch):
-    monkeypatch.setattr("helpers.answers.HEAD_START", 0.0)
+    monkeypatch.setattr("mtl.cli.answers.HEAD_START", 0.0)
     monkeypatch.setenv("RANK", "1")
     assert ended(raises(KeyboardInterrupt()), capfd) == (130, "")
     assert ended(raises(ValueError("one image is broken")), capfd) == (1, "one image is broken\n")

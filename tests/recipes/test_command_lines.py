@@ -6,9 +6,9 @@ import importlib
 import re
 
 import pytest
-from helpers.answers import parse
 
 import mtl
+from mtl.cli.answers import parse
 
 RECIPES = [
     "adapt", "compare_readouts", "few_shot_text", "few_shot_vision", "maml", "meta_transfer", "reweighting",

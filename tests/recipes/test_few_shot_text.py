@@ -8,10 +8,10 @@ from pathlib import Path
 import few_shot_text
 import pytest
 from assets import pretrain_docstrings
-from helpers.questions import Questions
 from small_data import LITTLE_ENCODER, text_table
 
 import mtl
+from mtl.cli.training.questions import Questions
 
 LITTLE_TEXT = {
     "ways": 2, "shots": (2,), "queries": 2, "inner_steps": 1, "warm_steps": 1, "steps": 1, "tasks_per_step": 2,

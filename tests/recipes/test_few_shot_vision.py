@@ -11,11 +11,11 @@ from pathlib import Path
 import few_shot_vision
 import pytest
 import stress_recipe_kills
-from helpers.answers import parse
-from helpers.kept_tasks import KeptTasks
 from small_data import pictures
 
 import mtl
+from mtl.cli.answers import parse
+from mtl.cli.training.kept_tasks import KeptTasks
 from mtl.tools.lock import FolderInUse, folder_lock
 
 

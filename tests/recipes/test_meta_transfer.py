@@ -9,11 +9,11 @@ import pytest
 import timm
 from assets import pretrain_scans
 from helpers import transfer_data
-from helpers.answers import parse
 from safetensors.torch import load_file
 from small_data import pictures
 
 import mtl
+from mtl.cli.answers import parse
 from mtl.networks.backbones.timm_networks import EMBEDDED_WEIGHTS
 
 LITTLE_TRANSFER = [

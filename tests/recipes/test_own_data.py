@@ -6,11 +6,11 @@ import adapt
 import few_shot_text
 import few_shot_vision
 import pytest
-from helpers.answers import parse
 from small_data import pictures
 from tiny import backbone
 
 import mtl
+from mtl.cli.answers import parse
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import mtl
-from helpers.settings import Settings
+from mtl.cli.training.settings import Settings
 from mtl.tools.claim import claim
 from mtl.tools.files import remove_drafts, write_whole
 from mtl.tools.identity import digest, identity_of

@@ -12,13 +12,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from helpers import run_folder
-from helpers.answers import keeping
-from helpers.questions import episodes_of, with_unseen
-from helpers.reading import told
-from helpers.settings import Settings, check_data
 
 import mtl
+from mtl.cli.answers import keeping
+from mtl.cli.training import run_folder
+from mtl.cli.training.questions import episodes_of, with_unseen
+from mtl.cli.training.reading import told
+from mtl.cli.training.settings import Settings, check_data
 from mtl.fewshot.training import read_metrics
 from mtl.fewshot.training.processes import from_main
 from mtl.tools.comparison import MethodResult

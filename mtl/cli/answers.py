@@ -60,7 +60,7 @@ def parse(config: type[C], args: Sequence[str] | None = None) -> C:
 
     Raises:
         SystemExit: an option that there is not, or ``--help``.
-        ValueError: a value out of its range, see :mod:`helpers.options`.
+        ValueError: a value out of its range, see :mod:`mtl.cli.options`.
     """
 
     def command(config: C, traceback: bool = False) -> C:

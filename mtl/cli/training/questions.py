@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mtl
-from helpers.options import Count
-from helpers.reading import smallest_class
+from mtl.cli.options import Count
+from mtl.cli.training.reading import smallest_class
 from mtl.data import DividedFamilies, EvaluationTasks, FamilyRequest, FamilyTasks, InputCache
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 import mtl
-from helpers.options import (
+from mtl.cli.options import (
     Checked,
     Count,
     CountOrZero,
@@ -23,8 +23,8 @@ from helpers.options import (
     TwoOrMore,
     complaints_of,
 )
-from helpers.questions import Questions
-from helpers.reading import Reading
+from mtl.cli.training.questions import Questions
+from mtl.cli.training.reading import Reading
 
 Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
