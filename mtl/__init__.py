@@ -15,6 +15,7 @@ from mtl.data import Alternating, ClassTasks, DocstringTasks, GlyphTasks, open_i
 from mtl.episode import Episode, Examples, Inputs, TaskSource, stack_by_shape
 from mtl.fewshot import (
     Adapted,
+    AdaptedTask,
     CentredRidge,
     ChannelWise,
     Cosine,
@@ -33,6 +34,7 @@ from mtl.fewshot import (
     from_pretrained,
     learner_method,
     load_generator,
+    load_task,
     save_pretrained,
     train,
 )
@@ -71,12 +73,14 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "TaskCode",
     # learning, adapting, keeping
     "Adapted",
+    "AdaptedTask",
     "MetaLearner",
     "TrainingConfig",
     "adapt",
     "export",
     "from_pretrained",
     "load_generator",
+    "load_task",
     "save_pretrained",
     "train",
     # comparing

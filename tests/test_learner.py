@@ -237,7 +237,7 @@ def test_saved_learner_predicts_the_same(kind, tmp_path):
     mtl.save_pretrained(made, tmp_path / "saved")
     again = mtl.from_pretrained(tmp_path / "saved")
     assert torch.equal(made.adapt(e.support).logits(e.query.inputs), again.adapt(e.support).logits(e.query.inputs))
-    with pytest.raises(ValueError, match=r"was trained for the backbone"):
+    with pytest.raises(ValueError, match=r"is for the backbone"):
         mtl.from_pretrained(tmp_path / "saved", backbone(seed=1))
     mtl.save_pretrained(made, tmp_path / "saved")  # a saved learner may be replaced, other files may not
     (tmp_path / "saved" / "generator.safetensors").unlink()

@@ -2,6 +2,7 @@
 
 from mtl.fewshot import generators
 from mtl.fewshot.adapted import Adapted
+from mtl.fewshot.adapted_task import AdaptedTask, load_task
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, baselines
 from mtl.fewshot.choosing import Choice
 from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
@@ -21,6 +22,7 @@ __all__ = [
     "PEFT_BASELINES",
     "AbstractHead",
     "Adapted",
+    "AdaptedTask",
     "Baseline",
     "CentredRidge",
     "Choice",
@@ -45,6 +47,7 @@ __all__ = [
     "from_pretrained",
     "learner_method",
     "load_generator",
+    "load_task",
     "peft_baselines",
     "read_metrics",
     "save_pretrained",

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtl.episode import Examples, Inputs, RawInputs
+from mtl.fewshot.adapted_task import AdaptedTask, Part, Standard
 from mtl.fewshot.choosing import Choice, mix
 from mtl.fewshot.finite import check_answers
 from mtl.fewshot.model import TaskModel, head_weights, most_likely
+from mtl.fewshot.predicting import AbstractPredictor
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Prepared
 from mtl.networks.backbones.prepared_inputs import examples_per_pass, pieces
 from mtl.networks.merging import Merged, merge
 from mtl.networks.modulation import Modulation
-
-
-class Prediction(NamedTuple):
-    """The most likely class of an item, by its name or else its number, and its probability."""
-
-    label: Any
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Adapted(AbstractPredictor):
     """A batch of adapted tasks: the fast weights after the inner loop.
 
     Args:
@@ -135,17 +132,7 @@ class Adapted:
         """
         if self._is_tensors(inputs):
             return self._classes(self.logits(inputs), Inputs.of(inputs))
-        return [answer.label for answer in self._answers(inputs, batch_size, progress)]
-
-    def predict_each(self, items: Any, *, batch_size: int = ITEMS_PER_PASS) -> Iterator[Prediction]:
-        """Predictions one after the other, each with its probability; reads no more than ``batch_size`` items ahead.
-
-        >>> for name, probability in adapted.predict_each(paths): print(name, probability)  # doctest: +SKIP
-
-        Raises:
-            ValueError: see :meth:`predict`.
-        """
-        return self._answers(items, batch_size, progress=False)
+        return super().predict(inputs, batch_size=batch_size, progress=progress)
 
     def predict_proba(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Tensor:
         """The probability of every class: ``(n, ways)`` for n items, ``(tasks, n, ways)`` for tensors.
@@ -158,19 +145,7 @@ class Adapted:
         """
         if self._is_tensors(inputs):
             return self._probabilities(inputs)
-        found = [self._probabilities(batch)[0].cpu() for batch in self._batches(inputs, batch_size, progress)]
-        return torch.cat(found) if found else torch.zeros(0, self.ways)
-
-    def _answers(self, items: Any, batch_size: int, progress: bool) -> Iterator[Prediction]:
-        return (answer for batch in self._batches(items, batch_size, progress) for answer in self._answers_to(batch))
-
-    def _answers_to(self, inputs: Inputs) -> Iterator[Prediction]:
-        """Of inputs of the only task."""
-        logits = self.logits(inputs)
-        classes = self._classes(logits, inputs)
-        probabilities = logits.softmax(-1).gather(-1, classes.unsqueeze(-1))[0, :, 0]
-        for i, probability in zip(classes[0].tolist(), probabilities.tolist(), strict=True):
-            yield Prediction(self.class_names[i] if self.class_names else i, probability)
+        return super().predict_proba(inputs, batch_size=batch_size, progress=progress)
 
     def _batches(self, items: Any, batch_size: int, progress: bool) -> Iterator[Inputs]:
         """Items as inputs ``(1, n, ...)``."""
@@ -178,6 +153,11 @@ class Adapted:
             way_out = "pass tensors (tasks, n, ...) instead, see backbone.preprocess"
             raise ValueError(f"raw items belong to one task, but {tasks} were adapted to; {way_out}")
         return batches(self.model.backbone, items, batch_size, progress)
+
+    def _finite_logits(self, inputs: Inputs) -> Tensor:
+        logits = self.logits(inputs)
+        self._classes(logits, inputs)
+        return logits[0]
 
     def _is_tensors(self, inputs: Any) -> bool:
         """Whether these are inputs of the network rather than items; images have five axes then."""
@@ -223,9 +203,8 @@ class Adapted:
         """
         if self.model.generator.standard.even:
             raise ValueError("levels of one size are no linear map of features; keep predicting with the learner")
-        mixture = self._mixture[task].tolist()
-        counted = [(part, seen, w) for part, seen, w in zip(self._parts, self._seen, mixture, strict=True) if w > 0]
         backbone, head = self.model.backbone, self.model.head
+        counted = self._counted_of(task)
         if len(counted) > 1 and (backbone.sites or not head.keeps_logits):
             why = f"{self.choice}: a mixture of {'several networks' if backbone.sites else 'such classifiers'}"
             raise ValueError(f"{why} is no single one; adapt(support, cross_validate=False) to export the generator's")
@@ -238,12 +217,79 @@ class Adapted:
         merged = merge(backbone, Modulation(modulation.scale[:, :sites], modulation.shift[:, :sites]), task)
         return merged, weight, bias
 
+    def task(self, task: int = 0) -> AdaptedTask:
+        """One task alone, as plain numbers that need neither generator nor support set; to save or to serve.
+
+        Raises:
+            ValueError: there is no such task, it is not finite, or no linear classifier has the logits of its head.
+        """
+        if not 0 <= task < (tasks := len(self.support.labels)):
+            raise ValueError(f"task={task}: there are tasks 0 to {tasks - 1}")
+        parts = Part.total([self._part(part, seen, task, w) for part, seen, w in self._counted_of(task)])
+        if not all(bool(v.isfinite().all()) for part in parts for v in part.tensors.values()):
+            raise ValueError(f"task {task} is not finite, so there is nothing to keep; predict() says what is wrong")
+        generator, backbone = self.model.generator, self.model.backbone
+        standard = None
+        if generator.standard.even:
+            mean, inv_std = generator.standard.moments(self.meta)
+            widths = tuple(level.width for level in backbone.levels)
+            standard = Standard(mean[task % len(mean)], inv_std[task % len(inv_std)], widths)
+        facts = {"mtl": version("mtl"), "generator": type(generator).__name__, "head": type(self.model.head).__name__}
+        facts |= {"examples": self.support.labels.shape[1]} | self._chosen(task)
+        return AdaptedTask(backbone, parts, self.ways, self.class_names, standard, facts)
+
+    def save(self, path: str | Path, task: int = 0, *, half: bool = False) -> None:
+        """Write one task to a file of kilobytes, which :func:`mtl.load_task` reads.
+
+        >>> adapted.save("returns.mtl")  # doctest: +SKIP
+
+        Args:
+            path: see :meth:`AdaptedTask.save`, with what it raises.
+            task: which of the adapted tasks.
+            half: store float16, half the size; logits then differ in the fourth digit.
+        """
+        self.task(task).save(path, half=half)
+
+    def _counted_of(self, task: int) -> list[tuple[Start, Tensor | None, float]]:
+        """Candidates that count in a task, what they make of the support set, and their weights."""
+        mixture = self._mixture[task].tolist()
+        return [(part, seen, w) for part, seen, w in zip(self._parts, self._seen, mixture, strict=True) if w > 0]
+
+    def _chosen(self, task: int) -> dict[str, Any]:
+        if self.choice is None:
+            return {}
+        return {"choice": {row.name: round(row.weight, 4) for row in self.choice.rows(task) if row.weight > 0}}
+
+    def _part(self, part: Start, seen: Tensor | None, task: int, weight: float) -> Part:
+        head, sites = self.model.head, self.model.backbone.modulation_width
+        if not (head.keeps_logits or head.unit_length):
+            kind = f"a {type(head).__name__} head, which says neither keeps_logits nor unit_length"
+            raise ValueError(
+                f"no linear classifier is known to have the logits of {kind}; keep the adapted task itself"
+            )
+        modulation = self._modulation(part)
+        scale, shift = (v[task].detach() for v in (modulation.scale, modulation.shift))
+        w, b = (v[task] * weight for v in self._head_as_linear(part, seen))
+        found = Part(w, b, feature_scale=scale[sites:], feature_shift=shift[sites:], unit=head.unit_length)
+        if head.keeps_logits:
+            found = Part(*found.linear())
+        return replace(found, scale=scale[:sites], shift=shift[:sites]) if sites else found
+
     def _modulation(self, part: Start) -> Modulation:
         return self.model.generator.modulation(part.weights, part.meta)
 
     def _linear(self, part: Start, seen: Tensor | None, task: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of one candidate of one task, on the plain pooled features."""
-        head, sites = self.model.head, self.model.backbone.modulation_width
+        sites = self.model.backbone.modulation_width
+        weight, bias = self._head_as_linear(part, seen)
+        modulation = self._modulation(part)
+        bias = bias + (weight @ modulation.shift[:, sites:].unsqueeze(-1)).squeeze(-1)
+        return (weight * modulation.scale[:, None, sites:])[task], bias[task]
+
+    @torch.no_grad()
+    def _head_as_linear(self, part: Start, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of one candidate of all tasks, on the modulated features that the head sees."""
+        head = self.model.head
         features = self.model.features(self.support.inputs, part.weights, part.meta) if seen is None else seen
         linear = head.as_linear(head_weights(part.weights), (features, self.support.labels), self.ways)
         if linear is None:
@@ -252,6 +298,4 @@ class Adapted:
         weight, bias = linear
         if (factor := self.model.generator.logit_scale(part.meta)) is not None:
             weight, bias = weight * factor.view(-1, 1, 1), bias * factor.view(-1, 1)
-        modulation = self._modulation(part)
-        bias = bias + (weight @ modulation.shift[:, sites:].unsqueeze(-1)).squeeze(-1)
-        return (weight * modulation.scale[:, None, sites:])[task], bias[task]
+        return weight, bias

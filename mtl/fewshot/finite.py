@@ -37,6 +37,21 @@ def _why(task: int, example: int, inputs: Inputs, support: Examples, weights: Te
     if not _finite(v[task] for v in weights.values()):
         way_out = "adapt with fewer steps=, or a generator trained with a smaller step size"
         return f"the inner loop of task {task} ran away: its weights hold NaN or infinity; {way_out}"
+    return _why_of_input(task, example, inputs, backbone)
+
+
+def check_logits(logits: Tensor, inputs: Inputs, backbone: Backbone) -> Tensor:
+    """The logits ``(n, ways)`` of inputs ``(1, n, ...)`` of one task, where all are finite.
+
+    Raises:
+        ValueError: naming the input that is not, or else the network.
+    """
+    if bool((missing := ~logits.isfinite().all(-1)).any()):
+        raise ValueError(_why_of_input(0, int(missing.nonzero()[0]), inputs, backbone))
+    return logits
+
+
+def _why_of_input(task: int, example: int, inputs: Inputs, backbone: Backbone) -> str:
     if not _finite(t[task, example] for t in inputs):
         return f"input {example} of task {task} holds NaN or infinity; leave it out"
     way_out = "run it in bfloat16 or float32" if backbone.low_precision else "check its weights and the preprocessing"

@@ -68,6 +68,9 @@ class AbstractHead(abc.ABC):
     keeps_logits: ClassVar[bool] = False
     """Whether the classifier of :meth:`as_linear` has the same logits, and not the same predictions alone."""
 
+    unit_length: ClassVar[bool] = False
+    """Whether that classifier has the same logits on features of unit length. A task needs one of both to be saved."""
+
     @abc.abstractmethod
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
         """Fast weights before the first inner step, from support features ``(tasks, n, width)``; ``{}`` for none.
@@ -109,6 +112,8 @@ class AbstractAdaptedHead(AbstractHead):
 class AbstractClosedFormHead(AbstractHead):
     """A head without fast weights: a linear classifier on unit-length features, solved from the support set."""
 
+    unit_length: ClassVar[bool] = True
+
     @abc.abstractmethod
     def weight(self, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         """The classifier's weight ``(tasks, ways, width)``."""
@@ -141,6 +146,7 @@ class Cosine(_Positive, AbstractAdaptedHead):
         scale: positive; logits lie in ``-scale .. scale``.
     """
 
+    unit_length: ClassVar[bool] = True
     scale: float = 10.0
 
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:

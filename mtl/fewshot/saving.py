@@ -19,13 +19,12 @@ from torch import Tensor
 from mtl.fewshot.generators import GENERATORS, AbstractGenerator, make_generator
 from mtl.fewshot.heads import HEADS
 from mtl.fewshot.learner import MetaLearner
+from mtl.fewshot.saved_backbones import check_backbone, load_saved, relocated
 from mtl.fewshot.saved_files import CONFIG, WEIGHTS, from_bytes, read_files, to_bytes, write_files
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
 from mtl.metagrad.registry import Registry
-from mtl.networks.backbones import Backbone, load_backbone
-from mtl.networks.backbones.identity import differences, differing_answers
-from mtl.networks.backbones.saved_arguments import relative_to, saved_arguments
-from mtl.tools.json_files import check_fields, fits
+from mtl.networks.backbones import Backbone
+from mtl.tools.json_files import fits
 
 FORMER_NAMES = {"conditioned": "dense"}  # of generators, in files that were saved under them
 
@@ -46,9 +45,7 @@ def save_pretrained(learner: MetaLearner, folder: str | Path, extra: dict[str, A
         OSError: the folder could not be written; what was there still is.
     """
     folder, config = Path(folder), describe_learner(learner)
-    load = relative_to(config["backbone"]["load"], folder)
-    is_folder = Path(config["backbone"]["load"]["name"]).is_dir()
-    config["backbone"] |= {"load": load, "is_folder": is_folder}
+    config["backbone"] = relocated(config["backbone"], folder)
     write_files(folder, config | {"extra": extra or {}}, learner.generator.state_dict())
 
 
@@ -79,32 +76,15 @@ def from_pretrained(
     folder = Path(folder)
     config, state = read_files(folder)
     if not isinstance(backbone, Backbone):
-        backbone = _load(folder / CONFIG, config["backbone"], backbone, checkpoint, trust_remote_code)
+        backbone = load_saved(folder / CONFIG, config["backbone"], backbone, checkpoint, trust_remote_code)
     elif checkpoint is not None or trust_remote_code:
         raise ValueError(
             "checkpoint= and trust_remote_code= are for loading a backbone, and backbone= is loaded already"
         )
-    _check_backbone(folder, config["backbone"], backbone)
+    check_backbone(folder / CONFIG, config["backbone"], backbone)
     learner = build_learner(config, backbone)
     load_state(learner.generator, state, folder / WEIGHTS)
     return learner
-
-
-def _load(
-    file: Path, saved: dict[str, Any], name: str | Path | None, checkpoint: str | Path | None, trust_remote_code: bool
-) -> Backbone:
-    """The backbone that a config describes, with the caller's own name or checkpoint in the place of the saved one."""
-    given = {"name": None if name is None else str(Path(name)), "checkpoint": checkpoint and str(Path(checkpoint))}
-    given = {k: str(Path(v).absolute()) if Path(v).exists() else v for k, v in given.items() if v}
-    load = saved_arguments(saved["load"] | given, file, trust_remote_code)
-    if saved.get("is_folder") and name is None and not Path(load["name"]).is_dir():
-        raise FileNotFoundError(
-            f"{file} was trained on the network in the folder {load['name']!r}, which is not there; pass backbone=, "
-            "its folder or name"
-        )
-    backbone = load_backbone(**load)
-    then, now = _poolings(saved, backbone)
-    return backbone if then == now else load_backbone(**{**load, "pooling": then})
 
 
 def load_state(generator: AbstractGenerator, state: dict[str, Tensor], file: Path) -> None:
@@ -208,43 +188,3 @@ def _built(cls: type, options: dict[str, Any], make: Callable[..., Any]) -> Any:
     except TypeError as error:
         why = f"cannot be built again from its saved options {options}: {error}"
         raise ValueError(f"{cls.__name__} {why}") from error
-
-
-def _poolings(saved: dict[str, Any], backbone: Backbone) -> tuple[str | None, str | None]:
-    """What version 0.1.0 made of the argument ``pooling`` that it saved, and the pooling of the backbone."""
-    now = backbone.adapter.reading(backbone.model).get("pooling")
-    if "weights" in saved:  # by a later version, which says the pooling itself
-        return now, now
-    return backbone.adapter.former_pooling(backbone.model, saved["load"].get("pooling")) or now, now
-
-
-def _differing_answers(folder: Path, saved: dict[str, Any], now: dict[str, Any], backbone: Backbone) -> list[str]:
-    """Of a backbone that has the same weights."""
-    if "answers" not in saved:
-        return []
-    check_fields(saved, folder / CONFIG, {"answers.example": str, "answers.features": list})
-    if not fits(saved["answers"]["features"], list[float]):
-        raise ValueError(f"{folder / CONFIG} has 'answers.features' that are not all numbers: it is damaged")
-    dtypes = {saved["features"]["dtype"], now["features"]["dtype"]}
-    exactly = len(dtypes) == 1 and dtypes <= {"float32", "float64"}
-    return differing_answers(saved["answers"], backbone.answers(), exactly)
-
-
-def _check_backbone(folder: Path, saved: dict[str, Any], backbone: Backbone) -> None:
-    """Refuse a backbone whose features are not those that the generator was trained on."""
-    if "weights" in saved:
-        fields = {"weights": dict, "width": int, "features.dtype": str, "features.sites": list}
-        check_fields(saved, folder / CONFIG, fields)
-        now = backbone.identity()
-        changed = differences(saved, now) or _differing_answers(folder, saved, now, backbone)
-    else:  # by version 0.1.0, which hashed a sample of the weights
-        now = {"fingerprint": backbone.former_fingerprint(), "modulation_width": backbone.modulation_width}
-        changed = [f"{k}: {saved[k]} there, {now[k]} now" for k in now if saved[k] != now[k]]
-        then, pooling = _poolings(saved, backbone)
-        changed += [f"pooling: {then!r} there, {pooling!r} now"] if then != pooling else []
-    if changed:
-        raise ValueError(
-            f"{folder} was trained for the backbone {saved['load']['name']!r}, and {backbone.name!r} differs from it "
-            f"({'; '.join(changed)}); load that backbone with the same weights and arguments, or train a generator "
-            "for this one"
-        )

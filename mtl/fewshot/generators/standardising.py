@@ -87,20 +87,20 @@ class Standardisation(nn.Module):
         mean, inv_std = self._of_few(features.unsqueeze(0))
         return FeatureStatistics(mean[0], 1 / inv_std[0])
 
+    def moments(self, meta: Tensors) -> tuple[Tensor, Tensor]:
+        """Mean and inverse standard deviation in force, ``(tasks, D)``, or ``(1, D)`` for all tasks."""
+        return torch.atleast_2d(meta.get(MEAN, self.mean)), torch.atleast_2d(meta.get(INV_STD, self.inv_std))
+
     def apply_to(self, features: Tensor, meta: Tensors) -> Tensor:
         """Standardised features ``(tasks, n, D)``."""
         if self.changes or MEAN in meta:
             mean, inv_std = meta.get(MEAN, self.mean), meta.get(INV_STD, self.inv_std)
             features = (features - mean.unsqueeze(-2)) * inv_std.unsqueeze(-2)
-        return self._evened(features) if self.even else features
+        return even(features, self.widths) if self.even else features
 
     def before_scale(self, features: Tensor, meta: Tensors) -> Tensor:
         """Features ``(tasks, n, D)`` as scale and shift of :meth:`fold` expect them: raw, unless they are evened."""
         return self.apply_to(features, meta) if self.even else features
-
-    def _evened(self, features: Tensor) -> Tensor:
-        parts = features.split(self.widths, -1)
-        return torch.cat([x * (x.square().mean(-1, keepdim=True) + SMALL).rsqrt() for x in parts], -1)
 
     def fold(self, modulation: Modulation, meta: Tensors) -> Modulation:
         """A modulation of standardised features as one of raw features; sites before them are left as they are."""
@@ -113,6 +113,12 @@ class Standardisation(nn.Module):
         return Modulation(
             torch.cat([modulation.scale[:, :sites], scale], 1), torch.cat([modulation.shift[:, :sites], shift], 1)
         )
+
+
+def even(features: Tensor, widths: Sequence[int]) -> Tensor:
+    """Features ``(..., D)`` with each level of each example divided by its root mean square, which has a floor."""
+    parts = features.split(list(widths), -1)
+    return torch.cat([x * (x.square().mean(-1, keepdim=True) + SMALL).rsqrt() for x in parts], -1)
 
 
 def _fill_in(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
