@@ -19,6 +19,7 @@ from mtl.cli.training import run_folder
 from mtl.cli.training.questions import episodes_of, with_unseen
 from mtl.cli.training.reading import told
 from mtl.cli.training.settings import Settings, check_data
+from mtl.cli.training.trackers import begin_tracking, check_tracker, track_results
 from mtl.fewshot.training import read_metrics
 from mtl.fewshot.training.processes import from_main
 from mtl.tools.comparison import MethodResult
@@ -73,7 +74,9 @@ class Sources:
 
 
 def accelerator_of(config: Settings) -> Accelerator:
-    return Accelerator(mixed_precision=config.mixed_precision, log_with="tensorboard", project_dir=config.out)
+    check_tracker(config.tracker)
+    trackers = None if config.tracker == "none" else config.tracker
+    return Accelerator(mixed_precision=config.mixed_precision, log_with=trackers, project_dir=config.out)
 
 
 def backbone_of(config: Settings, accelerator: Accelerator, name: str, **options: Any) -> mtl.Backbone:
@@ -120,7 +123,7 @@ def run(
             for comparison in found or []:
                 print(f"\n{comparison.table()}")
             return found or []
-        accelerator.init_trackers("tensorboard")
+        begin_tracking(accelerator, config)
         with keeping(f"what is done is in {config.out}: the same command continues from there"):
             found = train_and_compare(config, backbone, sources, accelerator, draw, inside)
         if accelerator.is_main_process:
@@ -148,6 +151,7 @@ def train_and_compare(
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
     draw_families(found, Path(config.out))
     draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
+    track_results(accelerator, found)
     accelerator.end_training()
     return found
 

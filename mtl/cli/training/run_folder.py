@@ -26,7 +26,7 @@ TRAINED_WITH = (
     "tasks_per_step", "outer_lr", "validation_tasks", "seed", "estimator",
 )  # fmt: skip
 # What changes neither tables nor pictures.
-FREE = ("out", "data", "cache_dir", "tasks_per_chunk", "checkpoint")
+FREE = ("out", "data", "cache_dir", "tasks_per_chunk", "checkpoint", "tracker")
 WRITTEN = ("*.json", "*.csv", "*.png", "*.md")  # tables, pictures and facts
 
 

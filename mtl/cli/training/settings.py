@@ -29,6 +29,9 @@ from mtl.cli.training.reading import Reading
 Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
+TrackerName = Literal[  # accelerate's
+    "tensorboard", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio", "none"
+]
 Asked = Annotated[Questions, tyro.conf.OmitArgPrefixes]  # --label-columns, --hold-out-families, ...
 Read = Annotated[Reading, tyro.conf.OmitArgPrefixes]  # --encoding, --class-level
 BASELINES = tuple(key for key in mtl.fewshot.BASELINES if key != "full")  # full fine-tuning is by far the slowest
@@ -80,6 +83,7 @@ class Settings(Checked):
     tuned_inside: bool = False  # a row more: scale and shift tuned per task inside the network, by far the slowest
     baselines: tuple[str, ...] = BASELINES  # rows of the table; full, lora and ia3 are there too
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # what accelerate launch was told, if not given
+    tracker: TrackerName = "tensorboard"  # where losses, accuracies and settings go; none: into metrics.jsonl alone
     seed: Seed = 0  # seed of the generator, the split and the episodes
     questions: Asked = field(default_factory=Questions)  # label columns of your own data, and how they are divided
     reading: Read = field(default_factory=Reading)  # of files of your own

@@ -21,6 +21,7 @@ from mtl.fewshot.training.fingerprint import fingerprint
 from mtl.fewshot.training.processes import episode_loader, held, on_main
 from mtl.fewshot.training.run import Run
 from mtl.fewshot.training.shipping import check_shipping
+from mtl.fewshot.training.tracking import warn_of_unused_trackers
 from mtl.tools.claim import claim, is_claimed
 from mtl.tools.identity import as_json, identity_of
 
@@ -49,7 +50,8 @@ def train(
         tasks: episodes ``0, 1, 2, ...`` are trained on, each once.
         validation: episodes ``0 .. validation_tasks - 1`` choose the best generator.
         folder: for this run alone.
-        accelerator: decides device, precision and processes; ``Accelerator()`` by default.
+        accelerator: decides device, precision and processes; ``Accelerator()`` by default. Its trackers, once they
+            run, see what ``metrics.jsonl`` gets.
 
     Raises:
         ValueError: when the folder holds a run with other settings, or checkpoints of something else, or only damaged
@@ -78,6 +80,7 @@ def _train(run: Run, tasks: TaskSource, validation: TaskSource) -> MetaLearner:
     run.look()
     if run.step < run.config.steps:
         run.check_folder()
+        warn_of_unused_trackers(run.accelerator)
         with held(run.accelerator, run.folder):
             run.resume()
             _go_on(run, tasks, validation)
@@ -192,7 +195,7 @@ def train_stages(
             on_main(accelerator, lambda: claim(folder, whole, [FINAL]))
             for name, (trained, part) in runs.items():
                 trained = _with(trained, generator, trained.inner_steps)
-                run = Run(trained, part, folder / name, accelerator)
+                run = Run(trained, part, folder / name, accelerator, f"{folder.name}/{name}")
                 run.settings = settings[name]
                 generator = _train(run, tasks, validation).generator
             made = _with(learner, generator, learner.inner_steps)

@@ -23,6 +23,7 @@ from mtl.fewshot.training.check import FILE, check_estimator, keep_radius, radiu
 from mtl.fewshot.training.checkpoints import METRICS, Checkpoints, append, forget_after
 from mtl.fewshot.training.config import TrainingConfig, parameter_groups, schedule
 from mtl.fewshot.training.processes import Totals, chunk_size, from_main, on_main, requested_precision
+from mtl.fewshot.training.tracking import track
 from mtl.tools.claim import RUN, check_same, claim, is_claimed
 from mtl.tools.comparison import mean_interval
 from mtl.tools.files import PROBE, check_writable, remove_drafts
@@ -39,12 +40,15 @@ class Run:
     """The state of one training run, and its operations. Making one writes nothing.
 
     Attributes:
+        title: tells this training from others in trackers.
         settings: its :func:`~mtl.fewshot.training.fingerprint.fingerprint`; made once the precision is set.
     """
 
-    def __init__(self, learner: MetaLearner, config: TrainingConfig, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, learner: MetaLearner, config: TrainingConfig, folder: Path, accelerator: Accelerator, title: str = ""
+    ) -> None:
         self.learner = learner.to(accelerator.device)
-        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.config, self.folder, self.accelerator, self.title = config, folder, accelerator, title
         learner.backbone.configure(precision=requested_precision(accelerator, learner.backbone.options.precision))
         self.tasks_per_chunk = chunk_size(config, learner.backbone.execution, accelerator)
         self.checkpoints = Checkpoints(folder)
@@ -161,7 +165,7 @@ class Run:
         return {"validation_accuracy": mean} | interval
 
     def log(self, metrics: dict[str, float]) -> None:
-        self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=self.step)
+        track(self.accelerator, metrics, self.step, self.title)
         if self.accelerator.is_main_process:
             append(self.folder / METRICS, metrics)
 
