@@ -47,9 +47,7 @@ class Config(Settings):
     head: Head = "ridge"  # how features become logits
     inner_steps: CountOrZero = 5  # gradient steps per task
     step_size: Positive = 0.1  # where the learned inner step sizes start
-    warm_steps: CountOrZero = (
-        60  # outer steps without inner loop (cheap), before; with few classes more only learn them by heart
-    )
+    warm_steps: CountOrZero = 60  # outer steps without inner loop (cheap), before; more learn few classes by heart
     steps: CountOrZero = 20  # outer steps through the inner loop
     tasks_per_step: Count = 8  # tasks per outer step; half as many through the inner loop
     outer_lr: Positive = 1e-3  # of the generator; a quarter of it through the inner loop

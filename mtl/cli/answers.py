@@ -1,4 +1,4 @@
-"""The command line of a recipe: options in, and an answer in one line when something is wrong."""
+"""Run a command or a recipe: options in, and an answer in one line when something is wrong."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import torch
-import tyro
 
+from mtl.cli.parsing import parse
 from mtl.fewshot.training import NonFiniteLosses
 
 C = TypeVar("C")
@@ -24,10 +24,11 @@ ACTIONABLE = (ValueError, OSError, ImportError, EOFError, MemoryError, torch.Out
 # Errors of these packages, which have classes of their own, are about the files and names that they are given.
 LIBRARIES = {"_csv", "datasets", "httpx", "huggingface_hub", "lzma", "pyarrow", "safetensors_rust", "zipfile", "zlib"}
 LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
-HELP = "show where in the code an error arose, not only what it says"
 
 
-def answer(main: Callable[[C], object], config: type[C], args: Sequence[str] | None = None) -> None:
+def answer(
+    main: Callable[[C], object], config: type[C], args: Sequence[str] | None = None, prog: str | None = None
+) -> None:
     """Run ``main`` with the options of the command line.
 
     What a person can act on becomes one line on stderr and exit status 1; ``--traceback`` shows all of it. Notes of the
@@ -38,10 +39,11 @@ def answer(main: Callable[[C], object], config: type[C], args: Sequence[str] | N
         main: of the recipe.
         config: dataclass of its options.
         args: in place of those that were typed.
+        prog: what was typed before them.
     """
     args = sys.argv[1:] if args is None else args
     try:
-        main(parse(config, args))
+        main(parse(config, args, prog))
     except KeyboardInterrupt as stopped:
         if _rank() == 0:
             _say(["stopped by Ctrl-C", *notes_of(stopped)])
@@ -53,24 +55,6 @@ def answer(main: Callable[[C], object], config: type[C], args: Sequence[str] | N
             raise
         _say([in_one_line(error), *notes_of(error)])
         raise SystemExit(1) from None
-
-
-def parse(config: type[C], args: Sequence[str] | None = None) -> C:
-    """The options of a command line, which may say ``--traceback`` too.
-
-    Raises:
-        SystemExit: an option that there is not, or ``--help``.
-        ValueError: a value out of its range, see :mod:`mtl.cli.options`.
-    """
-
-    def command(config: C, traceback: bool = False) -> C:
-        return config
-
-    command.__annotations__ = {
-        "config": Annotated[config, tyro.conf.arg(name="")],
-        "traceback": Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=HELP)],
-    }
-    return tyro.cli(command, args=args, description="")
 
 
 @contextmanager

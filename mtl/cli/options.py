@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 import tyro
@@ -113,6 +113,9 @@ class Checked:
     Raises:
         ValueError: one line, with each wrong option, its value and what was expected.
     """
+
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Titles in the help, and the options under each."""
 
     def __post_init__(self) -> None:
         # What options say together is only asked of options that are right by themselves.

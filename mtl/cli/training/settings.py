@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -53,6 +53,20 @@ class Memory:
 @dataclass(frozen=True)
 class Settings(Checked):
     """What can be said of any few-shot run; each recipe adds its data and has defaults of its own."""
+
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "data": ("data", "image_column", "image_folder", "text_column", "families", "kept_episodes", "cache_dir"),
+        "network": (
+            "backbone", "checkpoint", "encoder", "img_size", "pooling", "max_length", "levels", "sites", "last_k",
+        ),
+        "task": ("ways", "shots", "queries"),
+        "generator": ("generator", "head", "inner_steps", "step_size", "gate"),
+        "training": (
+            "warm_steps", "steps", "tasks_per_step", "tasks_per_chunk", "outer_lr", "validation_tasks",
+            "mixed_precision", "seed",
+        ),
+        "comparison": ("tuning_episodes", "test_episodes", "cross_validate", "tuned_inside", "baselines"),
+    }  # fmt: skip
 
     out: Folder = "runs/few_shot"  # output folder; run again with the same one to continue
     data: tuple[str, ...] = ()  # your own data, one set or several; the embedded tasks when not given

@@ -1,0 +1,96 @@
+"""Options from a file, ``--config run.yaml``: what a person wrote, or the ``config.json`` of a run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import tyro
+import yaml
+
+RUN = "config.json"  # in the folder of a run: its settings under "config", and versions
+
+
+def words_of(path: str | Path, config: type) -> list[str]:
+    """Words of a command line that say the same as a file.
+
+    Args:
+        path: of yaml or json, with options by their names on the command line (``last-k`` or ``last_k``); or the folder
+            of a run.
+        config: dataclass of the options.
+
+    Raises:
+        OSError: the file is not there.
+        ValueError: it is no such file, or has a key that is no option; one line.
+    """
+    file = Path(path) / RUN if Path(path).is_dir() else Path(path)
+    settings = _read(file)
+    flags = dict(_flags(config))
+    words: list[str] = []
+    for key, value in _leaves(settings, {name for name, flag in flags.items() if flag is None}):
+        name = key.replace("-", "_")
+        if flags.get(name) is None:
+            raise ValueError(f"{file}: {key} is no option of this command{_meant(name, flags)}")
+        words += _words(f"{flags[name]}", value, f"{file}: {key}")
+    return words
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"--config {file}: no such file")
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is neither yaml nor json: {' '.join(str(error).split())}") from error
+    if isinstance(found, Mapping) and isinstance(found.get("config"), Mapping):  # with the versions of a run
+        found = found["config"]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file}: expected options by name, such as 'shots: [5, 1]', but it holds no names")
+    return found
+
+
+def _flags(config: type, name: str = "", flag: str = "") -> Iterator[tuple[str, str | None]]:
+    """Names that a file may use, and the option that each stands for; None for a name of several."""
+    hints = get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        hint, own = hints[field.name], f"{name}{field.name}"
+        kind = next(iter(get_args(hint)), None) if not isinstance(hint, type) else hint
+        marks = get_args(hint)[1:]
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield own, None
+            yield from _flags(kind, f"{own}.", flag if tyro.conf.OmitArgPrefixes in marks else f"{flag}{field.name}.")
+        elif tyro.conf.Positional not in marks:
+            typed = f"{flag}{field.name}"
+            for known in {own, typed}:
+                yield known, f"--{typed}".replace("_", "-")
+
+
+def _leaves(settings: Mapping[str, Any], several: set[str], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Names with their dots, and values."""
+    for key, value in settings.items():
+        name = f"{before}{key}"
+        if isinstance(value, Mapping) and name.replace("-", "_") in several:
+            yield from _leaves(value, several, f"{name}.")
+        else:
+            yield name, value
+
+
+def _words(flag: str, value: Any, place: str) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    if isinstance(value, list):
+        if any(isinstance(v, list | Mapping) for v in value):
+            raise ValueError(f"{place}: expected a list of plain values")
+        return [flag, *map(str, value)]
+    if isinstance(value, Mapping):
+        raise ValueError(f"{place}: expected one value or a list, but it holds {', '.join(map(str, value))}")
+    return [f"{flag}={value}"]
+
+
+def _meant(name: str, flags: Mapping[str, str | None]) -> str:
+    options = [known for known, flag in flags.items() if flag is not None]
+    near = difflib.get_close_matches(name, options, 1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else "; --help lists them"
