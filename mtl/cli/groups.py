@@ -56,8 +56,8 @@ def ungrouped(config: type[C], found: Any) -> C:
 
 def _groups_of(config: type) -> Mapping[str, tuple[str, ...]]:
     """Those of which the dataclass has an option."""
-    declared = config.groups if issubclass(config, Checked) else {}
     own = {f.name for f in fields(config)}
+    declared = config.groups if issubclass(config, Checked) else {}
     return {group: names for group, names in declared.items() if own & set(names)}
 
 
