@@ -16,11 +16,12 @@ from mtl.episode import Examples, Inputs, RawInputs
 from mtl.fewshot.adapted_task import AdaptedTask, Part, Standard
 from mtl.fewshot.choosing import Choice, mix
 from mtl.fewshot.finite import check_answers
+from mtl.fewshot.living import AbstractLiving, Recipe, Support
 from mtl.fewshot.model import TaskModel, head_weights, most_likely
 from mtl.fewshot.predicting import AbstractPredictor
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.metagrad.tensors import Tensors
-from mtl.networks.backbones import Prepared
+from mtl.networks.backbones import Backbone, Prepared
 from mtl.networks.backbones.prepared_inputs import examples_per_pass, pieces
 from mtl.networks.merging import Merged, merge
 from mtl.networks.modulation import Modulation
@@ -40,7 +41,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Adapted(AbstractPredictor):
+class Adapted(AbstractPredictor, AbstractLiving):
     """A batch of adapted tasks: the fast weights after the inner loop.
 
     Args:
@@ -54,6 +55,7 @@ class Adapted(AbstractPredictor):
         starts: the candidates of the choice; without one, the generator's answer alone.
         readout: features of the support set where nothing inside the network is modulated, so that no prediction
             computes them again.
+        recipe: how to adapt again when examples change; None where it was adapted from a given ``meta``.
     """
 
     model: TaskModel
@@ -65,9 +67,55 @@ class Adapted(AbstractPredictor):
     choice: Choice | None = None
     starts: tuple[Start, ...] = ()
     readout: Prepared | None = None
+    recipe: Recipe | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()  # at once: another thread may be adding what it has found
+
+    def __getitem__(self, task: int) -> Adapted:
+        """One of the tasks alone, which shares no memory with the others.
+
+        Raises:
+            IndexError: there is no such task.
+        """
+        tasks = len(self.support.labels)
+        if not 0 <= task < tasks:
+            raise IndexError(f"adapted[{task}]: there are tasks 0 to {tasks - 1}")
+        if tasks == 1:
+            return self
+        row = lambda v: v[task : task + 1].clone()  # noqa: E731
+
+        def alone(start: Start) -> Start:
+            meta = self.model.generator.of_task(start.meta, task, tasks)
+            return Start({k: row(v) for k, v in start.weights.items()}, meta)
+
+        own = alone(Start(self.weights, self.meta))
+        return replace(
+            self,
+            support=self.support.map(row),
+            weights=own.weights,
+            meta=own.meta,
+            choice=self.choice and self.choice.of_task(task),
+            starts=tuple(map(alone, self.starts)),
+            readout=self.readout and Prepared(self.readout.inputs.map(row)),
+            recipe=self.recipe and self.recipe.of_task(task),
+        )
+
+    def _support(self) -> Support:
+        if (tasks := len(self.support.labels)) != 1:
+            raise ValueError(f"{tasks} tasks were adapted to together; pick one, such as adapted[0]")
+        if self.recipe is None:
+            raise ValueError("this task was adapted from a given meta; adapt(support) without meta= to change examples")
+        inputs = self.readout.inputs if self.readout else self.support.inputs
+        examples = Examples(inputs, self.support.labels)
+        return Support(self.class_names, examples, self.recipe.prepared, self.recipe.background)
+
+    def _again(self, support: Support) -> Adapted:
+        assert self.recipe is not None
+        return self.recipe.adapt(support)
+
+    def _backbone(self) -> Backbone:
+        return self.model.backbone
 
     def logits(self, inputs: Inputs | RawInputs) -> Tensor:
         """``(tasks, n, ...) -> (tasks, n, ways)``, so many examples at a time as memory for a few is enough."""

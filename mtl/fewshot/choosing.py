@@ -59,6 +59,11 @@ class Choice:
         found = zip(self.names, self.log_likelihood[task].tolist(), self.weights[task].tolist(), strict=True)
         return [Candidate(*row) for row in found]
 
+    def of_task(self, task: int) -> Choice:
+        """The choice of one task."""
+        row = slice(task, task + 1)
+        return replace(self, log_likelihood=self.log_likelihood[row].clone(), weights=self.weights[row].clone())
+
     def __str__(self) -> str:
         """One line: ``generator 0.83, half-way 0.17 (5 folds, 25 left-out examples)``."""
         weights = dict(zip(self.names, self.weights.mean(0).tolist(), strict=True))

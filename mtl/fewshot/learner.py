@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from mtl.fewshot.choosing import Choice, by_head_start, candidates, choose, fold
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
+from mtl.fewshot.living import Recipe, Support, kept, read_support
 from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy, with_step_sizes
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, count_ways, labelled
 from mtl.metagrad import tensors
@@ -221,13 +224,15 @@ class MetaLearner:
     def _adapt(self, support: Any, steps: int | None, meta: Tensors | None, cross_validate: bool) -> Adapted:
         if meta is not None and cross_validate:
             raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
-        names: tuple[str, ...] = ()
-        if not isinstance(support, Examples):
-            names, support = labelled(self.backbone, support)
-        ways = count_ways(support.labels)
-        support = support.to(self.device).map(tensors.usable)
-        prepared = self.backbone.prepare(support.inputs)
-        view = self.view(support, prepared, ways) if meta is None else None
+        given = Support((), support) if isinstance(support, Examples) else read_support(self.backbone, support)
+        return self.adapt_to(given, steps, meta, cross_validate)
+
+    def adapt_to(self, given: Support, steps: int | None, meta: Tensors | None, cross_validate: bool) -> Adapted:
+        """:meth:`adapt` to examples of which something is known already, without gradients outside."""
+        ways = count_ways(given.examples.labels)
+        support = given.examples.to(self.device).map(tensors.usable)
+        prepared = self.backbone.prepare(given.prepared or support.inputs)
+        view = self._standardised(self.view(support, prepared, ways), given) if meta is None else None
         found: Tensors = self.generator(view) if meta is None else meta
         # Copies, because some are the generator's own parameters, which may be trained further.
         emitted = {k: v.detach().clone() for k, v in found.items()}
@@ -239,9 +244,22 @@ class MetaLearner:
         else:
             choice, starts = None, (start(emitted),)
         readout = None if self.backbone.sites else prepared
-        adapted = Adapted(self.model, support, ways, starts[-1].weights, emitted, names, choice, starts, readout)
+        recipe = self._recipe(given, prepared, steps, cross_validate) if view is not None else None
+        weights, names = starts[-1].weights, given.names
+        adapted = Adapted(self.model, support, ways, weights, emitted, names, choice, starts, readout, recipe=recipe)
         self._last = self._here.last = adapted
         return adapted
+
+    def _standardised(self, view: SupportView, given: Support) -> SupportView:
+        if given.background is None:
+            return view
+        return replace(view, standard=self.generator.standard.of_support(view.features, given.background))
+
+    def _recipe(self, given: Support, prepared: Prepared, steps: int | None, cross_validate: bool) -> Recipe:
+        alone = copy(self)
+        alone._last = None  # or a task would hold on to others
+        again = partial(alone.adapt_to, steps=steps, meta=None, cross_validate=cross_validate)
+        return Recipe(again, kept(self.backbone, prepared), given.background)
 
     def _solve(self, prepared: Prepared, labels: Tensor, ways: int, meta: Tensors, steps: int | None) -> Tensors:
         """Fast weights after the inner loop."""
@@ -263,8 +281,7 @@ class MetaLearner:
         if (split := folds(view.labels, ways)) is None:
             return None
         stay, out = split
-        part = lambda v: v.flatten(0, 1)[stay]  # noqa: E731
-        seen = SupportView(part(view.features), [part(a) for a in view.activations], part(view.labels), ways)
+        seen = view.regroup(stay)
         kept, asked, right = prepared.regroup(stay), prepared.regroup(out), view.labels.flatten()[out]
         scores: dict[str, Tensor] = {}
         for name, meta in candidates(self.generator, self.generator(seen)).items():

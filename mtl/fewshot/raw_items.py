@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -52,7 +52,7 @@ def _batches(backbone: Backbone, items: Iterable[Any], size: int, progress: bool
 
 
 def labelled(
-    backbone: Backbone, support: Any, compute: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    backbone: Backbone, support: Any, compute: Callable[[Inputs], Inputs] = lambda inputs: inputs, least: int = 2
 ) -> tuple[tuple[Any, ...], Examples]:
     """Names of the classes, and the examples of one task; classes are numbered in order.
 
@@ -60,11 +60,12 @@ def labelled(
         support: items by class name, see :func:`mtl.items.as_items`; a collection; or what :func:`mtl.open_images` or
             :func:`mtl.open_texts` open, such as a folder with one sub-folder per class.
         compute: of the inputs ``(1, n, ...)`` of some items, what is kept of them.
+        least: classes that are needed; 1 for examples that join others.
 
     Raises:
-        ValueError: fewer than two classes, a class without items, an item that cannot be read, or something else.
+        ValueError: fewer classes, a class without items, an item that cannot be read, or something else.
     """
-    groups = _groups(support, backbone.adapter.reads)
+    groups = items_by_class(support, backbone.adapter.reads)
     names, labels = tuple(groups), list[int]()
 
     def items() -> Iterator[Any]:
@@ -74,16 +75,30 @@ def labelled(
                 yield item
 
     try:
-        inputs = [compute(batch) for batch in batches(backbone, items())] if len(groups) > 1 else []
+        inputs = [compute(batch) for batch in batches(backbone, items())] if len(groups) >= least else []
     except ItemError as error:
         label = labels[error.place]
         place = error.place - labels.index(label)
         raise ValueError(f"class {names[label]!r}, item {place}: {error.why}") from error
-    empty = [name for label, name in enumerate(names) if label not in labels] if inputs else []
-    if not inputs or empty:
-        got = f"{len(groups)} classes" + (f", {empty} without any" if empty else "")
-        raise ValueError(f"a support set needs at least two classes with an example each; got {got}")
+    check_classes(names, labels if len(groups) >= least else [], least)
     return names, Examples(Inputs.cat(Inputs.pad(inputs), 1), torch.tensor([labels]))
+
+
+def check_classes(names: Sequence[Any], labels: Sequence[int], least: int = 2) -> None:
+    """Refuse examples of too few classes, or a class without one.
+
+    Args:
+        labels: of all examples, positions among the names.
+        least: classes that are needed.
+
+    Raises:
+        ValueError: saying so.
+    """
+    empty = [name for label, name in enumerate(names) if label not in labels] if len(names) >= least else []
+    if not labels or empty:
+        got = f"{len(names)} classes" + (f", {empty} without any" if empty else "")
+        needed = "a support set needs at least two classes" if least > 1 else "expected at least one class"
+        raise ValueError(f"{needed} with an example each; got {got}")
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -93,8 +108,12 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _groups(support: Any, reads: Reads) -> dict[Any, Iterable[Any]]:
-    """Items by class name, each read when it is asked for."""
+def items_by_class(support: Any, reads: Reads) -> dict[Any, Iterable[Any]]:
+    """Items by class name, each read when it is asked for.
+
+    Raises:
+        ValueError: something else than :func:`labelled` takes.
+    """
     if isinstance(support, str | os.PathLike) and reads != "items":
         folder = os.fspath(support)
         support = open_images(folder) if reads == "images" else open_texts(folder)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches, labelled
+from mtl.fewshot.living import read_support
+from mtl.fewshot.moments import Moments
+from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.fewshot.saved_files import from_bytes, read_files, to_bytes
 from mtl.fewshot.saving import build_learner, describe_parts
 from mtl.networks.backbones import Backbone, load_backbone
@@ -117,16 +119,16 @@ def adapt(
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, sites="none", levels="all")
     learner = load_generator(generator, backbone)
-    # Computed once, for the statistics and for all that follows, where nothing is modulated inside the network.
-    compute = (lambda inputs: inputs) if backbone.sites else lambda inputs: backbone.prepare(inputs).inputs
-    with torch.no_grad():
-        names, examples = labelled(backbone, support, compute)
-        features = [backbone.observe(examples.inputs)[0][0]]
-        if unlabelled is not None:
-            features += [backbone.observe(batch)[0][0] for batch in batches(backbone, unlabelled, batch_size, progress)]
-    statistics = learner.generator.standard.of_examples(torch.cat(features))
-    learner.generator.standardise(statistics)
-    return replace(learner.adapt(examples, cross_validate=cross_validate), class_names=names)
+    with torch.inference_mode(False), torch.no_grad():
+        support = read_support(backbone, support)
+        background = _moments(backbone, unlabelled, batch_size, progress)
+        return learner.adapt_to(replace(support, background=background), None, None, cross_validate)
+
+
+def _moments(backbone: Backbone, unlabelled: Any, batch_size: int, progress: bool) -> Moments:
+    """Of the features of unlabelled items, none of which may be None."""
+    given = [] if unlabelled is None else batches(backbone, unlabelled, batch_size, progress)
+    return Moments.of_batches((backbone.observe(batch)[0][0] for batch in given), backbone.width)
 
 
 def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -32,12 +32,27 @@ class SupportView:
         activations: for every site the mean over positions of its activation, ``(tasks, n, site width)``.
         labels: ``(tasks, n)``.
         ways: number of classes.
+        standard: statistics of each task that standardise its features, see :meth:`Standardisation.of_support`; those
+            of the generator where there are none.
     """
 
     features: Tensor
     activations: Sequence[Tensor]
     labels: Tensor
     ways: int
+    standard: Tensors = field(default_factory=dict)
+
+    def regroup(self, examples: Tensor) -> SupportView:
+        """Parts of the tasks as tasks of their own, such as folds; each keeps the statistics of its task.
+
+        Args:
+            examples: ``(tasks * parts, n)``, those of one task after another; indices among the examples of all tasks.
+        """
+        part = lambda v: v.flatten(0, 1)[examples]  # noqa: E731
+        parts = len(examples) // len(self.labels)
+        standard = {k: v.repeat_interleave(parts, 0) for k, v in self.standard.items()}
+        activations = [part(a) for a in self.activations]
+        return SupportView(part(self.features), activations, part(self.labels), self.ways, standard)
 
 
 class AbstractGenerator(nn.Module, abc.ABC):
@@ -131,6 +146,15 @@ class AbstractGenerator(nn.Module, abc.ABC):
     def for_training(self, view: SupportView) -> Tensors:
         """``meta`` for an outer step; some generators leave out a part of it in some tasks, to train the rest."""
         return self(view)
+
+    def of_task(self, meta: Tensors, task: int, tasks: int) -> Tensors:
+        """The ``meta`` of one of the tasks that it was emitted for, copied, with a task axis of one.
+
+        What has no task axis is common to all tasks. By default that is ``log_lr`` with a single axis, and whatever
+        else is not as long as there are tasks.
+        """
+        own = lambda k, v: v.dim() > (k == "log_lr") and len(v) == tasks  # noqa: E731
+        return {k: v[task : task + 1].clone() if own(k, v) else v for k, v in meta.items()}
 
     @abc.abstractmethod
     def init(self, meta: Tensors) -> Tensors:

@@ -76,7 +76,7 @@ class ChannelWise(AbstractSiteGenerator):
 
     def _emit(self, view: SupportView) -> Tensors:
         features = view.features.to(self.step_sizes_of.log_lr)
-        fixed = self.standard.of_tasks(features)
+        fixed = self.standard.of_tasks(features, view.standard)
         sites = [a.to(features) for a in view.activations]
         sizes = [a.square().mean((1, 2), keepdim=True).sqrt().clamp_min(EPS) for a in sites]
         relative = [a / size for a, size in zip(sites, sizes, strict=True)]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mtl.fewshot.moments import Moments
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.modulation import Modulation
@@ -68,16 +69,35 @@ class Standardisation(nn.Module):
         self.inv_std.copy_(1 / statistics.std)
         self.source, self.changes = "fixed", True
 
-    def of_tasks(self, features: Tensor) -> Tensors:
-        """What ``meta`` has to carry, from raw support features ``(tasks, n, D)``: nothing for fixed statistics."""
-        if self.source == "fixed":
-            return {}
-        mean, inv_std = self._of_few(features)
+    def of_tasks(self, features: Tensor, given: Tensors | None = None) -> Tensors:
+        """What ``meta`` has to carry, from raw support features ``(tasks, n, D)``: nothing for fixed statistics.
+
+        Args:
+            given: what it carries in any case, from :meth:`of_support`.
+        """
+        if given:
+            return given
+        return {} if self.source == "fixed" else self.of_support(features)
+
+    def of_support(self, features: Tensor, background: Moments | None = None) -> Tensors:
+        """Statistics of each task's support features ``(tasks, n, D)``, as ``meta`` carries them.
+
+        Args:
+            background: of unlabelled examples that count beside those of every task.
+        """
+        if background is None or not background.count:
+            mean, inv_std = self._of_few(features)
+        else:
+            joined = Moments.of(features).joined(background)
+            mean, inv_std = self._shrunk(joined.count, joined.mean.to(features), joined.var.to(features))
         return {MEAN: mean, INV_STD: inv_std}
 
     def _of_few(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and inverse standard deviation of a handful of examples, ``(tasks, n, D)``."""
-        mean, var, n = features.mean(1), features.var(1, unbiased=False), features.shape[1]
+        return self._shrunk(features.shape[1], features.mean(1), features.var(1, unbiased=False))
+
+    def _shrunk(self, n: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and inverse standard deviation of n examples, from their mean and variance ``(tasks, D)``."""
         typical = level_means(var, self.level, self.levels)[:, self.level]
         var = (n * var + PRIOR_EXAMPLES * typical) / (n + PRIOR_EXAMPLES)
         return mean, torch.where(typical > 0, var, 1).rsqrt()

@@ -51,7 +51,8 @@ class Static(AbstractSiteGenerator):
 
     def forward(self, view: SupportView) -> Tensors:
         tasks, scale, shift = view.labels.shape[0], self.scale, self.shift
-        meta = self.standard.of_tasks(view.features.to(self.scale)) | {"log_lr": self.step_sizes_of.log_lr}
+        fixed = self.standard.of_tasks(view.features.to(self.scale), view.standard)
+        meta = fixed | {"log_lr": self.step_sizes_of.log_lr}
         if self.common is not None:
             readout = self.common.log_scale(scale).exp()
             scale, shift = torch.cat([scale, readout]), torch.cat([shift, torch.zeros_like(readout)])

@@ -43,6 +43,9 @@ class TaskCode(AbstractGenerator):
         code = view.features.new_zeros(view.labels.shape[0], self.decoder.shape[1])
         return {"code": code, "decoder": self.decoder, "base": self.base, "log_lr": self.step_sizes_of.log_lr}
 
+    def of_task(self, meta: Tensors, task: int, tasks: int) -> Tensors:
+        return meta | {"code": meta["code"][task : task + 1].clone()}
+
     def init(self, meta: Tensors) -> Tensors:
         return {"code": meta["code"]}
 
