@@ -4,13 +4,13 @@ A generator reads a task's support set and emits scale and shift vectors for a f
 short inner loop refines them, and the result is a plain checkpoint.
 
 These are the names that most programs need; the rest lives in the sub-packages: :mod:`mtl.metagrad` (meta-gradients of
-any bilevel problem), :mod:`mtl.networks`, :mod:`mtl.fewshot`, :mod:`mtl.data`, :mod:`mtl.transfer`,
-:mod:`mtl.planning` and :mod:`mtl.tools`.
+any bilevel problem), :mod:`mtl.networks`, :mod:`mtl.fewshot`, :mod:`mtl.data`, :mod:`mtl.serving`,
+:mod:`mtl.transfer`, :mod:`mtl.planning` and :mod:`mtl.tools`.
 """
 
 from importlib.metadata import version
 
-from mtl import data, fewshot, metagrad, networks, tools
+from mtl import data, fewshot, metagrad, networks, serving, tools
 from mtl.data import Alternating, ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
 from mtl.episode import Episode, Examples, Inputs, TaskSource, stack_by_shape
 from mtl.fewshot import (
@@ -40,6 +40,7 @@ from mtl.fewshot import (
 )
 from mtl.metagrad import Exact, FirstOrder, InnerAdam, InnerProblem, InnerSGD, Rematerialised, Windowed, solve
 from mtl.networks import Backbone, load_backbone, shard
+from mtl.serving import Server
 from mtl.tools import Comparison
 
 __version__ = version("mtl")
@@ -83,6 +84,8 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "load_task",
     "save_pretrained",
     "train",
+    # serving
+    "Server",
     # comparing
     "Comparison",
     "baselines",
@@ -102,5 +105,6 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "fewshot",
     "metagrad",
     "networks",
+    "serving",
     "tools",
 ]
