@@ -266,6 +266,19 @@ class Identified(Protocol):
         ...
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """Tasks that can be shown to people: :class:`mtl.ClassTasks`, families of them, and the embedded ones."""
+
+    def sample(self, index: int) -> Episode:
+        """See :class:`TaskSource`; examples are ordered by class."""
+        ...
+
+    def read(self, index: int) -> tuple[list[str], list[Any], list[Any]]:
+        """Names of the classes of the same episode, its support examples and its queries, as people know them."""
+        ...
+
+
 def stack_by_shape(episodes: Sequence[Episode]) -> list[tuple[list[int], Episode]]:
     """Group episodes of one task each by shape: for each group their positions in the list, and the stacked batch."""
     groups: dict[tuple[int, int, int], list[int]] = {}

@@ -9,11 +9,9 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
-import torch
-from matplotlib.colors import to_hex
 
 from mtl.tools.comparison import Comparison, MethodResult, Verdict, mean_interval, paired_difference, verdicts
-from mtl.tools.figures import RIGHT, WRONG, accuracy_figure, curves_figure, episode_strip
+from mtl.tools.figures import WRONG, accuracy_figure, curves_figure
 
 FAMILIES = ("cells", "glyphs") * 4
 # Per-episode differences to "ours": always 0.1; 0.1 on cells and -0.1 on glyphs; nothing.
@@ -269,52 +267,6 @@ def test_accuracy_figure_errors(comparison, tmp_path):
         accuracy_figure([], tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.docx: .*\.png, \.svg or \.pdf"):
         accuracy_figure([comparison], tmp_path / "a.docx")
-
-
-def _episodes(channels: int) -> tuple[torch.Tensor, ...]:
-    """Two 3-way 2-shot episodes with 4 queries per class; the first query of each episode is wrong."""
-    g = torch.Generator().manual_seed(0)
-    support, query = (255 * torch.rand(2, n, channels, 6, 5, generator=g) - 90 for n in (6, 12))
-    labels, truth = torch.arange(3).repeat(2).expand(2, -1), torch.arange(3).repeat(4).expand(2, -1)
-    predictions = truth.clone()
-    predictions[:, 0] = 2
-    return support, labels, query, truth, predictions
-
-
-@pytest.mark.usefixtures("no_pyplot")
-@pytest.mark.parametrize("channels", [1, 3])
-def test_episode_strip_frames_right_and_wrong(channels, tmp_path):
-    figure = episode_strip(*_episodes(channels), path=tmp_path / "strip.png", title="held out", shots=1, queries=5)
-    assert (tmp_path / "strip.png").stat().st_size > 2000
-    (panel,) = figure.axes
-    assert len(panel.images) == 2 * (3 + 5)
-    colors = [to_hex(patch.get_edgecolor()) for patch in panel.patches]
-    assert colors == [WRONG, RIGHT, RIGHT, RIGHT, RIGHT] * 2
-    words = [text.get_text() for text in panel.texts]
-    assert words.count("A → C") == 2
-    assert words.count("92 %") == 2
-    shown = np.concatenate([np.asarray(image.get_array(), dtype=float).ravel() for image in panel.images])
-    assert shown.min() >= 0
-    assert shown.max() <= 1
-
-
-def test_episode_strip_takes_unequal_constant_and_numpy_episodes(tmp_path):
-    one, two = (tuple(np.asarray(t[0]) for t in _episodes(c)) for c in (1, 3))
-    one = (np.zeros_like(one[0]), one[1], np.zeros_like(one[2][:7]), one[3][:7], one[4][:7])
-    figure = episode_strip(*([a, b] for a, b in zip(one, two, strict=True)), path=tmp_path / "strip.png")
-    assert len(figure.axes[0].images) == 6 + 7 + 6 + 10
-
-
-def test_episode_strip_errors(tmp_path):
-    path = tmp_path / "strip.png"
-    support, labels, query, truth, predictions = _episodes(3)
-    with pytest.raises(ValueError, match=r"one entry per episode.*\[2, 2, 2, 2, 1\]"):
-        episode_strip(support, labels, query, truth, predictions[:1], path)
-    with pytest.raises(ValueError, match=r"episode 0: .*\[6, 6, 12, 12, 11\]"):
-        episode_strip(support, labels, query, truth, predictions[:, 1:], path)
-    with pytest.raises(ValueError, match=r"1 or 3.*\(18, 2, 6, 5\)"):
-        episode_strip(support[:, :, :2], labels, query[:, :, :2], truth, predictions, path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("no_pyplot")

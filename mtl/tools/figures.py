@@ -16,14 +16,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from mtl.tools.comparison import Comparison, mean_interval, verdicts
 from mtl.tools.files import write_whole
 
-INK, GREY, PALE, ACCENT, RIGHT, WRONG = "#1f2937", "#6b7280", "#e5e7eb", "#1d4ed8", "#15803d", "#dc2626"
+INK, GREY, PALE, ACCENT = "#1f2937", "#6b7280", "#e5e7eb", "#1d4ed8"
+RIGHT, WRONG = "#00755c", "#c2410c"  # a green towards blue and a red towards yellow: apart for colour-blind readers too
 REFERENCE: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": (0, (4, 3))}
 # Shape and filling repeat the colour, for black-and-white prints and colour-blind readers.
 LOOKS: dict[str, dict[str, Any]] = {
@@ -41,12 +40,10 @@ STYLE: Any = {
 }
 LEADS = {"wins": INK, "ties": GREY, "loses": WRONG}
 MOST_PANELS = 6  # families that have one each
-ROW = 1.25  # height of a strip's row, in images
-PerEpisode = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 
 @contextmanager
-def figure_file(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+def figure_file(path: str | Path, width: float, height: float, dpi: float = 150) -> Iterator[Figure]:
     """Yield a figure of ``width`` by ``height`` inches and save it when the block succeeds, whole or not at all."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in ("png", "svg", "pdf"):
@@ -55,7 +52,7 @@ def figure_file(path: str | Path, width: float, height: float) -> Iterator[Figur
         figure = Figure(figsize=(width, height))
         figure.set_layout_engine("constrained", w_pad=0.1)
         yield figure
-        save_figure(figure, path)
+        save_figure(figure, path, dpi)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: float = 150) -> None:
@@ -149,105 +146,6 @@ def _legend(figure: Figure, comparisons: Sequence[Comparison]) -> None:
     references = " / ".join(dict.fromkeys(c.reference for c in comparisons))
     handles.append(Line2D([], [], label=f"reference: {references}", **REFERENCE))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handletextpad=0.4)
-
-
-def episode_strip(
-    inputs_support: PerEpisode,
-    labels_support: PerEpisode,
-    inputs_query: PerEpisode,
-    labels_query: PerEpisode,
-    predictions: PerEpisode,
-    path: str | Path,
-    title: str = "",
-    shots: int = 2,
-    queries: int = 10,
-) -> Figure:
-    """One row per episode: its support set by class, then queries in green frames if predicted right, red if wrong.
-
-    Queries are not selected by outcome: the first of each class, then the second of each, up to ``queries``. A wrong
-    one names the predicted class. The percentage at the left counts all queries.
-
-    Args:
-        inputs_support: ``(episodes, n_support, channels, height, width)``, or one ``(n_support, ...)`` per episode;
-            grey or RGB, any range: each episode is scaled to its own minimum and maximum.
-        labels_support: ``(episodes, n_support)`` integers, or one ``(n_support,)`` per episode.
-        inputs_query, labels_query: likewise with ``n_query``; ``predictions`` are classes, like ``labels_query``.
-        shots, queries: maximum number of images, per class and per episode.
-
-    Raises:
-        ValueError: no episode, different numbers of episodes or examples, or channels other than 1 or 3.
-    """
-    columns = (inputs_support, labels_support, inputs_query, labels_query, predictions)
-    if len({len(c) for c in columns}) != 1 or not len(predictions):
-        raise ValueError(f"expected one entry per episode in each argument, got {[len(c) for c in columns]}")
-    with figure_file(path, 1, 1) as figure:  # resized below to fit its contents
-        panel = figure.add_subplot()
-        ends = [_strip(panel, i, [_array(c[i]) for c in columns], shots, queries) for i in range(len(predictions))]
-        right, bottom = max(ends), ROW * len(ends)
-        figure.set_size_inches(1 + 0.9 * right, 0.5 + 0.9 * bottom + 0.4 * bool(title))
-        panel.set(xlim=(-1.1, right), ylim=(bottom - 0.15, -0.5), aspect="equal", title=title)
-        panel.set_axis_off()
-    return figure
-
-
-def _strip(panel: Axes, row: int, episode: Sequence[np.ndarray], shots: int, queries: int) -> float:
-    """Draw one episode, given in the order of :func:`episode_strip`'s arguments; return its right end."""
-    support, labels, query, truth, guesses = episode
-    if len(support) != len(labels) or not len(query) == len(truth) == len(guesses):
-        raise ValueError(f"episode {row}: images, labels and predictions differ in number: {[len(a) for a in episode]}")
-    images, x, y = _displayable(np.concatenate([support, query])), 0.0, ROW * row
-    panel.text(-0.2, y + 0.5, f"{100 * np.mean(guesses == truth):.0f} %", ha="right", va="center")
-    for label in np.unique(labels):
-        for i in np.flatnonzero(labels == label)[:shots]:
-            _draw(panel, images[i], x, y, _letter(label))
-            x += 1.04
-        x += 0.12
-    x += 0.4
-    if row == 0:
-        panel.text(0, -0.15, "support", color=GREY)
-        panel.text(x, -0.15, "queries: class, or class → guess", color=GREY)
-    for i in _first_of_each(truth, queries):
-        wrong = "" if guesses[i] == truth[i] else f" → {_letter(guesses[i])}"
-        _draw(panel, images[len(support) + i], x, y, _letter(truth[i]) + wrong, frame=WRONG if wrong else RIGHT)
-        x += 1.14
-    return x
-
-
-def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices ``(<= count,)``, sorted by class, of the first example of each class, then the second ones, and so on."""
-    rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
-    chosen = np.lexsort((labels, rank))[:count]
-    return chosen[np.argsort(labels[chosen], kind="stable")]
-
-
-def _displayable(images: np.ndarray) -> np.ndarray:
-    """``(n, channels, height, width)``, any range, to ``(n, height, width)`` or ``(n, height, width, 3)`` in 0 .. 1."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"episodes need images (n, 1 or 3, height, width), got {images.shape}")
-    low, high = images.min(), images.max()
-    images = (images - low) / (high - low if high > low else 1.0)
-    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
-
-
-def _draw(panel: Axes, image: np.ndarray, x: float, y: float, text: str, frame: str = "") -> None:
-    """Draw an image into the unit square right of ``x`` and below ``y``, with its proportions kept."""
-    height, width = np.array(image.shape[:2]) / max(image.shape[:2])
-    left, top = x + (1 - width) / 2, y + (1 - height) / 2
-    panel.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, top + height, top))
-    if frame:
-        panel.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=frame, linewidth=4))
-    box = {"facecolor": frame or INK, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
-    where = (left + 0.06, top + height - 0.06)
-    panel.text(*where, text, va="bottom", color="white", fontsize=10, fontweight="bold", bbox=box)
-
-
-def _letter(label: Any) -> str:
-    """A, B, C ... because the images may show digits; numbers beyond Z."""
-    return chr(ord("A") + int(label)) if 0 <= label < 26 else str(int(label))
-
-
-def _array(x: Tensor | np.ndarray) -> np.ndarray:
-    return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float32)
 
 
 def curves_figure(metrics: Sequence[Mapping[str, float]], path: str | Path) -> Figure:

@@ -20,6 +20,7 @@ from mtl.cli.training.questions import episodes_of, with_unseen
 from mtl.cli.training.reading import told
 from mtl.cli.training.settings import Settings, check_data
 from mtl.cli.training.trackers import begin_tracking, check_tracker, track_results
+from mtl.episode import Readable
 from mtl.fewshot.training import read_metrics
 from mtl.fewshot.training.processes import from_main
 from mtl.tools.comparison import MethodResult
@@ -30,7 +31,7 @@ Make = Callable[[str, int, int], mtl.TaskSource]
 """Part, shots and queries per class, to tasks."""
 MoreRows = Callable[[int], tuple[MethodResult, ...]]
 """Number of shots to rows of methods that have to be evaluated apart, on the same test episodes."""
-Draw = Callable[[mtl.MetaLearner, mtl.TaskSource, Path], None]
+Draw = Callable[[mtl.MetaLearner, Readable, Path], None]
 """Learner, test tasks and folder, to pictures of some episodes."""
 STATISTICS_EPISODES = 100
 
@@ -150,7 +151,9 @@ def train_and_compare(
     found = compare(config, generator, static, sources, statistics, inside)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
     draw_families(found, Path(config.out))
-    draw(generator, sources.by_shots[config.shots[0]][1], Path(config.out))
+    test = sources.by_shots[config.shots[0]][1]
+    if isinstance(test, Readable):
+        draw(generator, test, Path(config.out))
     track_results(accelerator, found)
     accelerator.end_training()
     return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mtl
 from mtl.cli.training import few_shot
+from mtl.cli.training.episodes import shown_episodes
 from mtl.cli.training.kept_tasks import KeptTasks
 from mtl.cli.training.questions import are_asked, make_family_tasks
 from mtl.cli.training.reading import smallest_class
 from mtl.cli.training.settings import Settings
+from mtl.episode import Readable
 
 
 def image_tasks(
@@ -36,21 +37,6 @@ def image_tasks(
     return few_shot.make_class_tasks(images, config, inputs)
 
 
-def draw_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
-    """Four episodes with what was predicted."""
-    [(_, e), *_] = mtl.stack_by_shape([pictures(learner.backbone, tasks, i) for i in range(4)])
-    predicted = learner.adapt(e.support).predict(e.query.inputs).cpu()
-    support, query = e.support.inputs.tensor, e.query.inputs.tensor
-    mtl.tools.episode_strip(support, e.support.labels, query, e.query.labels, predicted, out / "episodes.png")
-
-
-def pictures(backbone: mtl.Backbone, tasks: mtl.TaskSource, index: int) -> mtl.Episode:
-    """An episode with its pictures, where the tasks have what the network reads in them."""
-    if isinstance(tasks, KeptTasks):
-        return tasks.source.sample(index)
-    episode = tasks.sample(index)
-    if not isinstance(tasks, mtl.ClassTasks | mtl.data.FamilyTasks | mtl.data.EvaluationTasks):
-        return episode
-    _, support, query = tasks.read(index)
-    show = lambda items, side: mtl.Examples(backbone.preprocess(items)[None], side.labels)  # noqa: E731
-    return replace(episode, support=show(support, episode.support), query=show(query, episode.query))
+def draw_episodes(learner: mtl.MetaLearner, tasks: Readable, out: Path) -> None:
+    """Some episodes with what was predicted, ``episodes.png``."""
+    mtl.tools.episode_figure(shown_episodes(learner, tasks), out / "episodes.png")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mtl
+from mtl.episode import Readable
 from mtl.tools.identity import identity_of
 
 
@@ -19,7 +20,7 @@ class KeptTasks:
         count: different episodes, at least 1. One of glyphs at five shots takes 130 kB.
     """
 
-    source: mtl.TaskSource
+    source: Readable
     backbone: mtl.Backbone
     count: int
     _kept: dict[int, mtl.Episode] = field(default_factory=dict, repr=False)
@@ -35,6 +36,10 @@ class KeptTasks:
             episode = self.source.sample(index)
             self._kept[index] = replace(episode, support=self._read(episode.support), query=self._read(episode.query))
         return self._kept[index]
+
+    def read(self, index: int) -> tuple[list[str], list[Any], list[Any]]:
+        """Class names, support examples and queries of an episode; see :meth:`mtl.ClassTasks.read`."""
+        return self.source.read(index % self.count)
 
     def _read(self, examples: mtl.Examples) -> mtl.Examples:
         found = self.backbone.with_prefix(examples.inputs.flatten())

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import mtl
 from mtl.cli.training import few_shot
+from mtl.cli.training.episodes import shown_episodes
 from mtl.cli.training.questions import are_asked, make_family_tasks
 from mtl.cli.training.reading import smallest_class
 from mtl.cli.training.settings import Settings
 from mtl.data.embedded.docstring_tasks import FAMILIES
+from mtl.episode import Readable
 from mtl.tools.files import write_whole
 
 
@@ -46,28 +48,6 @@ def text_tasks(
     return few_shot.make_class_tasks(texts, config, tokens)
 
 
-def write_episodes(learner: mtl.MetaLearner, tasks: mtl.TaskSource, out: Path) -> None:
-    """Two episodes to read: an example of each class, and queries with what was predicted."""
-    assert isinstance(tasks, mtl.DocstringTasks | mtl.ClassTasks | mtl.data.EvaluationTasks)
-    pages = []
-    for index in range(2):
-        episode, (names, support, queries) = tasks.sample(index), tasks.read(index)
-        predicted = learner.adapt(episode.support).predict(episode.query.inputs)[0].cpu()
-        right = int((predicted == episode.query.labels[0]).sum())
-        pages.append(
-            f"# Episode {index}: {right} of {len(queries)} right\n\n| class | one of its examples |\n|---|---|"
-        )
-        shots, asked = len(support) // len(names), len(queries) // len(names)
-        pages += [f"| {name} | {cell(support[i * shots])} |" for i, name in enumerate(names)]
-        pages.append("\n| | query | predicted | is |\n|---|---|---|---|")
-        for i in range(0, len(queries), max(1, asked // 2)):
-            guess, truth = names[int(predicted[i])], names[i // asked]
-            pages.append(f"| {'right' if guess == truth else 'wrong'} | {cell(queries[i])} | {guess} | {truth} |")
-        pages.append("")
-    write_whole(out / "episodes.md", "\n".join(pages).encode())
-
-
-def cell(text: str, most: int = 100) -> str:
-    """A text that fits into a cell of a Markdown table."""
-    text = text.replace("|", "/").replace("\n", " ")
-    return text if len(text) <= most else f"{text[:most]}..."
+def write_episodes(learner: mtl.MetaLearner, tasks: Readable, out: Path) -> None:
+    """Some episodes to read, with what was predicted, ``episodes.md``."""
+    write_whole(out / "episodes.md", mtl.tools.episode_pages(shown_episodes(learner, tasks)).encode())

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
-from mtl.data.embedded.glyph_drawing import Attributes, draw_images, load_bank
+from mtl.data.embedded.glyph_drawing import MEAN, STD, Attributes, draw_images, load_bank
+from mtl.data.embedded.glyph_names import class_names
 from mtl.data.embedded.glyphs import SPLITS, Split, load_scripts
 from mtl.data.embedded.scans import ANGLES, DEFECTS, STYLES, Document
 from mtl.data.own.ranges import IntOrRange, as_range
@@ -111,12 +113,23 @@ class GlyphTasks:
     def sample(self, index: int) -> Episode:
         """Episode number ``index`` (``>= 0``); images ``(1, examples, 1, 32, 32)``, one task."""
         plan = self.plan(index)
+        support, query = self._draw(plan)
+        return Episode(_examples(support, plan.ways), _examples(query, plan.ways), plan.ways, families=(plan.family,))
+
+    def read(self, index: int) -> tuple[list[str], list[Image.Image], list[Image.Image]]:
+        """Class names, support images and queries of episode ``index``; see :meth:`mtl.ClassTasks.read`."""
+        plan = self.plan(index)
+        names = class_names(self.split, plan.family, plan.support, plan.shots)
+        support, query = ([as_picture(image) for image in images] for images in self._draw(plan))
+        return names, support, query
+
+    def _draw(self, plan: Plan) -> tuple[Tensor, ...]:
+        """Images ``(examples, 1, 32, 32)`` of the support set and of the queries."""
         generator = Generator().manual_seed(plan.pixel_seed)
         document = Document.draw(generator)
         sides = zip(plan.support.columns(), plan.query.columns(), strict=True)
         images = draw_images(self.split, Attributes(*map(np.concatenate, sides)), document, generator)
-        support, query = images.split([plan.ways * plan.shots, plan.ways * self.queries])
-        return Episode(_examples(support, plan.ways), _examples(query, plan.ways), plan.ways, families=(plan.family,))
+        return images.split([plan.ways * plan.shots, plan.ways * self.queries])
 
     def plan(self, index: int) -> Plan:
         """Attributes of the images of episode ``index``, without drawing them."""
@@ -166,6 +179,11 @@ def classes(split: Split) -> dict[str, int]:
         "orientation": len(ANGLES[split]),
         "defect": len(DEFECTS[split]),
     }
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """``(1, 32, 32)`` as a network reads it, to a grey picture."""
+    return Image.fromarray((255 * (image[0] * STD + MEAN)).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
 def _assign(pools: Pools, side: int, family: str, ways: int, each: int, rng: np.random.Generator) -> Attributes:
