@@ -4,6 +4,7 @@ from mtl.fewshot import generators
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.adapted_task import AdaptedTask, load_task
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, baselines
+from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.choosing import Choice
 from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_control, tune, tune_baselines
 from mtl.fewshot.exporting import export
@@ -24,6 +25,7 @@ __all__ = [
     "Adapted",
     "AdaptedTask",
     "Baseline",
+    "Calibration",
     "CentredRidge",
     "Choice",
     "Cosine",

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from mtl.episode import Examples, Inputs, RawInputs
 from mtl.fewshot.adapted_task import AdaptedTask, Part, Standard
+from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.choosing import Choice, mix
 from mtl.fewshot.finite import check_answers
 from mtl.fewshot.living import AbstractLiving, Recipe, Support
 from mtl.fewshot.model import TaskModel, head_weights, most_likely
-from mtl.fewshot.predicting import AbstractPredictor
+from mtl.fewshot.predicting import AbstractPredictor, threshold
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
@@ -56,6 +57,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
         readout: features of the support set where nothing inside the network is modulated, so that no prediction
             computes them again.
         recipe: how to adapt again when examples change; None where it was adapted from a given ``meta``.
+        calibrations: of every task, where left-out examples were asked for.
     """
 
     model: TaskModel
@@ -68,6 +70,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
     starts: tuple[Start, ...] = ()
     readout: Prepared | None = None
     recipe: Recipe | None = None
+    calibrations: tuple[Calibration, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()  # at once: another thread may be adding what it has found
@@ -161,12 +164,22 @@ class Adapted(AbstractPredictor, AbstractLiving):
         prepared = self.readout or self.model.backbone.prepare(self.support.inputs)
         return [self.model.features(prepared, part.weights, part.meta) for part in self._parts]
 
-    def predict(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Any:
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        reject: float | None = None,
+        batch_size: int = ITEMS_PER_PASS,
+        progress: bool = True,
+    ) -> Any:
         """The most likely class of each input.
 
         Args:
             inputs: for one task items of any kind, see :func:`mtl.items.as_items`: images, paths, a folder, strings, a
                 generator of a million of them. For several tasks tensors ``(tasks, n, ...)`` as the network takes them.
+            reject: answer "none of these" where the probability is lower than that of the least sure 10 % of the
+                left-out examples, for 0.1: None in a list, -1 in a tensor. About so many, or fewer, of the items that
+                do belong to a class are lost by it. See :meth:`mtl.fewshot.Calibration.threshold`.
             batch_size: items that are read and pass through the network at a time.
             progress: show a bar, if items take longer than a moment.
 
@@ -176,11 +189,18 @@ class Adapted(AbstractPredictor, AbstractLiving):
 
         Raises:
             ValueError: something is not finite: an input, an example of the support set, or what the inner loop made of
-                it; items cannot be read; or there are items for several tasks.
+                it; items cannot be read; there are items for several tasks; or nothing to take a threshold from.
         """
-        if self._is_tensors(inputs):
-            return self._classes(self.logits(inputs), Inputs.of(inputs))
-        return super().predict(inputs, batch_size=batch_size, progress=progress)
+        if not self._is_tensors(inputs):
+            return super().predict(inputs, reject=reject, batch_size=batch_size, progress=progress)
+        logits = self.logits(inputs)
+        classes = self._classes(logits, Inputs.of(inputs))
+        if reject is None:
+            return classes
+        calibrations = self.calibrations or (None,)
+        thresholds = torch.tensor([threshold(c, reject) for c in calibrations], dtype=torch.float64)
+        sure = self._tempered(logits).amax(-1) >= thresholds.to(logits).unsqueeze(-1)
+        return torch.where(sure, classes, -1)
 
     def predict_proba(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Tensor:
         """The probability of every class: ``(n, ways)`` for n items, ``(tasks, n, ways)`` for tensors.
@@ -220,7 +240,21 @@ class Adapted(AbstractPredictor, AbstractLiving):
         """``(tasks, n, ways)``."""
         logits = self.logits(inputs)
         self._classes(logits, Inputs.of(inputs))
-        return logits.softmax(-1)
+        return self._tempered(logits)
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        """Logits ``(tasks, n, ways)`` as probabilities."""
+        if not self.calibrations:
+            return logits.softmax(-1)
+        return torch.stack([c.probabilities(z) for c, z in zip(self.calibrations, logits, strict=True)])
+
+    def calibration(self, task: int = 0) -> Calibration | None:
+        """How sure answers of a task are; None where no examples were left out to find out."""
+        return self.calibrations[task] if self.calibrations else None
+
+    @property
+    def _calibration(self) -> Calibration | None:
+        return self.calibration()
 
     def _classes(self, logits: Tensor, inputs: Inputs) -> Tensor:
         """``(tasks, n)``."""
@@ -284,7 +318,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
             standard = Standard(mean[task % len(mean)], inv_std[task % len(inv_std)], widths)
         facts = {"mtl": version("mtl"), "generator": type(generator).__name__, "head": type(self.model.head).__name__}
         facts |= {"examples": self.support.labels.shape[1]} | self._chosen(task)
-        return AdaptedTask(backbone, parts, self.ways, self.class_names, standard, facts)
+        return AdaptedTask(backbone, parts, self.ways, self.class_names, standard, facts, self.calibration(task))
 
     def save(self, path: str | Path, task: int = 0, *, half: bool = False) -> None:
         """Write one task to a file of kilobytes, which :func:`mtl.load_task` reads.

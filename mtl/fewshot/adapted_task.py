@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.episode import Inputs, RawInputs
+from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.finite import check_logits
 from mtl.fewshot.generators.standardising import even
 from mtl.fewshot.model import at_least_float32
@@ -119,6 +120,7 @@ class AdaptedTask(AbstractPredictor):
         ways: number of classes.
         class_names: in the order of the logits; empty where classes are numbered.
         standard: of the features before all parts; None for the network's own.
+        calibration: how sure its answers are; None where no examples were left out to find out.
         facts: what JSON holds of where it came from: ``mtl``, ``generator``, ``choice``.
     """
 
@@ -128,6 +130,7 @@ class AdaptedTask(AbstractPredictor):
     class_names: tuple[str, ...] = ()
     standard: Standard | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def logits(self, inputs: Inputs | RawInputs) -> Tensor:
         """``(n, ...) -> (n, ways)`` of preprocessed inputs, so many at a time as memory for a few is enough."""
@@ -158,6 +161,10 @@ class AdaptedTask(AbstractPredictor):
         if isinstance(items, Inputs | Mapping):  # as the network takes them, or finished features
             return iter([Inputs.of(items).with_task_axis()])
         return batches(self.backbone, items, batch_size, progress)
+
+    @property
+    def _calibration(self) -> Calibration | None:
+        return self.calibration
 
     def _finite_logits(self, inputs: Inputs) -> Tensor:
         logits = self.logits(inputs.map(lambda v: v[0]))
@@ -200,6 +207,7 @@ class AdaptedTask(AbstractPredictor):
             "class_names": list(self.class_names),
             "parts": [{"unit": part.unit} for part in self.parts],
             "facts": dict(self.facts),
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
         write_task_file(Path(path), self.backbone.spec(), described, self._state(), half)
 
@@ -256,7 +264,14 @@ def task_of(file: TaskFile, backbone: Backbone) -> AdaptedTask:
     standard = None
     if "standard.mean" in state:
         standard = Standard(state["standard.mean"], state["standard.inv_std"], widths)
-    task = AdaptedTask(
-        backbone, tuple(parts), described["ways"], tuple(described["class_names"]), standard, described["facts"]
-    )
+    names, facts = tuple(described["class_names"]), described["facts"]
+    task = AdaptedTask(backbone, tuple(parts), described["ways"], names, standard, facts, _calibration_of(file))
     return task.to(backbone.device)
+
+
+def _calibration_of(file: TaskFile) -> Calibration | None:
+    found = file.described.get("calibration")
+    try:
+        return None if found is None else Calibration.from_json(found)
+    except ValueError as error:
+        raise ValueError(f"{file.path} is damaged: {error}") from error

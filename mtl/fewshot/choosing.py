@@ -6,14 +6,18 @@ level, as it is" to "what the generator emits", are judged on what was left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.fewshot.generators import AbstractGenerator, AbstractSiteGenerator
+from mtl.fewshot.calibration import LeftOut
+from mtl.fewshot.generators import AbstractGenerator, AbstractSiteGenerator, SupportView
+from mtl.fewshot.model import TaskModel
 from mtl.metagrad.tensors import Tensors
+from mtl.networks.backbones import Prepared
 
 MOST_FOLDS = 10
 SHARPNESS = 0.3  # of the choice: weights are softmax(0.3 total log-likelihood), since left-out examples are few
@@ -72,6 +76,17 @@ class Choice:
         why = why if self.folds else "as a class has one example, none was left out"
         tasks = f"mean of {len(self.weights)} tasks; " if len(self.weights) > 1 else ""
         return f"{', '.join(f'{name} {weight:.2f}' for name, weight in counted)} ({tasks}{why})"
+
+
+def by_left_out(names: tuple[str, ...], left_out: LeftOut) -> Choice:
+    """The choice by what each candidate said of the left-out examples.
+
+    Args:
+        left_out: with logits ``(candidates, tasks, m, ways)``.
+    """
+    scores = torch.stack([log_likelihood(logits, left_out.labels) for logits in left_out.logits], 1)
+    _, _, count, ways = left_out.logits.shape
+    return choose(names, scores, count // ways, count)
 
 
 def by_head_start(names: tuple[str, ...], tasks: int) -> Choice:
@@ -138,10 +153,40 @@ def folds(labels: Tensor, ways: int, most: int = MOST_FOLDS) -> tuple[Tensor, Te
     return order[..., : n - ways].flatten(0, 1), order[..., n - ways :].flatten(0, 1)
 
 
-def log_likelihood(logits: Tensor, labels: Tensor, tasks: int) -> Tensor:
-    """Mean log-probability of the right class, over the left-out examples of each task: ``(tasks,)``."""
-    found = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return found.unflatten(0, (tasks, -1)).flatten(1).mean(1)
+def leave_out(
+    model: TaskModel,
+    view: SupportView,
+    prepared: Prepared,
+    tries: Callable[[Tensors], dict[str, Tensors]],
+    solve: Callable[[Prepared, Tensor, int, Tensors], Tensors],
+) -> LeftOut | None:
+    """Ask candidates for examples that are left out of the support set, all folds in one batch.
+
+    Args:
+        view: the support set as the generator sees it.
+        prepared: its inputs.
+        tries: the candidates, from what the generator emits for the examples that stay.
+        solve: the inner loop: from inputs, labels, number of classes and start to fast weights.
+
+    Returns:
+        With logits ``(candidates, tasks, m, ways)``; None where a class has a single example.
+    """
+    tasks, ways = view.labels.shape[0], view.ways
+    if (split := folds(view.labels, ways)) is None:
+        return None
+    stay, out = split
+    seen = view.regroup(stay)
+    kept, asked = prepared.regroup(stay), prepared.regroup(out)
+    found = list[Tensor]()
+    for meta in tries(model.generator(seen)).values():
+        logits = model.query_logits(kept, seen.labels, ways, asked, solve(kept, seen.labels, ways, meta), meta)
+        found.append(logits.unflatten(0, (tasks, -1)).flatten(1, 2))
+    return LeftOut(torch.stack(found), view.labels.flatten()[out].view(tasks, -1))
+
+
+def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean log-probability of the right class: ``(tasks, m, ways), (tasks, m) -> (tasks,)``."""
+    return logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).mean(1)
 
 
 def choose(names: tuple[str, ...], scores: Tensor, count: int, left_out: int) -> Choice:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mtl.episode import Episode, Examples
 from mtl.fewshot.adapted import Adapted, Start
-from mtl.fewshot.choosing import Choice, by_head_start, candidates, choose, folds, log_likelihood
+from mtl.fewshot.calibration import calibrations_of
+from mtl.fewshot.choosing import by_head_start, by_left_out, candidates, leave_out, mix
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
@@ -201,6 +202,7 @@ class MetaLearner:
         steps: int | None = None,
         meta: Tensors | None = None,
         cross_validate: bool = False,
+        calibrate: bool = False,
     ) -> Adapted:
         """Adapt to one task, or to a batch of tasks at once.
 
@@ -214,20 +216,32 @@ class MetaLearner:
             cross_validate: leave out one example per class in turn, and mix the generator's answer with plainer ones as
                 far as they are right about what was left out; see :attr:`Adapted.choice`. With one example of a class
                 there is nothing to leave out, and the others count a little beside the generator.
+            calibrate: find a temperature for the probabilities, and what ``predict(reject=...)`` needs, on left-out
+                examples; see :class:`mtl.fewshot.Calibration`. The most likely classes stay the same. Cross-validation
+                does so too, at no further cost.
 
         Raises:
-            ValueError: fewer than two classes, or a class without examples; ``meta`` together with ``cross_validate``.
+            ValueError: fewer than two classes, or a class without examples; ``meta`` together with ``cross_validate``
+                or ``calibrate``.
         """
         with torch.inference_mode(False), torch.no_grad():  # the inner loop needs gradients
-            return self._adapt(support, steps, meta, cross_validate)
+            return self._adapt(support, steps, meta, cross_validate, calibrate)
 
-    def _adapt(self, support: Any, steps: int | None, meta: Tensors | None, cross_validate: bool) -> Adapted:
+    def _adapt(
+        self, support: Any, steps: int | None, meta: Tensors | None, cross_validate: bool, calibrate: bool
+    ) -> Adapted:
         if meta is not None and cross_validate:
             raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
+        if meta is not None and calibrate:
+            raise ValueError(
+                "adapt(meta=..., calibrate=True): left-out examples need a start of their own in each fold"
+            )
         given = Support((), support) if isinstance(support, Examples) else read_support(self.backbone, support)
-        return self.adapt_to(given, steps, meta, cross_validate)
+        return self.adapt_to(given, steps, meta, cross_validate, calibrate)
 
-    def adapt_to(self, given: Support, steps: int | None, meta: Tensors | None, cross_validate: bool) -> Adapted:
+    def adapt_to(
+        self, given: Support, steps: int | None, meta: Tensors | None, cross_validate: bool, calibrate: bool = False
+    ) -> Adapted:
         """:meth:`adapt` to examples of which something is known already, without gradients outside."""
         ways = count_ways(given.examples.labels)
         support = given.examples.to(self.device).map(tensors.usable)
@@ -237,16 +251,21 @@ class MetaLearner:
         # Copies, because some are the generator's own parameters, which may be trained further.
         emitted = {k: v.detach().clone() for k, v in found.items()}
         start = lambda meta: Start(self._solve(prepared, support.labels, ways, meta, steps), meta)  # noqa: E731
-        if cross_validate and view is not None:
-            tried = candidates(self.generator, emitted)
-            choice = self._choose(view, prepared, steps) or by_head_start(tuple(tried), len(view.labels))
-            starts = tuple(start(tried[name]) for name in choice.names)
-        else:
-            choice, starts = None, (start(emitted),)
+        tries = partial(candidates, self.generator) if cross_validate else lambda meta: {"generator": meta}
+        tried = tries(emitted)
+        choice, calibrations = None, ()
+        if view is not None and (cross_validate or calibrate):
+            left_out = leave_out(self.model, view, prepared, tries, partial(self._solve, steps=steps))
+            choice = by_left_out(tuple(tried), left_out) if left_out else by_head_start(tuple(tried), len(view.labels))
+            mixed = left_out and left_out._replace(logits=mix(left_out.logits, choice.weights))
+            calibrations = calibrations_of(mixed, len(view.labels))
+        starts = tuple(start(meta) for meta in tried.values())
         readout = None if self.backbone.sites else prepared
-        recipe = self._recipe(given, prepared, steps, cross_validate) if view is not None else None
-        weights, names = starts[-1].weights, given.names
-        adapted = Adapted(self.model, support, ways, weights, emitted, names, choice, starts, readout, recipe=recipe)
+        recipe = self._recipe(given, prepared, steps, cross_validate, calibrate) if view is not None else None
+        choice, weights, names = choice if cross_validate else None, starts[-1].weights, given.names
+        adapted = Adapted(
+            self.model, support, ways, weights, emitted, names, choice, starts, readout, recipe, calibrations
+        )
         self._last = self._here.last = adapted
         return adapted
 
@@ -255,10 +274,13 @@ class MetaLearner:
             return view
         return replace(view, standard=self.generator.standard.of_support(view.features, given.background))
 
-    def _recipe(self, given: Support, prepared: Prepared, steps: int | None, cross_validate: bool) -> Recipe:
+    def _recipe(
+        self, given: Support, prepared: Prepared, steps: int | None, cross_validate: bool, calibrate: bool
+    ) -> Recipe:
         alone = copy(self)
         alone._last = None  # or a task would hold on to others
-        again = partial(alone.adapt_to, steps=steps, meta=None, cross_validate=cross_validate)
+        options = {"cross_validate": cross_validate, "calibrate": calibrate}
+        again = partial(alone.adapt_to, steps=steps, meta=None, **options)
         return Recipe(again, kept(self.backbone, prepared), given.background)
 
     def _solve(self, prepared: Prepared, labels: Tensor, ways: int, meta: Tensors, steps: int | None) -> Tensors:
@@ -271,24 +293,6 @@ class MetaLearner:
         with _KERNELS if recomputes else nullcontext():
             weights, *_ = without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
         return weights
-
-    def _choose(self, view: SupportView, prepared: Prepared, steps: int | None) -> Choice | None:
-        """Judge all candidates on examples that are left out of the support set, all folds in one batch.
-
-        None where a class has a single example.
-        """
-        tasks, ways = view.labels.shape[0], view.ways
-        if (split := folds(view.labels, ways)) is None:
-            return None
-        stay, out = split
-        seen = view.regroup(stay)
-        kept, asked, right = prepared.regroup(stay), prepared.regroup(out), view.labels.flatten()[out]
-        scores: dict[str, Tensor] = {}
-        for name, meta in candidates(self.generator, self.generator(seen)).items():
-            weights = self._solve(kept, seen.labels, ways, meta, steps)
-            logits = self.model.query_logits(kept, seen.labels, ways, asked, weights, meta)
-            scores[name] = log_likelihood(logits, right, tasks)
-        return choose(tuple(scores), torch.stack(list(scores.values()), 1), len(out) // tasks, out.numel() // tasks)
 
     def predict(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`.

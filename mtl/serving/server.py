@@ -165,7 +165,7 @@ class Server:
         Args:
             items, tasks, batch_size: see :meth:`predict`, with what it raises.
         """
-        return list(self._each(items, tasks, batch_size, lambda answers: answers.logits.softmax(-1)))
+        return list(self._each(items, tasks, batch_size, lambda answers: answers.task.probabilities(answers.logits)))
 
     def logits(self, items: Any, tasks: str | Iterable[str], *, batch_size: int = ITEMS_AT_A_TIME) -> list[Tensor]:
         """Of each item, the logits of its task's classes, ``(ways,)`` on the CPU.
