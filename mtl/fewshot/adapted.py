@@ -317,6 +317,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
             widths = tuple(level.width for level in backbone.levels)
             standard = Standard(mean[task % len(mean)], inv_std[task % len(inv_std)], widths)
         facts = {"mtl": version("mtl"), "generator": type(generator).__name__, "head": type(self.model.head).__name__}
+        facts |= {"source_of_generator": generator.source} if generator.source else {}
         facts |= {"examples": self.support.labels.shape[1]} | self._chosen(task)
         return AdaptedTask(backbone, parts, self.ways, self.class_names, standard, facts, self.calibration(task))
 

@@ -15,6 +15,7 @@ from mtl.episode import Inputs, RawInputs
 from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.finite import check_logits
 from mtl.fewshot.generators.standardising import even
+from mtl.fewshot.hub_files import find_task
 from mtl.fewshot.model import at_least_float32
 from mtl.fewshot.predicting import AbstractPredictor
 from mtl.fewshot.raw_items import batches
@@ -218,6 +219,8 @@ def load_task(
     *,
     checkpoint: str | Path | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> AdaptedTask:
     """An adapted task that :meth:`AdaptedTask.save` wrote.
 
@@ -227,17 +230,20 @@ def load_task(
     Nothing in the file can choose code to run; see the page on security.
 
     Args:
-        path: of the file.
+        path: of the file; or of what :func:`mtl.push_to_hub` wrote, ``"user/name"`` or ``"user/name/returns.mtl"``.
         backbone: the network, where it is loaded already, as for the second task; by default it is loaded as the file
             says. A name or a folder is loaded with the saved arguments.
         checkpoint: the file of the network's weights, where it is not where the file says.
         trust_remote_code: see :func:`mtl.load_backbone`.
+        revision: branch, tag or commit on the hub; ``main`` by default. ``facts["source"]`` says which commit it was.
+        token: for a private repository, where you are not logged in.
 
     Raises:
         FileNotFoundError: there is no such file, or what it refers to is not there.
         ValueError: the file is damaged or of a later version, or the network is another one.
     """
-    file = read_task_file(Path(path))
+    found = find_task(path, revision, token)
+    file = read_task_file(found.path)
     if not isinstance(backbone, Backbone):
         backbone = load_saved(file.path, file.backbone, backbone, checkpoint, trust_remote_code)
     elif checkpoint is not None or trust_remote_code:
@@ -245,7 +251,8 @@ def load_task(
             "checkpoint= and trust_remote_code= are for loading a backbone, and backbone= is loaded already"
         )
     file.check_backbone(backbone)
-    return task_of(file, backbone)
+    task = task_of(file, backbone)
+    return replace(task, facts={**task.facts, "source": found.source}) if found.source else task
 
 
 def task_of(file: TaskFile, backbone: Backbone) -> AdaptedTask:

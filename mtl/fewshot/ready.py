@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mtl.fewshot.adapted import Adapted
+from mtl.fewshot.hub_files import find_learner
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.living import read_support
 from mtl.fewshot.moments import Moments
@@ -30,7 +31,9 @@ STANDARD = "standard."  # begins the names of statistics, which belong to one ne
 STEP_SIZES = "step_sizes_of.log_lr"  # one for each site, so they may not fit another network
 
 
-def load_generator(source: str | Path, backbone: Backbone) -> MetaLearner:
+def load_generator(
+    source: str | Path, backbone: Backbone, *, revision: str | None = None, token: str | None = None
+) -> MetaLearner:
     """A trained generator, put on a backbone that it need not have seen.
 
     Its features are standardised by the support set of each task alone, until statistics of unlabelled examples are
@@ -38,15 +41,18 @@ def load_generator(source: str | Path, backbone: Backbone) -> MetaLearner:
     sites that the other network did not have are the initial ones.
 
     Args:
-        source: ``"mtl/universal"`` for the generator that comes with the package, or a folder of
-            :func:`mtl.save_pretrained`.
+        source: ``"mtl/universal"`` for the generator that comes with the package, a folder of
+            :func:`mtl.save_pretrained`, or a repository on the Hugging Face hub, ``"user/name"`` or
+            ``"user/name@revision"``.
         backbone: best with ``load_backbone(name, sites="none", levels="all")``, as the generator was trained.
+        revision: branch, tag or commit on the hub; ``main`` by default.
+        token: for a private repository, where you are not logged in.
 
     Raises:
         FileNotFoundError: there is no such generator.
         ValueError: its weights belong to the backbone that it was trained on.
     """
-    config, state = _read(source)
+    config, state, origin = _read(source, revision, token)
     part = config["generator"]
     if part["kind"] != "channelwise" or part["options"].get("per_channel", True):
         raise ValueError(
@@ -62,6 +68,7 @@ def load_generator(source: str | Path, backbone: Backbone) -> MetaLearner:
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing[:3])}; it was saved by another version of ChannelWise")
     generator.load_state_dict(own | state)
+    generator.source = origin
     return learner.to(backbone.device)
 
 
@@ -131,10 +138,11 @@ def _moments(backbone: Backbone, unlabelled: Any, batch_size: int, progress: boo
     return Moments.of_batches((backbone.observe(batch)[0][0] for batch in given), backbone.width)
 
 
-def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of a generator."""
+def _read(source: str | Path, revision: str | None, token: str | None) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Config and weights of a generator, and where on the hub it came from."""
     if source != UNIVERSAL:
-        return read_files(Path(source))
+        found = find_learner(source, revision, token)
+        return *read_files(found.path), found.source
     config, weights = ASSETS / "universal.json", ASSETS / "universal.safetensors"
     for path in (config, weights):
         if not path.is_file():
@@ -142,4 +150,4 @@ def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"{UNIVERSAL} is not in this installation ({path.name} is not there); install it again"
             )
     fields = {"generator.kind": str, "generator.options": dict, "head": dict, "inner": dict}
-    return read_json(config, fields), from_bytes(weights.read_bytes(), weights)
+    return read_json(config, fields), from_bytes(weights.read_bytes(), weights), ""

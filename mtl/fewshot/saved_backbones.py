@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,14 @@ def check_backbone(file: Path, saved: dict[str, Any], backbone: Backbone) -> Non
             f"({'; '.join(changed)}); load that backbone with the same weights and arguments, or train or "
             "adapt on this one"
         )
+
+
+def without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of its network, with names in place of paths, which others have not and need not know.
+
+    Who loads such a file passes ``backbone=`` or ``checkpoint=``, and is told so.
+    """
+    load: dict[str, Any] = spec["load"]
+    kept = {k: Path(load[k]).name for k in ("checkpoint",) if load.get(k)}
+    kept |= {"name": Path(load["name"]).name} if spec.get("is_folder") else {}
+    return dict(spec) | {"load": load | kept}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mtl.fewshot.generators import GENERATORS, AbstractGenerator, make_generator
 from mtl.fewshot.heads import HEADS
+from mtl.fewshot.hub_files import find_learner
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saved_backbones import check_backbone, load_saved, relocated
 from mtl.fewshot.saved_files import CONFIG, WEIGHTS, from_bytes, read_files, to_bytes, write_files
@@ -55,25 +56,35 @@ def from_pretrained(
     *,
     checkpoint: str | Path | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> MetaLearner:
-    """Build a saved learner again.
+    """Build a saved learner again, from a folder or from the Hugging Face hub.
+
+    >>> learner = mtl.from_pretrained("user/name", revision="v1")  # doctest: +SKIP
 
     Nothing in the folder can choose code to run: it gives numbers, and names among those known here; see the page on
     security.
 
     Args:
-        folder: written by :func:`save_pretrained`.
+        folder: written by :func:`save_pretrained`; or ``"user/name"`` of a repository that :func:`mtl.push_to_hub`
+            wrote, where no such folder is here. Two files of it are fetched, and ``learner.generator.source``
+            says of which commit.
         backbone: use this one instead of loading the one that the config names; a name or a folder is loaded with the
             saved arguments.
         checkpoint: the file of the backbone's weights, where it is not where the config says.
         trust_remote_code: see :func:`mtl.load_backbone`.
+        revision: branch, tag or commit on the hub; ``main`` by default.
+        token: for a private repository, where you are not logged in.
 
     Raises:
-        FileNotFoundError: the folder is not a complete saved learner, or lacks what the config refers to.
+        FileNotFoundError: the folder is not a complete saved learner, or lacks what the config refers to; neither a
+            folder nor a repository has this name.
         ValueError: a file is damaged, the backbone is not the one that the generator was trained for, or a class of
             your own is not registered.
     """
-    folder = Path(folder)
+    found = find_learner(folder, revision, token)
+    folder = found.path
     config, state = read_files(folder)
     if not isinstance(backbone, Backbone):
         backbone = load_saved(folder / CONFIG, config["backbone"], backbone, checkpoint, trust_remote_code)
@@ -84,6 +95,7 @@ def from_pretrained(
     check_backbone(folder / CONFIG, config["backbone"], backbone)
     learner = build_learner(config, backbone)
     load_state(learner.generator, state, folder / WEIGHTS)
+    learner.generator.source = found.source
     return learner
 
 

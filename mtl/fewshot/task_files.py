@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mtl.fewshot.saved_backbones import check_backbone, relocated
+from mtl.fewshot.saved_backbones import check_backbone, relocated, without_places
 from mtl.fewshot.saved_files import from_bytes
 from mtl.networks.backbones import Backbone
 from mtl.tools.files import write_whole
@@ -79,9 +79,23 @@ def write_task_file(
         "task": described,
         "tensors": digest(stored),
     }
+    write_whole(path, _sealed(content, stored))
+
+
+def for_sharing(path: Path) -> bytes:
+    """The contents of a file with names in the place of this machine's paths; raises what :func:`read_task_file` does.
+
+    Its numbers stay as they are stored, in half precision too.
+    """
+    contents, backbone = path.read_bytes(), read_task_file(path).backbone
+    content = {k: v for k, v in _description(contents, path).items() if k != "digest"}
+    return _sealed(content | {"backbone": without_places(backbone)}, from_bytes(contents, path))
+
+
+def _sealed(content: Mapping[str, Any], stored: Mapping[str, Tensor]) -> bytes:
+    """A file, with a digest of its description."""
     content = json.loads(json.dumps(content))
-    header = {HEADER: json.dumps(content | {"digest": digest(content)})}
-    write_whole(path, save(stored, header))
+    return save(dict(stored), {HEADER: json.dumps(content | {"digest": digest(content)})})
 
 
 def read_task_file(path: Path) -> TaskFile:

@@ -72,6 +72,7 @@ class AbstractGenerator(nn.Module, abc.ABC):
 
     Attributes:
         given: a digest of the weights that were last loaded into it; None while it has its own random ones.
+        source: ``"user/name@<commit>"`` where these weights came from the hub; else empty.
 
     Raises:
         ValueError: when the levels are not as wide as the features, or a number is outside its range.
@@ -100,11 +101,12 @@ class AbstractGenerator(nn.Module, abc.ABC):
         even = len(widths) > 1 if even is None else even
         self.standard = Standardisation(widths, options.get("standard", "fixed"), even)
         self.given: str | None = None
+        self.source = ""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, and note in :attr:`given` which they were: a run that begins with others is another run."""
         found = super().load_state_dict(state_dict, strict, assign)
-        self.given = digest(dict(self.state_dict()))
+        self.given, self.source = digest(dict(self.state_dict())), ""
         return found
 
     def standardise(self, statistics: FeatureStatistics) -> None:

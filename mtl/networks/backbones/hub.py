@@ -38,15 +38,22 @@ def asking_the_hub(place: str) -> Iterator[None]:
 
 def unavailable_message(name: str, way_out: str) -> str:
     """Error message for unavailable weights."""
-    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    hint = "" if offline else "; HF_HUB_OFFLINE=1 makes this fail at once"
-    if offline:
-        tried = "HF_HUB_OFFLINE is set, so only the cache was searched"
-    elif constants.ENDPOINT in _silent:
-        tried = f"{constants.ENDPOINT} does not answer, and the cache does not have it"
-    else:
-        tried, hint = "neither the hub nor the cache has it", ""
-    return f"no weights for {name!r}: {tried}. {way_out}, or pretrained=False for random weights{hint}"
+    waited = not _offline() and constants.ENDPOINT in _silent
+    hint = "; HF_HUB_OFFLINE=1 makes this fail at once" if waited else ""
+    return f"no weights for {name!r}: {no_answer()}. {way_out}, or pretrained=False for random weights{hint}"
+
+
+def no_answer() -> str:
+    """Why something could not be had: half a sentence."""
+    if _offline():
+        return "HF_HUB_OFFLINE is set, so only the cache was searched"
+    if constants.ENDPOINT in _silent:
+        return f"{constants.ENDPOINT} does not answer, and the cache does not have it"
+    return "neither the hub nor the cache has it"
+
+
+def _offline() -> bool:
+    return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _answers(endpoint: str) -> bool:
