@@ -35,6 +35,7 @@ from mtl.fewshot import (
     learner_method,
     load_generator,
     load_task,
+    push_to_hub,
     save_pretrained,
     train,
 )
@@ -82,6 +83,7 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "from_pretrained",
     "load_generator",
     "load_task",
+    "push_to_hub",
     "save_pretrained",
     "train",
     # serving

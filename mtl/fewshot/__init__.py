@@ -14,6 +14,7 @@ from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_baselines
 from mtl.fewshot.ready import adapt, load_generator, save_ready
 from mtl.fewshot.saving import from_pretrained, save_pretrained
+from mtl.fewshot.sharing import model_card, push_to_hub
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.fewshot.training import NonFiniteLosses, Stage, TrainingConfig, read_metrics, train, train_stages
 
@@ -50,7 +51,9 @@ __all__ = [
     "learner_method",
     "load_generator",
     "load_task",
+    "model_card",
     "peft_baselines",
+    "push_to_hub",
     "read_metrics",
     "save_pretrained",
     "save_ready",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -57,30 +57,41 @@ class Found:
     source: str = ""
 
 
-def hub_place(source: str | Path, revision: str | None = None) -> HubPlace | None:
-    """``"user/name"``, ``"user/name/returns.mtl"``, each with ``@revision`` or without; None for a path.
+def parse_hub_name(name: str) -> HubPlace | None:
+    """``"user/name"``, ``"user/name/returns.mtl"``, each with ``@revision`` or without; None for anything else.
 
-    A file or folder that is there wins over a repository of the same name, and a ``Path`` is always a path. Names that
-    begin with ``mtl/`` are of what packages carry.
-
-    >>> hub_place("ada/leaves@v1")
+    >>> parse_hub_name("ada/leaves@v1")
     HubPlace(repo='ada/leaves', file=None, revision='v1')
-    >>> hub_place("/runs/leaves"), hub_place("../leaves"), hub_place("tasks/returns.mtl")
+    >>> parse_hub_name("/runs/leaves"), parse_hub_name("../leaves"), parse_hub_name("tasks/returns.mtl")
     (None, None, None)
 
     Raises:
-        ValueError: ``revision`` of a path, or another one than after the ``@``; a file name that leads elsewhere.
+        ValueError: the name of a file that leads out of the repository.
     """
-    found = None if isinstance(source, Path) or Path(source).exists() else _ID.fullmatch(source)
+    found = _ID.fullmatch(name)
     if found is None or found["repo"].startswith("mtl/") or (found["repo"].endswith(".mtl") and not found["file"]):
+        return None  # names that begin with mtl/ are of what packages carry
+    if found["file"] and {"", ".", ".."} & set(found["file"].split("/")):
+        raise ValueError(f"{name!r} leads out of its repository; expected a name such as user/name/returns.mtl")
+    return HubPlace(found["repo"], found["file"], found["revision"])
+
+
+def hub_place(source: str | Path, revision: str | None = None) -> HubPlace | None:
+    """Where on the hub a source is; None for a path.
+
+    A file or folder that is there wins over a repository of the same name, and a ``Path`` is always a path.
+
+    Raises:
+        ValueError: ``revision`` of a path, or another one than after the ``@``.
+    """
+    place = None if isinstance(source, Path) or Path(source).exists() else parse_hub_name(source)
+    if place is None:
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for what is on the hub, and {str(source)!r} is a path")
         return None
-    if found["revision"] and revision not in (None, found["revision"]):
+    if revision is not None and place.revision not in (None, revision):
         raise ValueError(f"{source!r} names a revision, and revision={revision!r} another one; leave one of them out")
-    if found["file"] and {"", ".", ".."} & set(found["file"].split("/")):
-        raise ValueError(f"{source!r} leads out of its repository; expected a name such as user/name/returns.mtl")
-    return HubPlace(found["repo"], found["file"], revision or found["revision"])
+    return replace(place, revision=revision or place.revision)
 
 
 def find_learner(source: str | Path, revision: str | None = None, token: str | None = None) -> Found:

@@ -94,8 +94,8 @@ def for_sharing(path: Path) -> bytes:
 
 def _sealed(content: Mapping[str, Any], stored: Mapping[str, Tensor]) -> bytes:
     """A file, with a digest of its description."""
-    content = json.loads(json.dumps(content))
-    return save(dict(stored), {HEADER: json.dumps(content | {"digest": digest(content)})})
+    whole: dict[str, Any] = json.loads(json.dumps(content))
+    return save(dict(stored), {HEADER: json.dumps(whole | {"digest": digest(whole)})})
 
 
 def read_task_file(path: Path) -> TaskFile:

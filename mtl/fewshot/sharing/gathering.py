@@ -1,4 +1,4 @@
-"""What is shared of a learner, a task or a run: a few files without the places of this machine, and facts for a card."""
+"""What is shared of a learner, a task or a run: a few files without paths of this machine, and facts for a card."""
 
 from __future__ import annotations
 
