@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import transformers
 import tyro
+from hub_stand_in import TOKEN, hub_stand_in
 from PIL import Image
 
 import mtl
@@ -133,9 +134,22 @@ def folder(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             del registry[added]
 
 
+def share(folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A hub to push to, and the result of a run."""
+    hub = hub_stand_in(monkeypatch, folder / "cache")
+    hub.__enter__()
+    request.addfinalizer(lambda: hub.__exit__(None, None, None))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    backbone = mtl.load_backbone("mtl/glyphs", sites="none", levels="all")
+    generator = mtl.fewshot.make_generator("channelwise", backbone, per_channel=False)
+    mtl.save_pretrained(mtl.MetaLearner(backbone, generator), folder / "runs/trees/final")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [p for p in PAGES if any(blocks(p, "python"))], ids=name_of)
-def test_snippets_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_snippets_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+    if page.name == "sharing.md":
+        share(folder, monkeypatch, request)
     module = ModuleType("snippets")
     monkeypatch.setitem(sys.modules, "snippets", module)  # dataclasses look for theirs
     for line, code, reason in blocks(page, "python"):
