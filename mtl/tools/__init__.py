@@ -4,10 +4,12 @@ from mtl.tools.comparison import Comparison, MethodResult, mean_interval, paired
 from mtl.tools.episodes import ShownEpisode, episode_figure, episode_pages
 from mtl.tools.family_figure import family_figure
 from mtl.tools.figures import accuracy_figure, curves_figure
+from mtl.tools.reliability_figure import ReliabilityCurve, reliability_figure, reliability_of
 
 __all__ = [
     "Comparison",
     "MethodResult",
+    "ReliabilityCurve",
     "ShownEpisode",
     "accuracy_figure",
     "curves_figure",
@@ -16,5 +18,7 @@ __all__ = [
     "family_figure",
     "mean_interval",
     "paired_difference",
+    "reliability_figure",
+    "reliability_of",
     "verdicts",
 ]

@@ -23,6 +23,7 @@ from mtl.tools.files import write_whole
 
 INK, GREY, PALE, ACCENT = "#1f2937", "#6b7280", "#e5e7eb", "#1d4ed8"
 RIGHT, WRONG = "#00755c", "#c2410c"  # a green towards blue and a red towards yellow: apart for colour-blind readers too
+VALIDATION = "#b45309"
 REFERENCE: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": (0, (4, 3))}
 # Shape and filling repeat the colour, for black-and-white prints and colour-blind readers.
 LOOKS: dict[str, dict[str, Any]] = {
@@ -162,31 +163,40 @@ def curves_figure(metrics: Sequence[Mapping[str, float]], path: str | Path) -> F
     names = [name for name in ("loss", "accuracy") if {name, f"validation_{name}"} & logged]
     if not names:
         raise ValueError(f"no loss or accuracy to draw among the metrics {sorted(logged)}")
-    with figure_file(path, 6.5 * len(names), 4.5) as figure:
+    with figure_file(path, 6.5 * len(names), 4.8) as figure:
         for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            _curve(panel, metrics, name, unit=100 if name == "accuracy" else 1)
-            panel.set(title="accuracy, %" if name == "accuracy" else name, xlabel="step")
+            _curve(panel, metrics, name, unit=100.0 if name == "accuracy" else 1.0)
+            panel.set(ylabel="accuracy in %" if name == "accuracy" else "cross-entropy in nats", xlabel="outer step")
             panel.grid(axis="y")
-            panel.legend()
+        drawn = [panel.get_legend_handles_labels() for panel in figure.axes]
+        labels = {label: handle for handles, names in drawn for handle, label in zip(handles, names, strict=True)}
+        figure.legend(list(labels.values()), list(labels), loc="outside upper right", ncols=len(labels))
     return figure
 
 
 def _curve(panel: Axes, metrics: Sequence[Mapping[str, float]], name: str, unit: float) -> None:
-    steps, values, _ = _series(metrics, name)
+    steps, values, _ = _series(metrics, name, unit)
+    ends = []
     if len(steps):
-        panel.plot(steps, unit * values, color=ACCENT, alpha=0.2, linewidth=1)
-        panel.plot(steps, unit * _smoothed(values), color=ACCENT, linewidth=2.5, label="training, smoothed")
-    steps, values, halves = _series(metrics, f"validation_{name}")
+        smooth = _smoothed(values)
+        panel.plot(steps, values, color=ACCENT, alpha=0.15, linewidth=0.8, label="each step")
+        panel.plot(steps, smooth, color=ACCENT, linewidth=2.5, label="training, smoothed")
+        ends = [*np.quantile(values, [0.01, 0.99]), smooth.min(), smooth.max()]  # single steps may be far out
+    steps, values, halves = _series(metrics, f"validation_{name}", unit)
     if len(steps):
-        look = {"fmt": "o", "color": INK, "elinewidth": 2, "zorder": 3}
         label = "validation, 95 % interval" if halves.any() else "validation"
-        panel.errorbar(steps, unit * values, yerr=unit * halves, label=label, **look)
+        look = {"fmt": "o", "color": VALIDATION, "elinewidth": 2, "markersize": 7, "zorder": 3, "label": label}
+        panel.errorbar(steps, values, yerr=halves, **look)
+        ends += [(values - halves).min(), (values + halves).max()]
+    if ends:  # nothing is, where all values are not finite
+        margin = 0.05 * (max(ends) - min(ends)) or 0.5
+        panel.set_ylim(min(ends) - margin, max(ends) + margin)
 
 
-def _series(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    """Steps, values and half widths ``(3, n)`` where ``name`` is logged and finite; other steps are gaps."""
+def _series(metrics: Sequence[Mapping[str, float]], name: str, unit: float) -> np.ndarray:
+    """Steps, values and half widths ``(3, n)``, the latter times ``unit``, where ``name`` is logged and finite."""
     found = [m for m in metrics if np.isfinite(m.get(name, np.nan))]
-    points = [(m["step"], m[name], m.get(f"{name}_half_width", 0.0)) for m in found]
+    points = [(m["step"], unit * m[name], unit * m.get(f"{name}_half_width", 0.0)) for m in found]
     return np.nan_to_num(np.array(points, dtype=np.float64).reshape(-1, 3).T)
 
 

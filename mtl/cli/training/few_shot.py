@@ -284,15 +284,20 @@ def learner_of(config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.
 
 
 def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
-    """The learner, its static control and the first baselines, family by family."""
+    """The learner over the best baseline, and beside them its static control and further baselines, by family."""
     for found in comparisons:
-        if len(set(found.families)) < 2:
-            continue
-        names = {word: [r.method for r in found.rows if r.method.startswith(word)] for word in ("cross", "static")}
-        plain = [r.method for r in found.rows if r.kind == "baseline"]
-        ours = (names["cross"] or [found.reference])[:1]
-        path = out / f"families, {found.setting.rpartition(' ')[2]}.png"
-        mtl.tools.family_figure(found, path, [*ours, *plain[:1], *names["static"], *plain[1:3]][:5])
+        if len(set(found.families)) > 1:
+            path = out / f"families, {found.setting.rpartition(' ')[2]}.png"
+            mtl.tools.family_figure(found, path, shown_methods(found))
+
+
+def shown_methods(found: mtl.Comparison) -> list[str]:
+    """Up to five methods: the cross-validated learner where there is one, the best baseline, the static control."""
+    means = {r.method: float(r.accuracy.mean()) for r in found.rows}
+    first = next((m for m in means if m.startswith("cross")), found.reference)
+    plain = sorted((r.method for r in found.rows if r.kind == "baseline"), key=lambda m: -means[m])
+    static = [m for m in means if m.startswith("static")]
+    return [first, *plain[:1], *static, *plain[1:3]][:5]
 
 
 def draw_curves(folder: Path) -> None:
