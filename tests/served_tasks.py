@@ -14,6 +14,7 @@ from PIL import Image
 
 import mtl
 from mtl.fewshot.adapted_task import Part, Standard
+from mtl.fewshot.calibration import Calibration
 
 WORDS = [f"{a}{b}" for a in "bcdfghklmn" for b in "aeiou"]
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,7 +36,7 @@ def network(kind: str, folder: Path) -> mtl.Backbone:
 
 
 def task_on(backbone: mtl.Backbone, seed: int, ways: int = 3, parts: int = 1, unit: bool = False, even: bool = False):
-    """A task of random numbers. Tasks of one network share the statistics that levels are evened with."""
+    """A task of random numbers; odd ones are calibrated. Those of a network share what levels are evened with."""
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(shape, generator=g)  # noqa: E731
     inside, width = backbone.modulation_width, backbone.width
@@ -50,7 +51,9 @@ def task_on(backbone: mtl.Backbone, seed: int, ways: int = 3, parts: int = 1, un
     if even:
         standard = Standard(torch.zeros(width), torch.ones(width), tuple(level.width for level in backbone.levels))
     names = tuple(f"task {seed}, class {i}" for i in range(ways))
-    return mtl.AdaptedTask(backbone, tuple(part() for _ in range(parts)), ways, names, standard)
+    calibration = Calibration(1.5, tuple(torch.linspace(0.3, 0.97, 19).tolist())) if seed % 2 else None
+    found = tuple(part() for _ in range(parts))
+    return mtl.AdaptedTask(backbone, found, ways, names, standard, calibration=calibration)
 
 
 def tasks_on(backbone: mtl.Backbone) -> dict[str, mtl.AdaptedTask]:

@@ -18,7 +18,7 @@ from tiny import backbone as tiny_backbone
 import mtl
 from mtl.fewshot.adapted_task import Part
 from mtl.items import ItemError
-from mtl.serving import UnknownTask
+from mtl.serving import Prediction, UnknownTask
 from mtl.serving.passes import pass_slices
 
 ROUNDING = 2e-6
@@ -51,14 +51,41 @@ def test_a_mixed_batch_is_answered_as_each_task_answers_alone(kind: str, tmp_pat
     with mtl.Server(backbone, tasks) as server:
         assert furthest(server.logits(items, names), expected) <= ROUNDING
         assert furthest(server.logits(items, names, batch_size=4), expected) <= ROUNDING
-        assert server.predict(items, names) == [
-            tasks[name].class_names[int(row.argmax())] for name, row in zip(names, expected, strict=True)
-        ]
-        for row, (_, p), logits in zip(
-            server.predict_proba(items, names), server.predict_each(items, names), expected, strict=True
-        ):
-            torch.testing.assert_close(row, logits.softmax(-1), rtol=1e-4, atol=1e-6)
-            assert p == pytest.approx(float(row.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["texts, norms", "images, readout"])
+def test_answers_have_the_forms_of_a_task_alone(kind: str, tmp_path: Path):
+    backbone = network(kind, tmp_path)
+    tasks, items = tasks_on(backbone), items_for(backbone, 12)
+    names = [list(tasks)[i % len(tasks)] for i in range(12)]
+    pairs = [(tasks[name], item) for name, item in zip(names, items, strict=True)]
+    with mtl.Server(backbone, tasks) as server:
+        assert server.predict(items, names) == [task.predict([item])[0] for task, item in pairs]
+        for row, (task, item) in zip(server.predict_proba(items, names), pairs, strict=True):
+            torch.testing.assert_close(row, task.predict_proba([item])[0], rtol=1e-4, atol=1e-6)
+        for top, (task, item) in zip(server.predict_top(items, names, 4), pairs, strict=True):
+            same(top, task.predict_top([item], 4)[0])
+        certain = [name for name in tasks if tasks[name].calibration]
+        calibrated = [(name, item) for name in certain for item in items]
+        found = server.predict_each([i for _, i in calibrated], [n for n, _ in calibrated], reject=0.9)
+        expected = [next(tasks[name].predict_each([item], reject=0.9)) for name, item in calibrated]
+        same(list(found), expected)
+        assert 0 < sum(answer.label is None for answer in expected) < len(expected)
+        same([server.submit(i, n, reject=0.9).result() for n, i in calibrated], expected)
+        same(server.submit_top(items[0], "all", 5).result(), tasks["all"].predict_top([items[0]], 5)[0])
+        with pytest.raises(ValueError, match="no examples were left out"):
+            server.predict(items, "plain", reject=0.9)
+        good, bad = server.submit(items[0], "all", reject=0.9), server.submit(items[0], "plain", reject=0.9)
+        same([good.result()], expected[-12:-11])
+        with pytest.raises(ValueError, match="no examples were left out"):
+            bad.result()
+        with pytest.raises(ValueError, match="k=0"):
+            server.predict_top(items, names, 0)
+
+
+def same(found: list[Prediction], expected: list[Prediction]) -> None:
+    assert [answer.label for answer in found] == [answer.label for answer in expected]
+    assert [answer.probability for answer in found] == pytest.approx([a.probability for a in expected], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["texts, norms", "images, readout"])

@@ -10,6 +10,7 @@ from mtl.episode import Inputs
 from mtl.fewshot import AdaptedTask
 from mtl.items import ItemError
 from mtl.networks.backbones import Backbone
+from mtl.serving.finishing import Finish
 from mtl.serving.library import Entry, TaskLibrary
 from mtl.serving.mixed import Answers, Question, mixed_answers
 
@@ -19,6 +20,38 @@ class Asked(NamedTuple):
 
     item: Any
     entry: Entry
+
+
+class Request(NamedTuple):
+    """A single question, and the form of its answer."""
+
+    asked: Asked
+    finish: Finish[Any]
+
+
+def answer_each(backbone: Backbone, library: TaskLibrary, requests: Sequence[Request]) -> list[Any]:
+    """The answer to each request, or the exception that is about it alone."""
+    found: list[Any] = [None] * len(requests)
+    left = list(range(len(requests)))
+    while left:
+        try:
+            answers = ask_items(backbone, library, [requests[i].asked for i in left])
+        except FailedQuestion as error:
+            found[left.pop(error.place)] = error.cause
+            continue
+        for of_task in answers:
+            for i, place in enumerate(of_task.places):
+                found[left[place]] = _finished(of_task, i, requests[left[place]].finish)
+        break
+    return found
+
+
+def _finished(answers: Answers, i: int, finish: Finish[Any]) -> Any:
+    """One of the answers in its form, or what is wrong with that."""
+    try:
+        return finish(Answers(answers.task, [0], answers.logits[i : i + 1]))[0]
+    except ValueError as error:
+        return error
 
 
 class FailedQuestion(Exception):

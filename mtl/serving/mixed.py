@@ -15,7 +15,6 @@ from mtl.episode import Inputs
 from mtl.fewshot import AdaptedTask
 from mtl.fewshot.adapted_task import Part
 from mtl.fewshot.model import at_least_float32
-from mtl.fewshot.predicting import Prediction
 from mtl.networks.backbones import Backbone
 from mtl.serving.passes import Row, features_of
 
@@ -45,11 +44,6 @@ class Answers:
     task: AdaptedTask
     places: list[int]
     logits: Tensor
-
-
-def predictions(answers: Answers) -> list[Prediction]:
-    """The most likely class for each question."""
-    return list(answers.task._answers(answers.logits))
 
 
 @torch.no_grad()

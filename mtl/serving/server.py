@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,13 @@ from mtl.fewshot.predicting import Prediction
 from mtl.fewshot.raw_items import batched
 from mtl.items import as_items
 from mtl.networks.backbones import Backbone
+from mtl.serving import finishing
 from mtl.serving.addressing import Addressed, in_order, placed
-from mtl.serving.asking import Asked, FailedQuestion, ask_inputs, ask_items
+from mtl.serving.asking import Asked, Request, answer_each, ask_inputs, ask_items
+from mtl.serving.finishing import Finish
 from mtl.serving.gathering import Gatherer
 from mtl.serving.library import TaskLibrary, task_files
-from mtl.serving.mixed import Answers, predictions
+from mtl.serving.mixed import Answers
 from mtl.serving.recognising import Recogniser
 
 T = TypeVar("T")
@@ -66,7 +68,7 @@ class Server:
         self.backbone = backbone
         self._recogniser = Recogniser(backbone)
         self._library = TaskLibrary(self._recogniser.read, capacity)
-        self._gatherer: Gatherer[Asked, Prediction] = Gatherer(self._answer_each, max_batch, max_wait)
+        self._gatherer: Gatherer[Request, Any] = Gatherer(self._answer_each, max_batch, max_wait)
         if isinstance(tasks, str | os.PathLike):
             self._library.list_files(task_files(Path(tasks).expanduser()))
         else:
@@ -102,6 +104,15 @@ class Server:
         """
         self._library.remove(name)
 
+    def read(self, path: str | Path) -> AdaptedTask:
+        """The task in a file of this network, which is not served by that.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or of another network.
+        """
+        return self._recogniser.read(Path(path).expanduser())
+
     def task(self, name: str) -> AdaptedTask:
         """The task of this name, read from its file if need be.
 
@@ -127,7 +138,9 @@ class Server:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def predict(self, items: Any, tasks: str | Iterable[str], *, batch_size: int = ITEMS_AT_A_TIME) -> list[Any]:
+    def predict(
+        self, items: Any, tasks: str | Iterable[str], *, reject: float | None = None, batch_size: int = ITEMS_AT_A_TIME
+    ) -> list[Any]:
         """The most likely class of each item, in the task that it is for.
 
         Args:
@@ -135,6 +148,7 @@ class Server:
                 the network takes them, tensors by name. To ask several tasks about an item, repeat it: the same string,
                 path or object is read once.
             tasks: a name for each item, or one for all.
+            reject: answer None, "none of these", where the task is too unsure, see :meth:`mtl.AdaptedTask.predict`.
             batch_size: items that are read at a time. They pass through the network in as few passes as memory allows,
                 texts of like lengths together.
 
@@ -143,19 +157,30 @@ class Server:
 
         Raises:
             UnknownTask: there is no task of a name; a ``KeyError``, with names that look like it.
-            ValueError: an item cannot be read, or there are not as many names as items.
+            ValueError: an item cannot be read, there are not as many names as items, or a task has nothing to take a
+                threshold from.
         """
-        return [answer.label for answer in self.predict_each(items, tasks, batch_size=batch_size)]
+        return [answer.label for answer in self.predict_each(items, tasks, reject=reject, batch_size=batch_size)]
 
     def predict_each(
-        self, items: Any, tasks: str | Iterable[str], *, batch_size: int = ITEMS_AT_A_TIME
+        self, items: Any, tasks: str | Iterable[str], *, reject: float | None = None, batch_size: int = ITEMS_AT_A_TIME
     ) -> Iterator[Prediction]:
         """Predictions one after the other, each with its probability; reads ``batch_size`` items ahead.
 
         Args:
+            items, tasks, reject, batch_size: see :meth:`predict`, with what it raises.
+        """
+        return self._each(items, tasks, batch_size, finishing.best(reject))
+
+    def predict_top(
+        self, items: Any, tasks: str | Iterable[str], k: int = 3, *, batch_size: int = ITEMS_AT_A_TIME
+    ) -> list[list[Prediction]]:
+        """The ``k`` most likely classes of each item, the most likely first; all where its task has fewer.
+
+        Args:
             items, tasks, batch_size: see :meth:`predict`, with what it raises.
         """
-        return self._each(items, tasks, batch_size, predictions)
+        return list(self._each(items, tasks, batch_size, finishing.likeliest(k)))
 
     def predict_proba(
         self, items: Any, tasks: str | Iterable[str], *, batch_size: int = ITEMS_AT_A_TIME
@@ -165,7 +190,7 @@ class Server:
         Args:
             items, tasks, batch_size: see :meth:`predict`, with what it raises.
         """
-        return list(self._each(items, tasks, batch_size, lambda answers: answers.task.probabilities(answers.logits)))
+        return list(self._each(items, tasks, batch_size, finishing.probabilities))
 
     def logits(self, items: Any, tasks: str | Iterable[str], *, batch_size: int = ITEMS_AT_A_TIME) -> list[Tensor]:
         """Of each item, the logits of its task's classes, ``(ways,)`` on the CPU.
@@ -173,11 +198,9 @@ class Server:
         Args:
             items, tasks, batch_size: see :meth:`predict`, with what it raises.
         """
-        return list(self._each(items, tasks, batch_size, lambda answers: answers.logits))
+        return list(self._each(items, tasks, batch_size, finishing.logits))
 
-    def _each(
-        self, items: Any, tasks: str | Iterable[str], batch_size: int, finish: Callable[[Answers], Iterable[T]]
-    ) -> Iterator[T]:
+    def _each(self, items: Any, tasks: str | Iterable[str], batch_size: int, finish: Finish[T]) -> Iterator[T]:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1 item")
         addressed = Addressed.find(self._library, tasks)
@@ -207,12 +230,13 @@ class Server:
 
     # --- single requests ---------------------------------------------------------------------------------------------
 
-    def submit(self, item: Any, task: str) -> Future[Prediction]:
+    def submit(self, item: Any, task: str, *, reject: float | None = None) -> Future[Prediction]:
         """Ask about one item, and get the answer later: one thread gathers what many callers ask into mixed batches.
 
         Args:
             item: one image, path or text.
             task: its name.
+            reject: see :meth:`predict`.
 
         Returns:
             A future of the most likely class and its probability, or of what is wrong with this item alone. In
@@ -222,22 +246,21 @@ class Server:
             UnknownTask: there is no task of this name.
             RuntimeError: the server is closed.
         """
-        return self._gatherer.submit(Asked(item, self._library.find([task])[0]))
+        return self._submit(item, task, finishing.best(reject))
 
-    def _answer_each(self, asked: Sequence[Asked]) -> list[Prediction | Exception]:
-        """The answer to each question, or what is wrong with it."""
-        found: list[Any] = [None] * len(asked)
-        left = list(range(len(asked)))
-        while left:
-            try:
-                answers = ask_items(self.backbone, self._library, [asked[i] for i in left])
-            except FailedQuestion as error:
-                found[left.pop(error.place)] = error.cause
-                continue
-            for i, prediction in zip(left, in_order(answers, predictions), strict=True):
-                found[i] = prediction
-            break
-        return found
+    def submit_top(self, item: Any, task: str, k: int = 3, *, reject: float | None = None) -> Future[list[Prediction]]:
+        """The same for the ``k`` most likely classes, the most likely first.
+
+        Args:
+            item, task, reject: see :meth:`submit`, with what it raises.
+        """
+        return self._submit(item, task, finishing.likeliest(k, reject))
+
+    def _submit(self, item: Any, task: str, finish: Finish[T]) -> Future[T]:
+        return self._gatherer.submit(Request(Asked(item, self._library.find([task])[0]), finish))
+
+    def _answer_each(self, requests: Sequence[Request]) -> list[Any]:
+        return answer_each(self.backbone, self._library, requests)
 
     def close(self) -> None:
         """Answer what was submitted, take no more, and remove the temporary files."""

@@ -1,0 +1,56 @@
+"""What callers want to know of logits: the likeliest classes, their probabilities, or that it is none of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from mtl.fewshot.predicting import Prediction, threshold
+from mtl.serving.mixed import Answers
+
+T = TypeVar("T")
+Finish = Callable[[Answers], Sequence[T]]
+"""From the answers of one task to one value for each of its questions."""
+
+
+def best(reject: float | None) -> Finish[Prediction]:
+    """The most likely class; see :meth:`mtl.AdaptedTask.predict` for ``reject``."""
+    of_one = likeliest(1, reject)
+    return lambda answers: [first for [first] in of_one(answers)]
+
+
+def likeliest(k: int, reject: float | None = None) -> Finish[list[Prediction]]:
+    """The ``k`` most likely classes, the most likely first, whose label is None where it is rejected.
+
+    Raises:
+        ValueError: k is less than one.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: expected at least 1 class")
+
+    def finish(answers: Answers) -> list[list[Prediction]]:
+        task, logits = answers.task, answers.logits
+        least = 0.0 if reject is None else threshold(task.calibration, reject)
+        classes = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(min(k, task.ways), -1).indices
+        chances = task.probabilities(logits).gather(-1, classes)
+        pairs = zip(classes.tolist(), chances.tolist(), strict=True)
+        return [_named(task.class_names, *pair, least) for pair in pairs]
+
+    return finish
+
+
+def probabilities(answers: Answers) -> Sequence[Tensor]:
+    """Of every class, at the temperature of the task."""
+    return list(answers.task.probabilities(answers.logits))
+
+
+def logits(answers: Answers) -> Sequence[Tensor]:
+    """Of every class."""
+    return list(answers.logits)
+
+
+def _named(names: Sequence[Any], classes: Sequence[int], chances: Sequence[float], least: float) -> list[Prediction]:
+    found = [Prediction(names[i] if names else i, p) for i, p in zip(classes, chances, strict=True)]
+    return found if chances[0] >= least else [Prediction(None, chances[0]), *found[1:]]

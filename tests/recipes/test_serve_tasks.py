@@ -1,0 +1,27 @@
+"""The benchmark of serving runs at the smallest size; all ways give the same logits, or it says which does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft")
+serve_tasks = pytest.importorskip("serve_tasks")
+
+
+def test_all_ways_of_serving_agree(tmp_path: Path, monkeypatch):
+    small = {"networks": ["tiny"], "tasks": 3, "batch": 6, "saved": 3, "repeats": 1, "device": "cpu"}
+    config = serve_tasks.Config(**small, out=str(tmp_path))
+    rows = serve_tasks.main(config)
+    assert {(row["question"], row["way"]) for row in rows} == {
+        *((question, way) for question in ("mixed", "fan-out") for way in ("server", "loop", "grouped", "arrival")),
+        ("fan-out, readout", "server"),
+        ("fan-out, readout", "loop"),
+    }
+    assert max(row["off"] for row in rows) < 1e-5
+    assert (tmp_path / "saved.csv").exists()
+    fill = serve_tasks.Switching._fill
+    monkeypatch.setattr(serve_tasks.Switching, "_fill", lambda self, name, part: name == "1" or fill(self, name, part))
+    with pytest.raises(RuntimeError, match="grouped on tiny: logits differ"):
+        serve_tasks.main(config)
