@@ -54,12 +54,12 @@ def _method(name: Literal["LoRA", "IA3"], setup: Setup, lr: float) -> Method:
         own = {f"model.{k}": weights[k] for k in start}
         return torch.func.functional_call(call, own, (inputs.flatten(),))[..., last].unsqueeze(0)
 
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         require_network_inputs(name, episode)
         return fine_tune(episode.to(next(model.parameters()).device), start, features, lr, setup.steps)
 
     values = lambda ways: count + ways * setup.levels[-1]  # noqa: E731
-    return setup.method(f"{name}, {setup.steps} steps", one_by_one(predict), values)
+    return setup.method(f"{name}, {setup.steps} steps", one_by_one(logits), values)
 
 
 PEFT_BASELINES: dict[str, Baseline] = {

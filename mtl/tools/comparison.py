@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mtl.tools.files import atomic_write, write_csv
+from mtl.tools.method_result import Kind, MethodResult
+from mtl.tools.reliability import COVERAGE, Answers
+from mtl.tools.text_tables import aligned
 
-Kind = Literal["baseline", "ours", "control"]
+__all__ = ["Comparison", "Kind", "MethodResult", "Verdict", "mean_interval", "paired_difference", "verdicts"]
+
 ALL = "all"  # name of the pooled episodes of all families
 SEEN, UNSEEN = "seen families", "unseen families"
 
@@ -44,45 +48,6 @@ def paired_difference(reference: ArrayLike, other: ArrayLike) -> tuple[float, fl
     if a.shape != b.shape:
         raise ValueError(f"cannot pair accuracies {a.shape} with {b.shape}: both need the same episodes in one order")
     return mean_interval(a - b)
-
-
-@dataclass(frozen=True, eq=False)
-class MethodResult:
-    """One method on one setting.
-
-    Args:
-        method: name in tables and figures.
-        kind: ``"baseline"``, ``"ours"`` or ``"control"``.
-        accuracy: ``(episodes,)`` in ``0 .. 1``; stored as a read-only float64 copy.
-        seconds_per_task: time to adapt to one task and predict its queries.
-        adapted_values: number of adapted weights per task.
-        tuned: the setting that it ran at, such as ``"c=10"``; empty where there is none.
-
-    Raises:
-        ValueError: naming the method, for NaN, percentages, other shapes, unknown kinds, negative or infinite costs.
-    """
-
-    method: str
-    kind: Kind
-    accuracy: np.ndarray
-    seconds_per_task: float
-    adapted_values: int
-    tuned: str = ""
-
-    def __post_init__(self) -> None:
-        accuracy = np.array(self.accuracy, dtype=np.float64)
-        accuracy.setflags(write=False)
-        object.__setattr__(self, "accuracy", accuracy)
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"{self.method!r}: kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
-        if accuracy.ndim != 1 or not accuracy.size:
-            raise ValueError(f"{self.method!r}: accuracy has shape {accuracy.shape}, expected (episodes,)")
-        wrong = accuracy[~((accuracy >= 0) & (accuracy <= 1))]  # NaN compares false, so it is wrong too
-        if wrong.size:
-            raise ValueError(f"{self.method!r}: {wrong.size} accuracies are not in 0 .. 1, the first is {wrong[0]}")
-        for name in ("seconds_per_task", "adapted_values"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{self.method!r}: {name}={getattr(self, name)} must be finite and not negative")
 
 
 @dataclass(frozen=True)
@@ -151,7 +116,7 @@ class Comparison:
 
     def _restricted(self, families: Container[str]) -> Comparison:
         mask = np.array([family in families for family in self.families])
-        rows = tuple(replace(r, accuracy=r.accuracy[mask]) for r in self.rows)
+        rows = tuple(r.only(mask) for r in self.rows)
         return replace(self, families=tuple(f for f in self.families if f in families), rows=rows)
 
     def parts(self) -> dict[str, Comparison]:
@@ -188,14 +153,24 @@ class Comparison:
             [f"{name} (unseen)" if name in self.unseen else name, *(_percent(r.accuracy) for r in part.rows)]
             for name, part in self.by_family().items()
         ]
-        return f"{_aligned([head, *lines], markdown)}\n\n{self.setting}; accuracies in % ± a 95 % interval.\n"
+        return f"{aligned([head, *lines], markdown)}\n\n{self.setting}; accuracies in % ± a 95 % interval.\n"
+
+    def probability_table(self, markdown: bool = False) -> str:
+        """An aligned table in percent of the methods that have probabilities; empty where none has.
+
+        Calibration error (ECE: 15 bins of equal width over all queries), the accuracy of the surest 90 % of the answers
+        of each task and what that is more than the accuracy of all, and the mean error over all such shares (AURC).
+        """
+        parts = self.blocks() or {"": self}
+        tables = [_probability_table(name, part, markdown) for name, part in parts.items()]
+        return "\n".join(table for table in tables if table)
 
     def _table(self, parts: Mapping[str, Comparison], markdown: bool) -> str:
         heads = ["method", "accuracy ± 95 %", *list(parts)[1:], "difference  ", "s/task", "adapted values"]
         heads += ["tuned"] if any(r.tuned for r in self.rows) else []
         note = f"{self.setting}, {len(self.families)} episodes; accuracies in % ± a 95 % interval.\nDifference: "
         note += f"{self.reference} minus method, paired; * its interval excludes 0, uncorrected for many comparisons."
-        return f"{_aligned([heads, *(_cells(parts, r)[: len(heads)] for r in self.rows)], markdown)}\n\n{note}\n"
+        return f"{aligned([heads, *(_cells(parts, r)[: len(heads)] for r in self.rows)], markdown)}\n\n{note}\n"
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per method and family, ``"all"`` and :meth:`blocks` too, with accuracies in ``0 .. 1``."""
@@ -204,7 +179,7 @@ class Comparison:
 
     def to_json(self, path: str | Path) -> None:
         """Write everything, including each episode's accuracy; :meth:`from_json` restores it exactly."""
-        rows = [vars(r) | {"accuracy": r.accuracy.tolist(), "adapted_values": int(r.adapted_values)} for r in self.rows]
+        rows = [r.to_json() for r in self.rows]
         with atomic_write(path) as draft:
             draft.write_text(json.dumps(vars(self) | {"rows": rows}, allow_nan=False), encoding="utf-8")
 
@@ -216,7 +191,7 @@ class Comparison:
             if not isinstance(content["setting"], str):
                 raise TypeError("'setting' is no string")
             names = {key: _strings(key, content.get(key, [])) for key in ("families", "unseen")}
-            parts: dict[str, Any] = {"rows": tuple(MethodResult(**r) for r in content["rows"]), **names}
+            parts: dict[str, Any] = {"rows": tuple(map(MethodResult.from_json, content["rows"])), **names}
             return Comparison(**content | parts)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved comparison: {error}") from error
@@ -249,21 +224,27 @@ def _cells(parts: Mapping[str, Comparison], row: MethodResult) -> list[str]:
     return [row.method, *accuracies, difference, f"{row.seconds_per_task:.3g}", f"{row.adapted_values:,}", row.tuned]
 
 
+def _probability_table(name: str, part: Comparison, markdown: bool) -> str:
+    cells = [_probability_cells(row, row.answers) for row in part.rows if row.answers is not None]
+    if not cells:
+        return ""
+    heads = ["method", "accuracy ± 95 %", "ECE ± 95 %", f"surest {COVERAGE:.0%} ± 95 %", "gain ± 95 %", "AURC"]
+    setting = f"{part.setting}, {name}" if name else part.setting
+    note = f"{setting}, {len(part.families)} episodes; in %. ECE: distance of probability and accuracy, in 15 bins."
+    note += "\nSurest: accuracy of the answers left when each task rejects its least sure ones; gain: over all answers."
+    return f"{aligned([heads, *cells], markdown)}\n\n{note}\n"
+
+
+def _probability_cells(row: MethodResult, answers: Answers) -> list[str]:
+    (ece, half), kept = answers.ece, answers.accuracy_at()
+    gain = "{:+.1f} ± {:.1f}".format(*(100 * v for v in paired_difference(kept, row.accuracy)))
+    ece = f"{100 * ece:.1f} ± {100 * half:.1f}"
+    return [row.method, _percent(row.accuracy), ece, _percent(kept), gain, f"{100 * answers.aurc.mean():.1f}"]
+
+
 def _percent(accuracy: ArrayLike) -> str:
     mean, half = mean_interval(accuracy)
     return f"{100 * mean:.1f} ± {100 * half:.1f}"
-
-
-def _aligned(cells: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Columns padded to their widest cell: the first aligned left, numbers right."""
-    if markdown:
-        cells = [[c.replace("|", r"\|") for c in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    head, *body = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
-    if not markdown:
-        return "\n".join("  ".join(line).rstrip() for line in [head, ["-" * w for w in widths], *body])
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
 
 
 def _record(family: str, part: Comparison, row: MethodResult) -> dict[str, Any]:
@@ -272,5 +253,13 @@ def _record(family: str, part: Comparison, row: MethodResult) -> dict[str, Any]:
     record = {"setting": part.setting, "method": row.method, "kind": row.kind, "family": family}
     record |= {"episodes": row.accuracy.size, "accuracy": mean, "accuracy_half_width": half}
     record |= {"reference": part.reference} | vars(part.verdict(row.method, family))
-    record |= {"tuned": row.tuned}
+    record |= {"tuned": row.tuned} | _probability_record(row.answers)
     return record | {"seconds_per_task": row.seconds_per_task, "adapted_values": row.adapted_values}
+
+
+def _probability_record(answers: Answers | None) -> dict[str, Any]:
+    if answers is None:
+        return {}
+    (ece, half), (kept, kept_half) = answers.ece, mean_interval(answers.accuracy_at())
+    record = {"ece": ece, "ece_half_width": half, "accuracy_at_90": kept, "accuracy_at_90_half_width": kept_half}
+    return record | {"aurc": float(answers.aurc.mean())}

@@ -17,6 +17,7 @@ from mtl.cli.options import Count, Folder, TwoOrMore
 from mtl.data import DividedFamilies, FamilyRequest, FamilyTasks, InputCache
 from mtl.data.own.collection import AbstractCollection
 from mtl.fewshot import FeatureStatistics
+from mtl.tools.reliability import Answers
 
 BATCH = 64  # examples in one forward pass
 
@@ -166,6 +167,7 @@ def joined(parts: Sequence[mtl.Comparison]) -> mtl.Comparison:
         replace(
             rows[0],
             accuracy=np.concatenate([row.accuracy for row in rows]),
+            answers=Answers.joined([row.answers for row in rows]),
             seconds_per_task=float(np.average([row.seconds_per_task for row in rows], weights=counts)),
         )
         for rows in zip(*(part.rows for part in parts), strict=True)

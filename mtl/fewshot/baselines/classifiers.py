@@ -106,8 +106,8 @@ def lda_scores(seen: Tensor, labels: Tensor, asked: Tensor, ways: int, shrinkage
     return (asked - centre) @ weight.mT + bias.unsqueeze(1)
 
 
-def logistic_labels(seen: Tensor, labels: Tensor, asked: Tensor, c: float, reduce: bool) -> Tensor:
-    """Labels ``(tasks, m)`` by scikit-learn's logistic regression, task by task.
+def logistic_logits(seen: Tensor, labels: Tensor, asked: Tensor, c: float, reduce: bool) -> Tensor:
+    """Logits ``(tasks, m, ways)`` by scikit-learn's logistic regression, task by task.
 
     Args:
         c: inverse penalty.
@@ -119,10 +119,12 @@ def logistic_labels(seen: Tensor, labels: Tensor, asked: Tensor, c: float, reduc
     if reduce and seen.shape[-1] > seen.shape[1]:
         seen, asked = in_span(seen, asked)
     fits = [
-        LogisticRegression(C=c, max_iter=1000).fit(x, y).predict(z)
+        LogisticRegression(C=c, max_iter=1000).fit(x, y).decision_function(z)
         for x, y, z in zip(*(t.cpu().numpy() for t in (seen, labels, asked)), strict=True)
     ]
-    return torch.stack([torch.as_tensor(found) for found in fits]).to(labels.device)
+    logits = torch.stack([torch.as_tensor(found) for found in fits]).to(labels.device)
+    # Of two classes, there is one number for the second.
+    return logits if logits.dim() == 3 else torch.stack([torch.zeros_like(logits), logits], -1)
 
 
 def in_span(seen: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.episode import Episode
-from mtl.fewshot.baselines.classifiers import channel_weights, lda_scores, logistic_labels, ridge_scores
+from mtl.fewshot.baselines.classifiers import (
+    LOGITS_PER_SCORE,
+    channel_weights,
+    lda_scores,
+    logistic_logits,
+    ridge_scores,
+)
 from mtl.fewshot.baselines.methods import Method
 from mtl.fewshot.baselines.setup import STANDARDISED, Setup, Value, identified
 from mtl.fewshot.heads import AbstractHead, NearestClassMean, Ridge
-from mtl.fewshot.model import most_likely
 from mtl.tools.identity import digest
 
 WEIGHTED_L2 = 0.01
@@ -27,15 +32,15 @@ def head_in_closed_form(setup: Setup, name: str, head: AbstractHead, centre: Ten
     """
 
     @torch.no_grad()
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         seen, asked = setup.plain(episode)
         if centre is not None:
             shift = centre[-seen.shape[-1] :].to(seen.device)
             seen, asked = seen - shift, asked - shift
         labels = episode.support.labels.to(seen.device)
-        return most_likely(head.logits(asked, {}, (seen, labels), episode.ways))
+        return head.logits(asked, {}, (seen, labels), episode.ways)
 
-    return identified(setup.method(name, predict), head=repr(head), centre=None if centre is None else digest(centre))
+    return identified(setup.method(name, logits), head=repr(head), centre=None if centre is None else digest(centre))
 
 
 def nearest_class_mean(setup: Setup, value: Value) -> Method:
@@ -48,7 +53,7 @@ def logistic_regression(setup: Setup, value: Value) -> Method:
     c, standardised = _split(value)
 
     def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
-        return logistic_labels(_unit(seen), labels, _unit(asked), c, reduce=standardised)
+        return logistic_logits(_unit(seen), labels, _unit(asked), c, reduce=standardised)
 
     values = lambda ways: ways * (setup.levels[-1] + 1)  # noqa: E731
     return _on_last(setup, "logistic regression", classify, standardised, values)
@@ -58,7 +63,7 @@ def logistic_regression_all(setup: Setup, c: float) -> Method:
     """Logistic regression on unit-length standardised features of all levels (Head2Toe's point, arXiv 2201.03529)."""
 
     def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
-        return logistic_labels(_unit(seen), labels, _unit(asked), c, reduce=True)
+        return logistic_logits(_unit(seen), labels, _unit(asked), c, reduce=True)
 
     values = lambda ways: ways * (setup.backbone.width + 1)  # noqa: E731
     return _on_all(setup, "logistic regression, all levels", classify, values)
@@ -105,20 +110,21 @@ def discriminant_analysis_all(setup: Setup, shrinkage: float) -> Method:
 
 
 Classify = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""Support features, their labels, query features and the number of ways, to predicted labels ``(tasks, m)``."""
+"""Support features, their labels, query features and the number of ways, to logits ``(tasks, m, ways)``."""
 
 
 def _ridge(l2: float) -> Classify:
     def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
         root = seen.shape[-1] ** 0.5  # unit length, in the units of the penalty: a mean square of one
-        return most_likely(ridge_scores(root * _unit(seen), labels, root * _unit(asked), ways, l2))
+        scores = ridge_scores(root * _unit(seen), labels, root * _unit(asked), ways, l2)
+        return LOGITS_PER_SCORE * scores.double()  # no two scores become one
 
     return classify
 
 
 def _lda(shrinkage: float) -> Classify:
     def classify(seen: Tensor, labels: Tensor, asked: Tensor, ways: int) -> Tensor:
-        return most_likely(lda_scores(_unit(seen), labels, _unit(asked), ways, shrinkage))
+        return lda_scores(_unit(seen), labels, _unit(asked), ways, shrinkage)
 
     return classify
 
@@ -131,20 +137,20 @@ def _on_last(
     values: Callable[[int], int] = lambda ways: 0,
 ) -> Method:
     @torch.no_grad()
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         seen, asked = setup.last_standardised(episode) if standardised else setup.plain(episode)
         return classify(seen, episode.support.labels.to(seen.device), asked, episode.ways)
 
-    return setup.method(name, predict, values)
+    return setup.method(name, logits, values)
 
 
 def _on_all(setup: Setup, name: str, classify: Classify, values: Callable[[int], int] = lambda ways: 0) -> Method:
     @torch.no_grad()
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         seen, asked = setup.standardised(episode)
         return classify(seen, episode.support.labels.to(seen.device), asked, episode.ways)
 
-    return setup.method(name, predict, values)
+    return setup.method(name, logits, values)
 
 
 def _split(value: Value) -> tuple[float, bool]:

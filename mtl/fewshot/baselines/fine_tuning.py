@@ -12,7 +12,7 @@ from mtl.episode import READOUT, Episode, Examples, Inputs
 from mtl.fewshot.baselines.methods import Method, one_by_one
 from mtl.fewshot.baselines.setup import Setup
 from mtl.fewshot.heads import Cosine
-from mtl.fewshot.model import HEAD, at_least_float32, cross_entropy, head_weights, most_likely
+from mtl.fewshot.model import HEAD, at_least_float32, cross_entropy, head_weights
 from mtl.metagrad import tensors
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
@@ -27,7 +27,7 @@ Features = Callable[[Tensors, Inputs], Tensor]
 def fine_tune(
     episode: Episode, start: Tensors, features: Features, lr: float, steps: int, *, head_steps: int = 0
 ) -> Tensor:
-    """Predicted labels after Adam on the support set.
+    """Logits of the queries, ``(tasks, m, ways)``, after Adam on the support set.
 
     Adam is element-wise, so a batch of tasks moves as each would alone.
 
@@ -55,7 +55,7 @@ def fine_tune(
         _descend(head_weights(weights).values(), lambda: loss(seen), lr, head_steps)
     with torch.no_grad():
         asked = features(weights, episode.query.inputs)
-        return most_likely(head.logits(asked, head_weights(weights), (asked[:, :0], support.labels), ways))
+        return head.logits(asked, head_weights(weights), (asked[:, :0], support.labels), ways)
 
 
 def _descend(weights: Iterable[Tensor], loss: Callable[[], Tensor], lr: float, steps: int) -> None:
@@ -70,12 +70,12 @@ def _descend(weights: Iterable[Tensor], loss: Callable[[], Tensor], lr: float, s
 def head_only(setup: Setup, lr: float) -> Method:
     """The cosine head alone, on the last level (arXiv 1904.04232's Baseline++, per task)."""
 
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         seen, asked = setup.plain(episode)
         fixed = _on_features(episode, seen, asked)
         return fine_tune(fixed, {}, lambda weights, inputs: inputs.tensor, lr, setup.steps)
 
-    return setup.method(f"head only, {setup.steps} steps", predict, lambda ways: ways * setup.levels[-1])
+    return setup.method(f"head only, {setup.steps} steps", logits, lambda ways: ways * setup.levels[-1])
 
 
 def scale_and_shift(setup: Setup, lr: float) -> Method:
@@ -114,14 +114,14 @@ class _ScaleAndShift:
         return self.sites + (self.setup.backbone.width if self.on_readout else 0)
 
     def method(self, name: str, lr: float, steps: int, head_steps: int) -> Method:
-        def predict(episode: Episode) -> Tensor:
+        def logits(episode: Episode) -> Tensor:
             episode, features = self._problem(episode)
             identity = Modulation.identity(episode.tasks, self.width, device=episode.support.labels.device)
             start = {"scale": identity.scale, "shift": identity.shift}
             return fine_tune(episode, start, features, lr, steps, head_steps=head_steps)
 
         values = lambda ways: 2 * self.width + ways * self.setup.backbone.width  # noqa: E731
-        return self.setup.method(name, predict, values)
+        return self.setup.method(name, logits, values)
 
     def _problem(self, episode: Episode) -> tuple[Episode, Features]:
         """The episode where the network is, and its features as a function of scale and shift."""
@@ -159,7 +159,7 @@ def whole_network(setup: Setup, lr: float) -> Method:
         model = {k: v for k, v in weights.items() if k.startswith("model.")}
         return torch.func.functional_call(backbone, model, (inputs,))[..., last].float()
 
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         if backbone.placement is not None:
             raise ValueError(f"full fine-tuning of {backbone.name}: its weights are sharded or spread; leave it out")
         require_network_inputs("full fine-tuning", episode)
@@ -168,7 +168,7 @@ def whole_network(setup: Setup, lr: float) -> Method:
 
     count = sum(p.numel() for p in backbone.model.parameters())
     values = lambda ways: count + ways * setup.levels[-1]  # noqa: E731
-    return setup.method(f"full fine-tuning, {setup.steps} steps", one_by_one(predict), values)
+    return setup.method(f"full fine-tuning, {setup.steps} steps", one_by_one(logits), values)
 
 
 def require_network_inputs(method: str, episode: Episode) -> None:

@@ -118,12 +118,16 @@ class Setup:
     def method(
         self,
         name: str,
-        predict: Callable[[Episode], Tensor],
+        logits: Callable[[Episode], Tensor],
         adapted_values: Callable[[int], int] = lambda ways: 0,
     ) -> Method:
-        """A method whose seconds include the feature passes that it shares with others."""
+        """A method whose seconds include the feature passes that it shares with others.
+
+        Args:
+            logits: of the queries, ``(tasks, n_query, ways)``.
+        """
         saved = lambda: self.memo.saved_seconds  # noqa: E731
-        return Method(name, predict, adapted_values, shared_seconds=saved, identity=lambda: self._identity)
+        return Method.of_logits(name, logits, adapted_values, shared_seconds=saved, identity=lambda: self._identity)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mtl.fewshot.evaluation.controls import learner_method
 from mtl.fewshot.evaluation.results import KeptResults, Result, Results, families_of
 from mtl.fewshot.learner import MetaLearner
 from mtl.tools.comparison import Comparison, MethodResult
+from mtl.tools.reliability import Answers
 
 WORTH_TELLING = 30.0  # seconds; an estimate of less is not printed
 
@@ -104,12 +105,16 @@ def _compare(
 
 def _result(method: Method, chunk: Sequence[int], at: Sequence[int], episode: Episode) -> Result:
     start = time.perf_counter() + method.shared_seconds()
-    predicted = method(episode).cpu()
+    predicted, confidence = method.answers(episode)
+    predicted = predicted.cpu()
     seconds = time.perf_counter() + method.shared_seconds() - start
     _check_shape(method, predicted, episode.query.labels)
     missing = int((predicted < 0).any(1).sum())
-    accuracy = tuple((predicted == episode.query.labels).float().mean(1).tolist())
-    return Result((chunk[0], chunk[-1]), tuple(at), families_of(episode), episode.ways, accuracy, seconds, missing)
+    right = predicted == episode.query.labels
+    accuracy = tuple(right.float().mean(1).tolist())
+    answers = None if confidence is None else Answers(tuple(confidence.cpu().numpy()), tuple(right.numpy()))
+    chunks = (chunk[0], chunk[-1])
+    return Result(chunks, tuple(at), families_of(episode), episode.ways, accuracy, seconds, missing, answers)
 
 
 def _tell_estimate(spent: Mapping[str, float], seconds: float, times: float, what: str) -> None:
@@ -148,7 +153,10 @@ def _row(method: Method, results: Sequence[Result], episodes: int) -> MethodResu
     for result in results:
         accuracy[list(result.tasks)] = result.accuracy
     seconds, ways = sum(r.seconds for r in results) / episodes, max(r.ways for r in results)
-    return MethodResult(method.name, method.kind, accuracy, seconds, method.adapted_values(ways), method.tuned)
+    values, answers = method.adapted_values(ways), Answers.joined([r.answers for r in results])
+    if answers is not None:
+        answers = answers.of_episodes(np.argsort([i for r in results for i in r.tasks]))
+    return MethodResult(method.name, method.kind, accuracy, seconds, values, method.tuned, answers)
 
 
 def _check(methods: Sequence[Method], episodes: int, tasks_per_chunk: int, reference: str | None) -> None:

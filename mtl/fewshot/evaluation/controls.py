@@ -13,7 +13,6 @@ from mtl.episode import Episode
 from mtl.fewshot.baselines import Method
 from mtl.fewshot.evaluation.results import families_of
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.model import most_likely
 from mtl.fewshot.saving import inner_options
 from mtl.metagrad.tensors import Tensors
 from mtl.tools.comparison import Kind
@@ -64,11 +63,15 @@ def _method(
     """Adapt and predict; without ``emit``, from what the generator emits for the support set."""
 
     @torch.no_grad()
-    def predict(episode: Episode) -> Tensor:
+    def logits(episode: Episode) -> Tensor:
         episode = episode.to(learner.device)
         meta = None if emit is None else emit(learner, episode)
         adapted = learner.adapt(episode.support, steps=steps, meta=meta, cross_validate=cross_validate)
-        return most_likely(adapted.logits(episode.query.inputs))
+        found = adapted.logits(episode.query.inputs)
+        if not cross_validate:
+            return found
+        temperatures = torch.tensor([c.temperature for c in adapted.calibrations], dtype=torch.float64)
+        return found.double() / temperatures.to(found.device).view(-1, 1, 1)  # in float64, no two logits become one
 
     shown = learner.inner_steps if steps is None else steps
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"
@@ -76,7 +79,7 @@ def _method(
     def identity() -> dict[str, Any]:
         return describe(learner) | {"cross_validate": cross_validate, "steps": shown}
 
-    return Method(name, predict, learner.model.adapted_values, kind, identity=identity)
+    return Method.of_logits(name, logits, learner.model.adapted_values, kind=kind, identity=identity)
 
 
 def describe(learner: MetaLearner) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtl.fewshot.baselines import Method
 from mtl.tools.files import explain_write_errors, remove_drafts, write_whole
 from mtl.tools.identity import digest, identity_of
 from mtl.tools.lock import folder_lock
+from mtl.tools.reliability import Answers
 
 FILE = "results.jsonl"
 
@@ -37,6 +38,7 @@ class Result:
         accuracy: of each task, in ``0 .. 1``.
         seconds: in all.
         missing: tasks with an answer that was not finite.
+        answers: how sure it was of each, for a method that has probabilities.
     """
 
     chunk: tuple[int, int]
@@ -46,6 +48,7 @@ class Result:
     accuracy: tuple[float, ...]
     seconds: float
     missing: int
+    answers: Answers | None = None
 
 
 class Results:
@@ -105,7 +108,8 @@ class KeptResults(Results):
     def add(self, method: Method, result: Result) -> None:
         super().add(method, result)
         if (key := self._keys.get(method.name)) is not None:
-            line = _line({"method": method.name, "key": key, **asdict(result)})
+            answers = {} if result.answers is None else result.answers.to_json()
+            line = _line({"method": method.name, "key": key, **_numbers(result), **answers})
             with explain_write_errors(self._path, len(line)), self._path.open("ab") as f:
                 f.write(line)
 
@@ -128,13 +132,19 @@ class KeptResults(Results):
 
 def _key(method: Method, tasks: dict[str, Any], setting: str) -> str:
     assert method.identity is not None
-    return digest(method.name, method.kind, method.tuned, method.identity(), tasks, setting)
+    # Of methods that have probabilities, lines without them are measured again.
+    version = () if method.logits is None else ("probabilities",)
+    return digest(method.name, method.kind, method.tuned, method.identity(), tasks, setting, *version)
 
 
 def _result_of(record: dict[str, Any]) -> Result:
-    values = {f.name: record[f.name] for f in fields(Result)}
+    values = {f.name: record[f.name] for f in fields(Result) if f.name != "answers"}
     frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Result(**frozen)
+    return Result(**frozen, answers=Answers.from_json(record) if "confidence" in record else None)
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    return {f.name: getattr(result, f.name) for f in fields(Result) if f.name != "answers"}
 
 
 def _line(record: dict[str, Any]) -> bytes:
