@@ -362,7 +362,7 @@ def test_threads_see_tasks_whole_while_others_replace_and_spill_them(tmp_path: P
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(replace), *(pool.submit(ask) for _ in range(3))]:
             future.result()
-    assert server.in_memory == 2
+    assert 1 <= server.in_memory <= 2
 
 
 # --- single requests ---
@@ -373,7 +373,7 @@ def test_single_requests_of_many_callers_make_mixed_batches(tmp_path: Path, monk
     tasks = tasks_on(backbone)
     items = items_for(backbone, 24)
     names = [list(tasks)[i % len(tasks)] for i in range(24)]
-    with mtl.Server(backbone, tasks, max_wait=500, max_batch=12) as server:
+    with mtl.Server(backbone, tasks, max_wait=20_000, max_batch=12) as server:
         batches: list[int] = []
         answer_each = server._gatherer._answer
         monkeypatch.setattr(server._gatherer, "_answer", lambda asked: batches.append(len(asked)) or answer_each(asked))
@@ -412,10 +412,10 @@ def test_closing_answers_what_was_submitted_and_takes_no_more(tmp_path: Path):
 def test_a_cancelled_request_is_left_out(tmp_path: Path):
     backbone = tiny_backbone()
     task, items = task_on(backbone, 0), items_for(backbone, 2)
-    with mtl.Server(backbone, {"a": task}, max_wait=300) as server:
+    with mtl.Server(backbone, {"a": task}, max_wait=60_000) as server:
         futures = [server.submit(item, "a") for item in items]
         assert futures[0].cancel()
-        assert futures[1].result().label == task.predict(items[1])[0]
+    assert futures[1].result(timeout=0).label == task.predict(items[1])[0]
 
 
 def test_image_bytes_are_items(tmp_path: Path):
