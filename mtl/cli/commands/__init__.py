@@ -1,0 +1,1 @@
+"""The sub-commands of ``mtl``. Each has a ``Config`` of options and a ``main``."""
