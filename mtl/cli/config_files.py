@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -28,13 +28,13 @@ def words_of(path: str | Path, config: type) -> list[str]:
     """
     file = Path(path) / RUN if Path(path).is_dir() else Path(path)
     settings = _read(file)
-    flags = dict(_flags(config))
+    flags, parts = _names(config)
     words: list[str] = []
-    for key, value in _leaves(settings, {name for name, flag in flags.items() if flag is None}):
+    for key, value in _leaves(settings, parts):
         name = key.replace("-", "_")
-        if flags.get(name) is None:
+        if name not in flags:
             raise ValueError(f"{file}: {key} is no option of this command{_meant(name, flags)}")
-        words += _words(f"{flags[name]}", value, f"{file}: {key}")
+        words += _words(flags[name], value, f"{file}: {key}")
     return words
 
 
@@ -52,35 +52,38 @@ def _read(file: Path) -> Mapping[str, Any]:
     return found
 
 
-def _flags(config: type, name: str = "", flag: str = "") -> Iterator[tuple[str, str | None]]:
-    """Names that a file may use, and the option that each stands for; None for a name of several."""
+def _names(config: type, name: str = "", flag: str = "") -> tuple[dict[str, str], set[str]]:
+    """Names that a file may use and the option that each stands for; names of parts, which hold several."""
     hints = get_type_hints(config, include_extras=True)
+    flags: dict[str, str] = {}
+    parts: set[str] = set()
     for field in fields(config):
         hint, own = hints[field.name], f"{name}{field.name}"
-        kind = next(iter(get_args(hint)), None) if not isinstance(hint, type) else hint
-        marks = get_args(hint)[1:]
+        kind, *marks = get_args(hint) if get_origin(hint) is Annotated else [hint]
         if isinstance(kind, type) and is_dataclass(kind):
-            yield own, None
-            yield from _flags(kind, f"{own}.", flag if tyro.conf.OmitArgPrefixes in marks else f"{flag}{field.name}.")
+            flat = tyro.conf.OmitArgPrefixes in marks
+            inner = _names(kind, f"{own}.", flag if flat else f"{flag}{field.name}.")
+            flags, parts = flags | inner[0], parts | inner[1] | {own}
         elif tyro.conf.Positional not in marks:
             typed = f"{flag}{field.name}"
-            for known in {own, typed}:
-                yield known, f"--{typed}".replace("_", "-")
+            flags |= dict.fromkeys((own, typed), f"--{typed}".replace("_", "-"))
+    return flags, parts
 
 
-def _leaves(settings: Mapping[str, Any], several: set[str], before: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(settings: Mapping[str, Any], parts: set[str], before: str = "") -> Iterator[tuple[str, Any]]:
     """Names with their dots, and values."""
     for key, value in settings.items():
         name = f"{before}{key}"
-        if isinstance(value, Mapping) and name.replace("-", "_") in several:
-            yield from _leaves(value, several, f"{name}.")
+        if isinstance(value, Mapping) and name.replace("-", "_") in parts:
+            yield from _leaves(value, parts, f"{name}.")
         else:
             yield name, value
 
 
 def _words(flag: str, value: Any, place: str) -> list[str]:
     if isinstance(value, bool):
-        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+        before, dot, last = flag.removeprefix("--").rpartition(".")
+        return [flag if value else f"--{before}{dot}no-{last}"]
     if isinstance(value, list):
         if any(isinstance(v, list | Mapping) for v in value):
             raise ValueError(f"{place}: expected a list of plain values")
@@ -90,7 +93,6 @@ def _words(flag: str, value: Any, place: str) -> list[str]:
     return [f"{flag}={value}"]
 
 
-def _meant(name: str, flags: Mapping[str, str | None]) -> str:
-    options = [known for known, flag in flags.items() if flag is not None]
-    near = difflib.get_close_matches(name, options, 1, cutoff=0.5)
+def _meant(name: str, flags: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(name, list(flags), 1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else "; --help lists them"

@@ -19,10 +19,11 @@ BEFORE = re.compile(r"^ {4}# (.+)$")
 
 
 def grouped(config: type) -> type:
-    """A dataclass with a part for each group of options, whose names on the command line are the same."""
+    """A dataclass with a part for each group of options, whose names on the command line are the same.
+
+    It checks nothing: a mistyped option is named first, and what the others then lack is not.
+    """
     groups = _groups_of(config)
-    if not groups:
-        return config
     hints, help_of = get_type_hints(config, include_extras=True), comments_of(config)
     own = {f.name: f for f in fields(config)}
     inside = {name for names in groups.values() for name in names}
@@ -46,8 +47,6 @@ def grouped(config: type) -> type:
 def ungrouped(config: type[C], found: Any) -> C:
     """The flat dataclass of what :func:`grouped` parsed."""
     groups = _groups_of(config)
-    if not groups:
-        return found
     flat = {name: value for name, value in vars(found).items() if name not in groups}
     for group in groups:
         flat |= vars(getattr(found, group))

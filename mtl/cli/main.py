@@ -19,7 +19,6 @@ COMMANDS = {
         "plan": "memory and time of every estimator, before a GPU is rented",
     },
     "Files and networks": {
-        "export": "an adapted task as a checkpoint of another library",
         "info": "what a file, a folder or a network is, and what is installed",
     },
 }

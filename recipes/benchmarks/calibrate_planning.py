@@ -46,10 +46,8 @@ NetworkName = Annotated[str, OneOf((*IMAGES, *TEXT))]
 
 @dataclass(frozen=True)
 class Config(Checked):
-    networks: tuple[Annotated[str, OneOf((*IMAGES, *TEXT))], ...] = (
-        *IMAGES,
-        *TEXT,
-    )  # some of vit, convnext, resnet, efficientnet, bert, gpt2, llama
+    # some of vit, convnext, resnet, efficientnet, bert, gpt2, llama
+    networks: tuple[Annotated[str, OneOf((*IMAGES, *TEXT))], ...] = (*IMAGES, *TEXT)
     inner_steps: Count = 4  # inner steps, K
     precision: Precision = "fp32"  # precision of the frozen network
     every: bool = False  # run every estimator and pull, not only one of each kind

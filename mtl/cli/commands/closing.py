@@ -16,16 +16,12 @@ def closing(facts: Mapping[str, str | Path | Sequence[Path]], following: Sequenc
         facts: ``{"tables": paths}``.
         following: commands to choose from, one line each.
     """
-    rows = {name: _shown(value) for name, value in facts.items()}
-    rows |= {"next" if i == 0 else "or": line for i, line in enumerate(following)}
+    rows = [(name, [value] if isinstance(value, str | Path) else value) for name, value in facts.items()]
+    rows += [("next" if i == 0 else "or", [line]) for i, line in enumerate(following)]
     print()
-    for name, value in rows.items():
-        if value:
-            print(f"{name:<10} {value}")
-
-
-def _shown(value: str | Path | Sequence[Path]) -> str:
-    return str(value) if isinstance(value, str | Path) else ", ".join(map(str, value))
+    for name, values in rows:
+        for i, value in enumerate(values):
+            print(f"{'' if i else name:<10} {value}")
 
 
 def pictures_of(out: Path) -> list[Path]:

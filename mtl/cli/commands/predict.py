@@ -74,7 +74,7 @@ def predictions(config: Config, task: mtl.AdaptedTask) -> list[dict[str, str]]:
         print(f"left out, unreadable: {len(unreadable)} files, {', '.join(unreadable[:NAMED])}{more}")
     names = names_of(task)
     return [
-        {**name, **likeliest(row, names, config.top_k), **columns(row, names)}
+        name | likeliest(row, names, config.top_k) | columns(row, names)
         for name, row in zip(item_names(read, Path(config.new)), found, strict=True)
     ]
 
@@ -85,7 +85,7 @@ def likeliest(probabilities: Tensor, names: Sequence[str], k: int) -> dict[str, 
     found: dict[str, str] = {}
     for i, (value, c) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
         rank = f" {i + 1}" if i else ""
-        found |= {f"label{rank}": names[c], f"probability{rank}": f"{value:.4f}"}
+        found |= {f"label{rank}": names[int(c)], f"probability{rank}": f"{value:.4f}"}
     return found
 
 
@@ -95,7 +95,7 @@ def columns(probabilities: Tensor, names: Sequence[str]) -> dict[str, str]:
 
 
 def names_of(task: mtl.AdaptedTask) -> tuple[str, ...]:
-    return tuple(map(str, task.class_names)) or tuple(map(str, range(task.ways)))
+    return tuple(map(str, task.class_names or range(task.ways)))
 
 
 def item_names(read: Sequence[Any], folder: Path) -> Iterator[dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,8 +167,7 @@ def compare(
     statistics: mtl.fewshot.FeatureStatistics | None,
     inside: MoreRows | None,
 ) -> list[mtl.Comparison]:
-    """One table per number of shots; baselines have the settings that are best on validation tasks."""
-    out = Path(config.out)
+    """The generator, its controls and the baselines."""
     without_loop = [mtl.learner_method(generator, steps=0)] if config.inner_steps else []
     ours = [
         mtl.learner_method(generator),
@@ -177,7 +176,23 @@ def compare(
         mtl.fewshot.static_control(static),
         *mtl.fewshot.controls(generator),
     ]
-    table, backbone = mtl.fewshot.choose_baselines(*config.baselines), generator.backbone
+    return compare_methods(config, generator.backbone, ours, sources, statistics, inside)
+
+
+def compare_methods(
+    config: Settings,
+    backbone: mtl.Backbone,
+    ours: Sequence[mtl.fewshot.Method],
+    sources: Sources,
+    statistics: mtl.fewshot.FeatureStatistics | None,
+    inside: MoreRows | None = None,
+) -> list[mtl.Comparison]:
+    """One table per number of shots; baselines have the settings that are best on validation tasks.
+
+    Args:
+        ours: methods without settings to tune; the first is what others are compared with.
+    """
+    out, table = Path(config.out), mtl.fewshot.choose_baselines(*config.baselines)
     comparisons, chosen = [], {}
     for shots, (held_out, test) in sources.by_shots.items():
         methods, chosen[shots] = mtl.fewshot.tune_baselines(

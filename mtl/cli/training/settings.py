@@ -63,7 +63,7 @@ class Settings(Checked):
         "generator": ("generator", "head", "inner_steps", "step_size", "gate"),
         "training": (
             "warm_steps", "steps", "tasks_per_step", "tasks_per_chunk", "outer_lr", "validation_tasks",
-            "mixed_precision", "seed",
+            "mixed_precision", "seed", "tracker",
         ),
         "comparison": ("tuning_episodes", "test_episodes", "cross_validate", "tuned_inside", "baselines"),
     }  # fmt: skip
