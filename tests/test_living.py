@@ -48,6 +48,9 @@ def assert_same(found: mtl.Adapted, expected: mtl.Adapted) -> None:
     torch.testing.assert_close(found.logits(inputs), expected.logits(inputs), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.meta, expected.meta, rtol=1e-5, atol=1e-5)
     assert (found.choice is None) == (expected.choice is None)
+    for mine, theirs in zip(found.calibrations, expected.calibrations, strict=True):
+        assert mine.temperature == pytest.approx(theirs.temperature, rel=1e-3)
+        assert mine.confidences == pytest.approx(theirs.confidences, rel=1e-3)
     if found.choice is not None and expected.choice is not None:
         torch.testing.assert_close(found.choice.weights, expected.choice.weights, rtol=1e-3, atol=1e-3)
         assert str(found.choice) == str(expected.choice)
@@ -114,6 +117,10 @@ def test_steps_of_the_first_adaptation_count_again():
     learner = learner_of("sites")
     adapted = learner.adapt(ITEMS, steps=4)
     assert_same(adapted.drop("mid"), learner.adapt({k: ITEMS[k] for k in ("dark", "light")}, steps=4))
+    calibrated = learner.adapt(ITEMS, calibrate=True)
+    more = {"dark": shades(9, 1)}
+    assert calibrated.add(more).calibrations
+    assert_same(calibrated.add(more).drop("dark", -1), calibrated)
     learner.inner_steps = 0
     assert_same(adapted.drop("mid", 0).add({"mid": ITEMS["mid"][0]}).drop("mid", [-1]), adapted.drop("mid", 0))
 

@@ -11,8 +11,9 @@ from mtl.fewshot.exporting import export
 from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.fewshot.heads import HEADS, AbstractHead, CentredRidge, Cosine, Linear, NearestClassMean, Ridge
 from mtl.fewshot.learner import MetaLearner, MetaStep
+from mtl.fewshot.many import ManyAdapted
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_baselines
-from mtl.fewshot.ready import adapt, load_generator, save_ready
+from mtl.fewshot.ready import adapt, adapt_many, load_generator, save_ready
 from mtl.fewshot.saving import from_pretrained, save_pretrained
 from mtl.fewshot.sharing import model_card, push_to_hub
 from mtl.fewshot.statistics import FeatureStatistics
@@ -32,6 +33,7 @@ __all__ = [
     "Cosine",
     "FeatureStatistics",
     "Linear",
+    "ManyAdapted",
     "MetaLearner",
     "MetaStep",
     "Method",
@@ -42,6 +44,7 @@ __all__ = [
     "Stage",
     "TrainingConfig",
     "adapt",
+    "adapt_many",
     "baselines",
     "choose_baselines",
     "controls",

@@ -102,6 +102,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
             starts=tuple(map(alone, self.starts)),
             readout=self.readout and Prepared(self.readout.inputs.map(row)),
             recipe=self.recipe and self.recipe.of_task(task),
+            calibrations=self.calibrations[task : task + 1],
         )
 
     def _support(self) -> Support:

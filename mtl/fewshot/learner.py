@@ -20,6 +20,7 @@ from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generato
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
 from mtl.fewshot.living import Recipe, Support, kept, read_support
+from mtl.fewshot.many import ManyAdapted, adapt_to_many
 from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy, with_step_sizes
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, count_ways, labelled
 from mtl.metagrad import tensors
@@ -227,6 +228,43 @@ class MetaLearner:
         with torch.inference_mode(False), torch.no_grad():  # the inner loop needs gradients
             return self._adapt(support, steps, meta, cross_validate, calibrate)
 
+    def adapt_many(
+        self,
+        tasks: Any,
+        *,
+        steps: int | None = None,
+        cross_validate: bool = False,
+        calibrate: bool = False,
+        batch_size: int = ITEMS_PER_PASS,
+        progress: bool = True,
+    ) -> ManyAdapted:
+        """Adapt to many tasks from items as people have them, in one call; each is as if it were alone.
+
+        >>> many = learner.adapt_many({"lids": {"scratch": some, "dent": others}, "doors": "doors/"})  # doctest: +SKIP
+        >>> many["lids"].predict(new), many.failures  # doctest: +SKIP
+
+        Items pass through the network in full batches, and an item that tasks share passes once. Tasks of equal numbers
+        of classes and examples are adapted to together.
+
+        Args:
+            tasks: labelled items by task name, each as :meth:`adapt` takes them; or a folder with a sub-folder per
+                task, of one sub-folder per class each.
+            steps, cross_validate, calibrate: see :meth:`adapt`.
+            batch_size: items that are read and pass through the network at a time.
+            progress: show a bar, if it takes longer than a moment.
+
+        Returns:
+            Adapted tasks by name. One that cannot be adapted to, because it has a single class or an item cannot be
+            read, does not stop the others: it is named in a warning, and in ``failures`` with the reason.
+
+        Raises:
+            ValueError: there is no task, or none could be adapted to.
+        """
+        options = {"steps": steps, "cross_validate": cross_validate, "calibrate": calibrate}
+        adapt = partial(self._alone().adapt_to, meta=None, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            return adapt_to_many(self.backbone, adapt, tasks, cross_validate or calibrate, batch_size, progress)
+
     def _adapt(
         self, support: Any, steps: int | None, meta: Tensors | None, cross_validate: bool, calibrate: bool
     ) -> Adapted:
@@ -277,11 +315,15 @@ class MetaLearner:
     def _recipe(
         self, given: Support, prepared: Prepared, steps: int | None, cross_validate: bool, calibrate: bool
     ) -> Recipe:
-        alone = copy(self)
-        alone._last = None  # or a task would hold on to others
-        options = {"cross_validate": cross_validate, "calibrate": calibrate}
-        again = partial(alone.adapt_to, steps=steps, meta=None, **options)
+        options = {"steps": steps, "cross_validate": cross_validate, "calibrate": calibrate}
+        again = partial(self._alone().adapt_to, meta=None, **options)
         return Recipe(again, kept(self.backbone, prepared), given.background)
+
+    def _alone(self) -> MetaLearner:
+        """One that shares all but the memory of the last task."""
+        alone = copy(self)
+        alone._last = None
+        return alone
 
     def _solve(self, prepared: Prepared, labels: Tensor, ways: int, meta: Tensors, steps: int | None) -> Tensors:
         """Fast weights after the inner loop."""

@@ -9,6 +9,7 @@ import abc
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -148,8 +149,12 @@ def read_support(backbone: Backbone, items: Any, least: int = 2) -> Support:
     Raises:
         ValueError: see there.
     """
-    compute = (lambda inputs: inputs) if backbone.sites else lambda inputs: backbone.prepare(inputs).inputs
-    return Support(*labelled(backbone, items, compute, least))
+    return Support(*labelled(backbone, items, partial(kept_inputs, backbone), least))
+
+
+def kept_inputs(backbone: Backbone, inputs: Inputs) -> Inputs:
+    """Features in place of inputs ``(1, n, ...)``, where nothing inside the network is modulated."""
+    return inputs if backbone.sites else backbone.prepare(inputs).inputs
 
 
 def added(backbone: Backbone, support: Support, items: Any) -> Support:

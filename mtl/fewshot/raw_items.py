@@ -95,7 +95,7 @@ def check_classes(names: Sequence[Any], labels: Sequence[int], least: int = 2) -
         ValueError: saying so.
     """
     empty = [name for label, name in enumerate(names) if label not in labels] if len(names) >= least else []
-    if not labels or empty:
+    if len(names) < least or not labels or empty:
         got = f"{len(names)} classes" + (f", {empty} without any" if empty else "")
         needed = "a support set needs at least two classes" if least > 1 else "expected at least one class"
         raise ValueError(f"{needed} with an example each; got {got}")

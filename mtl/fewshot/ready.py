@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.hub_files import find_learner
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.living import read_support
+from mtl.fewshot.many import ManyAdapted, adapt_to_many
 from mtl.fewshot.moments import Moments
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.fewshot.saved_files import from_bytes, read_files, to_bytes
@@ -130,6 +132,43 @@ def adapt(
         support = read_support(backbone, support)
         background = _moments(backbone, unlabelled, batch_size, progress)
         return learner.adapt_to(replace(support, background=background), None, None, cross_validate)
+
+
+def adapt_many(
+    backbone: str | Backbone,
+    tasks: Any,
+    unlabelled: Any = None,
+    *,
+    generator: str | Path = UNIVERSAL,
+    cross_validate: bool = True,
+    batch_size: int = ITEMS_PER_PASS,
+    progress: bool = True,
+) -> ManyAdapted:
+    """Adapt any pretrained network to many tasks, without any training; see :meth:`MetaLearner.adapt_many`.
+
+    >>> many = mtl.adapt_many("resnet18.a1_in1k", "tasks/", "unlabelled/")  # doctest: +SKIP
+    >>> many["lids"].predict(new), many.save("adapted/")  # doctest: +SKIP
+
+    Args:
+        backbone: see :func:`adapt`.
+        tasks: labelled items by task name, ``{"lids": {"scratch": scratches, "dent": dents}, "doors": "doors/"}``, or a
+            folder with a sub-folder per task, of one sub-folder per class each.
+        unlabelled: items that count for all tasks, see :func:`adapt`.
+        generator, cross_validate, batch_size, progress: see :func:`adapt`.
+
+    Returns:
+        Adapted tasks by name, each as :func:`adapt` gives it; ``failures`` names those that could not be adapted to.
+
+    Raises:
+        ValueError: there is no task, or none could be adapted to.
+    """
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(backbone, sites="none", levels="all")
+    learner = load_generator(generator, backbone)
+    with torch.inference_mode(False), torch.no_grad():
+        background = _moments(backbone, unlabelled, batch_size, progress)
+        adapt = partial(learner.adapt_to, steps=None, meta=None, cross_validate=cross_validate)
+        return adapt_to_many(backbone, adapt, tasks, cross_validate, batch_size, progress, background=background)
 
 
 def _moments(backbone: Backbone, unlabelled: Any, batch_size: int, progress: bool) -> Moments:

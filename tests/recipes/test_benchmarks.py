@@ -14,6 +14,14 @@ from small_data import text_table
 import mtl
 
 
+def test_many_tasks_in_one_call(tmp_path):
+    import adapt_many
+
+    rows = adapt_many.main(adapt_many.Config(tasks=2, ways=2, shots=2, image_size=16, out=str(tmp_path)))
+    assert [row["how"] for row in rows] == ["one by one", "one learner", "one call"]
+    assert rows == list(csv.DictReader((tmp_path / "adapt_many.csv").open()))
+
+
 def test_fixed_label_sets(tmp_path, encoder):
     import compare_text
 
