@@ -45,9 +45,18 @@ def test_images_to_answers(here: Path, capsys):
         each = {name: float(row[f"p({name})"]) for name in ("class 0", "class 1", "class 2")}
         assert sum(each.values()) == pytest.approx(1, abs=1e-3)
         assert float(row["probability"]) == max(each.values()) == each[row["label"]]
-        assert float(row["probability 2"]) == sorted(each.values())[1]
+        assert float(row["probability 2"]) == sorted(each.values())[1] == each[row["label 2"]]
     task = mtl.load_task("returns.mtl")
     assert [row["label"] for row in rows] == task.predict("new", progress=False)
+
+
+def test_unsure_answers_are_left_out(here: Path, capsys):
+    typed("adapt --backbone mtl/glyphs --data labelled --out t.mtl")
+    typed("predict --task t.mtl new --reject 0.9")
+    expected = ["" if name is None else name for name in mtl.load_task("t.mtl").predict("new", reject=0.9)]
+    assert [row["label"] for row in rows_of(here / "predictions.csv")] == expected
+    assert "" in expected
+    assert f"none of these {expected.count('')}" in capsys.readouterr().out
 
 
 def test_texts_to_answers(here: Path, encoder: str, capsys):

@@ -26,6 +26,7 @@ WRONG = [
     ("predict --task no.mtl new", "--task no.mtl: no such file or folder"),
     ("predict --task there.mtl nowhere", "nowhere: no such file or folder"),
     ("predict --task there.mtl new", "there.mtl is not an adapted task"),
+    ("predict --task there.mtl new --reject 2", "--reject 2.0: expected a number from 0 to 1"),
     ("predict --task there.mtl new --top-k 0", "--top-k 0: expected 1 or more"),
     ("train --backbone mtl/glyphs --data ./nowhere", "--data ./nowhere: no such file or folder"),
     ("train --data labelled", "--data labelled: name the network that reads it with --backbone, such as resnet18"),

@@ -6,6 +6,7 @@ mtl predict --task tickets.mtl new.csv --text-column body --out answers.csv --to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +14,15 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import Tensor
 from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.commands.closing import closing
 from mtl.cli.commands.items import ItemOptions, Items, check_columns, check_paths, readable, unlabelled
-from mtl.cli.options import Checked, Count, Device, Folder
+from mtl.cli.options import Checked, Count, Device, Folder, Range
 from mtl.tools.files import write_csv
 
+Chance = Annotated[float, Range(0, 1)]
 NAMED = 5  # files that could not be read, by name
 
 
@@ -31,6 +32,7 @@ class Config(Checked):
     task: Folder  # file of an adapted task, from mtl adapt or adapted.save
     out: Folder = "predictions.csv"  # csv to write
     top_k: Count = 1  # so many classes of each item, the likeliest first
+    reject: Chance | None = None  # no label where less sure than so large a share of left-out examples, such as 0.1
     backbone: str | None = None  # the network, where it is not where the file says: a folder or a name
     checkpoint: str | None = None  # file of its weights, likewise
     batch_size: Count = 64  # images or texts per forward pass
@@ -38,7 +40,7 @@ class Config(Checked):
     items: Items = field(default_factory=ItemOptions)
 
 
-def main(config: Config) -> list[dict[str, str]]:
+def main(config: Config) -> list[dict[str, Any]]:
     """Predict, write the csv; returns its rows."""
     check_paths(task=config.task)
     if not Path(config.new).exists():
@@ -49,9 +51,8 @@ def main(config: Config) -> list[dict[str, str]]:
     check_columns(task.backbone, text_column=config.items.text_column, image_column=config.items.image_column)
     rows = predictions(config, task)
     write_csv(rows, config.out)
-    counts = {name: sum(row["label"] == name for row in rows) for name in names_of(task)}
-    shown = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
-    print(f"{len(rows)} {task.backbone.adapter.reads}: {shown}")
+    counts = Counter("none of these" if row["label"] is None else str(row["label"]) for row in rows)
+    print(f"{len(rows)} {task.backbone.adapter.reads}: {', '.join(f'{name} {n}' for name, n in counts.items())}")
     closing({"answers": config.out}, [])
     return rows
 
@@ -62,46 +63,34 @@ def load(config: Config) -> mtl.AdaptedTask:
     return task.to(config.device)
 
 
-def predictions(config: Config, task: mtl.AdaptedTask) -> list[dict[str, str]]:
+def predictions(config: Config, task: mtl.AdaptedTask) -> list[dict[str, Any]]:
     """One row per text or readable image: the likeliest classes, and the probability of every class."""
     items = unlabelled(config.new, task.backbone, config.items)
     read: list[Any] = []
     unreadable: list[str] = []
     asked = readable(tqdm(items, unit="item", desc="predict", delay=2), read, unreadable)
-    found = task.predict_proba(asked, batch_size=config.batch_size, progress=False)
+    found = list(task.predict_rows(asked, reject=config.reject, batch_size=config.batch_size, progress=False))
     if unreadable:
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
         print(f"left out, unreadable: {len(unreadable)} files, {', '.join(unreadable[:NAMED])}{more}")
-    names = names_of(task)
-    return [
-        name | likeliest(row, names, config.top_k) | columns(row, names)
-        for name, row in zip(item_names(read, Path(config.new)), found, strict=True)
-    ]
+    names = item_names(read, Path(config.new))
+    return [name | ranked(row, config.top_k) for name, row in zip(names, found, strict=True)]
 
 
-def likeliest(probabilities: Tensor, names: Sequence[str], k: int) -> dict[str, str]:
-    """``label`` and ``probability``, then ``label 2`` and ``probability 2`` and so on."""
-    values, classes = probabilities.topk(k)
-    found: dict[str, str] = {}
-    for i, (value, c) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
-        rank = f" {i + 1}" if i else ""
-        found |= {f"label{rank}": names[int(c)], f"probability{rank}": f"{value:.4f}"}
-    return found
+def ranked(row: dict[str, Any], k: int) -> dict[str, Any]:
+    """A row of :meth:`~mtl.AdaptedTask.predict_rows` with ``label 2``, ``probability 2`` and so on, up to ``k``."""
+    first = {name: row[name] for name in ("label", "probability")}
+    classes = {name: chance for name, chance in row.items() if name not in first}
+    order = sorted(classes, key=classes.__getitem__, reverse=True)
+    for i, name in enumerate(order[1:k], 2):
+        first |= {f"label {i}": name.removeprefix("p(").removesuffix(")"), f"probability {i}": classes[name]}
+    return first | classes
 
 
-def columns(probabilities: Tensor, names: Sequence[str]) -> dict[str, str]:
-    """One column for each class."""
-    return {f"p({name})": f"{value:.4f}" for name, value in zip(names, probabilities.tolist(), strict=True)}
-
-
-def names_of(task: mtl.AdaptedTask) -> tuple[str, ...]:
-    return tuple(map(str, task.class_names or range(task.ways)))
-
-
-def item_names(read: Sequence[Any], folder: Path) -> Iterator[dict[str, str]]:
+def item_names(read: Sequence[Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The first columns: number and text, or the file's name below the folder."""
     for i, item in enumerate(read):
         if isinstance(item, str):
-            yield {"number": str(i), "text": item}
+            yield {"number": i, "text": item}
         else:
             yield {"filename": item.name if item == folder else str(item.relative_to(folder))}
