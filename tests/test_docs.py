@@ -31,6 +31,7 @@ from PIL import Image
 
 import mtl
 from mtl import planning
+from mtl.cli.main import NAMES
 from mtl.metagrad import ESTIMATORS, EstimatorOptions
 from mtl.metagrad.options import option_names
 
@@ -166,7 +167,7 @@ def test_few_snippets_are_left_out():
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Words of every command that runs a recipe or the planner, those before its name left out."""
+    """Words of every command that runs a recipe, the planner or ``mtl``, those before its name left out."""
     for line in re.sub(r"\\\n", " ", text).splitlines():
         for part in re.split(r"&&|;", line):
             try:
@@ -176,6 +177,13 @@ def commands(text: str) -> Iterator[list[str]]:
             for i, word in enumerate(words):
                 if re.fullmatch(r"recipes/.*\.py", word) or words[i - 1 : i + 1] == ["-m", "mtl.planning"]:
                     yield words[i:]
+                if (
+                    word == "mtl"
+                    and words[i + 1 : i + 2]
+                    and words[i + 1] in NAMES
+                    and (i == 0 or words[i - 1] == "-m")
+                ):
+                    yield [f"mtl {words[i + 1]}", *words[i + 2 :]]
 
 
 def commands_of(page: Path) -> list[list[str]]:
@@ -192,6 +200,8 @@ def config_of(recipe: str) -> type:
     """What the command line of a recipe, or of the planner, fills."""
     if recipe == "mtl.planning":
         return planning.PlanOptions
+    if recipe.startswith("mtl "):
+        return importlib.import_module(f"mtl.cli.commands.{recipe.removeprefix('mtl ')}").Config
     for place in (ROOT / "recipes", (ROOT / recipe).parent):
         if str(place) not in sys.path:
             sys.path.insert(0, str(place))
@@ -200,6 +210,8 @@ def config_of(recipe: str) -> type:
 
 def check_options(command: list[str]) -> None:
     recipe, *options = command
+    if recipe.startswith("mtl ") and "--config" in options:  # a file of options, which is not there
+        del options[(place := options.index("--config")) : place + 2]
     if "..." not in options:
         config = tyro.cli(config_of(recipe), args=options)  # SystemExit with its message when one does not fit
         for value in vars(config).values():
@@ -217,7 +229,7 @@ def check_options(command: list[str]) -> None:
 )
 def test_commands_fit(page: Path):
     for command in commands_of(page):
-        assert command[0] == "mtl.planning" or (ROOT / command[0]).is_file(), f"{command[0]} is no recipe"
+        assert command[0].startswith("mtl") or (ROOT / command[0]).is_file(), f"{command[0]} is no recipe"
         if len(command) > 1:
             try:
                 check_options(command)
