@@ -10,6 +10,7 @@ from mtl.fewshot.evaluation import controls, evaluate, learner_method, static_co
 from mtl.fewshot.exporting import export
 from mtl.fewshot.generators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.fewshot.heads import HEADS, AbstractHead, CentredRidge, Cosine, Linear, NearestClassMean, Ridge
+from mtl.fewshot.kept_examples import load_examples
 from mtl.fewshot.learner import MetaLearner, MetaStep
 from mtl.fewshot.many import ManyAdapted
 from mtl.fewshot.peft_baselines import PEFT_BASELINES, choose_baselines, peft_baselines
@@ -52,6 +53,7 @@ __all__ = [
     "export",
     "from_pretrained",
     "learner_method",
+    "load_examples",
     "load_generator",
     "load_task",
     "model_card",

@@ -17,6 +17,7 @@ from mtl.fewshot.adapted_task import AdaptedTask, Part, Standard
 from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.choosing import Choice, mix
 from mtl.fewshot.finite import check_answers
+from mtl.fewshot.kept_examples import write_examples
 from mtl.fewshot.living import AbstractLiving, Recipe, Support
 from mtl.fewshot.model import TaskModel, head_weights, most_likely
 from mtl.fewshot.predicting import AbstractPredictor, threshold
@@ -333,6 +334,21 @@ class Adapted(AbstractPredictor, AbstractLiving):
             half: store float16, half the size; logits then differ in the fourth digit.
         """
         self.task(task).save(path, half=half)
+
+    def save_examples(self, path: str | Path) -> None:
+        """Write the features of the examples to a file, so that the task can be changed another day.
+
+        >>> adapted.save_examples("lids.examples")  # doctest: +SKIP
+        >>> adapted = mtl.adapt(backbone, mtl.load_examples("lids.examples", backbone))  # doctest: +SKIP
+
+        Args:
+            path: replaced as a whole, or not at all. Four bytes per feature and example.
+
+        Raises:
+            ValueError: layers of the network are modulated, the network cannot be named, or there are several tasks.
+            FileExistsError: there is a file that holds no examples.
+        """
+        write_examples(Path(path), self.model.backbone, self._support())
 
     def _counted_of(self, task: int) -> list[tuple[Start, Tensor | None, float]]:
         """Candidates that count in a task, what they make of the support set, and their weights."""

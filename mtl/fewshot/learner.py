@@ -210,8 +210,8 @@ class MetaLearner:
         Args:
             support: labelled tensors with a task axis, as :class:`~mtl.Examples`; or for one task
                 ``{class name: items}`` (see :func:`mtl.items.as_items`), a folder with one sub-folder per class, or a
-                collection. All tasks of a batch have the same number of classes; how many examples a class has may
-                differ.
+                collection, or examples of a file (see :func:`mtl.load_examples`). All tasks of a batch have the same
+                number of classes; how many examples a class has may differ.
             steps: inner steps, by default those of training.
             meta: start from this instead of what the generator emits for the support set, as the controls do.
             cross_validate: leave out one example per class in turn, and mix the generator's answer with plainer ones as

@@ -144,11 +144,13 @@ def read_support(backbone: Backbone, items: Any, least: int = 2) -> Support:
     """Images or texts by class; their features alone where nothing inside the network is modulated.
 
     Args:
-        items, least: see :func:`~mtl.fewshot.raw_items.labelled`.
+        items, least: see :func:`~mtl.fewshot.raw_items.labelled`; what was read already is returned.
 
     Raises:
         ValueError: see there.
     """
+    if isinstance(items, Support):
+        return items
     return Support(*labelled(backbone, items, partial(kept_inputs, backbone), least))
 
 

@@ -111,7 +111,8 @@ def adapt(
     Args:
         backbone: a name for :func:`mtl.load_backbone`, or a loaded one, best with ``sites="none", levels="all"``.
         support: ``{class name: items}``, a folder with one sub-folder per class, or a collection; see
-            :func:`mtl.items.as_items` for what items may be. Classes may differ in size.
+            :func:`mtl.items.as_items` for what items may be. Classes may differ in size. Or examples of a file, see
+            :func:`mtl.load_examples`.
         unlabelled: items of the same kind, some hundreds, or a folder of them; labels are not needed, and what is to be
             predicted will do. They say how far each feature varies. None: the labelled examples alone say it.
         generator: see :func:`load_generator`.
@@ -130,8 +131,9 @@ def adapt(
     learner = load_generator(generator, backbone)
     with torch.inference_mode(False), torch.no_grad():
         support = read_support(backbone, support)
-        background = _moments(backbone, unlabelled, batch_size, progress)
-        return learner.adapt_to(replace(support, background=background), None, None, cross_validate)
+        if unlabelled is not None or support.background is None:
+            support = replace(support, background=_moments(backbone, unlabelled, batch_size, progress))
+        return learner.adapt_to(support, None, None, cross_validate)
 
 
 def adapt_many(
