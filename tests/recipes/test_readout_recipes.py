@@ -112,3 +112,35 @@ def test_comparison_on_readouts(tmp_path, data, encoder):
     assert found.unseen == ("letters.label",)
     assert {r.kind for r in found.rows} == {"ours", "control", "baseline"}
     assert mtl.Comparison.from_json(tmp_path / "out" / "2-shot.json").families == found.families
+
+
+def test_calibration_is_measured_on_tasks_of_new_classes(tmp_path, data, encoder):
+    import calibration
+
+    config = calibration.Config(
+        out=str(tmp_path / "out"), data=replace(data, ways=3), backbone=encoder, shots=(1, 2), queries=2,
+        validation_tasks=2, tuning_episodes=2, test_tasks=2, baselines=("logistic",), reject=0.3,
+    )  # fmt: skip
+    one, two = calibration.main(config)
+    assert [r.method for r in two.rows][:2] == ["with temperature, 0 steps", "without temperature"]
+    sure, plain, logistic = two.rows
+    assert sure.accuracy.tolist() == plain.accuracy.tolist()
+    assert sure.answers.ece[0] != plain.answers.ece[0]
+    assert one.rows[0].answers.ece[0] == one.rows[1].answers.ece[0], "nothing can be left out of one example per class"
+    assert logistic.answers is not None
+    text = (tmp_path / "out" / "tables.md").read_text()
+    assert "no temperature" in text
+    assert "rejected of strangers" in text
+
+
+def test_how_well_strangers_are_told_apart():
+    import calibration
+
+    assert calibration.area(torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.5, 0.7])) == pytest.approx(4.5 / 6)
+    episode = mtl.Episode(
+        mtl.Examples(torch.arange(12.0).view(2, 6, 1), [[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]]),
+        mtl.Examples(torch.zeros(2, 1, 1), [[0], [0]]), 3,
+    )  # fmt: skip
+    left = calibration.without_last(episode)
+    assert left.inputs.tensor.flatten(1).tolist() == [[0, 3, 1, 4], [10, 11, 8, 9]]
+    assert left.labels.tolist() == [[0, 0, 1, 1]] * 2
