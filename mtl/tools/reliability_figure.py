@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from mtl.tools.comparison import Comparison
 from mtl.tools.family_figure import COLOURS, MARKERS
 from mtl.tools.figures import GREY, figure_file
+from mtl.tools.reliability import BINS
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
 
@@ -56,6 +58,14 @@ def reliability_of(confidences: ArrayLike, right: ArrayLike, bins: int = 10) -> 
     order = np.argsort(-sure, kind="stable")
     answered = np.arange(1, len(sure) + 1)
     return ReliabilityCurve(mean(sure), mean(good), count, answered / len(sure), np.cumsum(1 - good[order]) / answered)
+
+
+def reliability_curves(comparison: Comparison) -> dict[str, ReliabilityCurve]:
+    """The curves of the methods that have probabilities, at most five: ours first, then baselines by their order."""
+    rows = [row for kind in ("ours", "baseline") for row in comparison.rows if row.kind == kind]
+    joined = {row.method: row.answers for row in rows if row.answers is not None}
+    found = {name: (np.concatenate(a.confidence), np.concatenate(a.right)) for name, a in joined.items()}
+    return {name: reliability_of(*found[name], BINS) for name in [*found][: len(COLOURS)]}
 
 
 def reliability_figure(curves: Mapping[str, ReliabilityCurve], path: str | Path, title: str = "") -> Figure:

@@ -35,6 +35,7 @@ def test_few_shot_vision_on_glyphs(tmp_path):
         "config.json",
         "accuracy.png",
         "episodes.png",
+        "reliability, 2-shot.png",
         "2-shot.csv",
         "channelwise/final/generator.safetensors",
     } <= written

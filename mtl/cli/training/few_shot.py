@@ -122,7 +122,7 @@ def run(
                 run_folder.take(config, training)
         if from_main(found is not None):
             for comparison in found or []:
-                print(f"\n{comparison.table()}")
+                print(f"\n{comparison.table()}\n{comparison.probability_table()}")
             return found or []
         begin_tracking(accelerator, config)
         with keeping(f"what is done is in {config.out}: the same command continues from there"):
@@ -150,6 +150,10 @@ def train_and_compare(
         config = replace(config, out=tempfile.mkdtemp())
     found = compare(config, generator, static, sources, statistics, inside)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
+    for shots, comparison in zip(config.shots, found, strict=True):
+        if curves := mtl.tools.reliability_curves(comparison):
+            path = Path(config.out) / f"reliability, {shots}-shot.png"
+            mtl.tools.reliability_figure(curves, path, comparison.setting)
     draw_families(found, Path(config.out))
     test = sources.by_shots[config.shots[0]][1]
     if isinstance(test, Readable):
@@ -216,7 +220,7 @@ def compare_methods(
         found = with_unseen(found, test)
         found.to_csv(out / f"{shots}-shot.csv")
         found.to_json(run_folder.table_of(config, shots))
-        print(f"\n{found.table()}")
+        print(f"\n{found.table()}\n{found.probability_table()}")
         comparisons.append(found)
     write_whole(out / "baselines.json", json.dumps(chosen, indent=2).encode())
     return comparisons
