@@ -19,6 +19,8 @@ from PIL import Image
 from test_tracking import TINY
 
 import mtl
+from mtl.cli.config_files import words_of
+from mtl.cli.main import main as command
 from mtl.fewshot import hub_files
 from mtl.fewshot.saved_files import CONFIG, WEIGHTS
 
@@ -121,7 +123,8 @@ def test_a_whole_run(hub: Hub, tmp_path: Path):
     assert "static modulation" in card.split("## Network")[0].rsplit("- ", 1)[1], "the control is spoken of"
     assert "mtl train --config training.json" in card
     assert f"torch {torch.__version__}" in card
-    assert json.loads(files["training.json"])["config"]["seed"] == 0
+    (tmp_path / "training.json").write_bytes(files["training.json"])
+    assert "--warm-steps=2" in words_of(tmp_path / "training.json", few_shot_vision.Config), "it can be given back"
     assert same(mtl.from_pretrained("ada/glyph-run"), mtl.from_pretrained(Path(config.out) / "channelwise" / "final"))
 
 
@@ -136,6 +139,24 @@ def test_the_code_on_the_card_runs(hub: Hub, glyphs: mtl.Backbone, tmp_path: Pat
     names: dict[str, Any] = {}
     exec(found[1], names)
     assert names["adapted"].predict("new/") == ["light"]
+
+
+def test_the_command_pushes_and_what_it_prints_loads(
+    hub: Hub, glyphs: mtl.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    mtl.save_pretrained(first := learner(glyphs), tmp_path / "it")
+    command(["push", str(tmp_path / "it"), "ada/leaves", "--license", "mit", "--card"])
+    assert front_of(capsys.readouterr().out)["license"] == "mit"
+    assert not hub.repositories
+    command(["push", str(tmp_path / "it"), "ada/leaves", "--private"])
+    found = re.search(r'mtl.from_pretrained\("(.+)"\)', capsys.readouterr().out)
+    assert found
+    assert hub.repositories["ada/leaves"].private
+    assert same(mtl.from_pretrained(found[1], glyphs), first)
+    with pytest.raises(SystemExit):
+        command(["push", str(tmp_path / "nothing"), "ada/leaves"])
+    assert capsys.readouterr().err == f"{tmp_path / 'nothing'}: no such file or folder\n"
 
 
 # --- nothing of this machine ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ COMMANDS = {
         "plan": "memory and time of every estimator, before a GPU is rented",
     },
     "Files and networks": {
+        "push": "a run, a generator or an adapted task onto the Hugging Face hub, with its card",
         "info": "what a file, a folder or a network is, and what is installed",
     },
 }
