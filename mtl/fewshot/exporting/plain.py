@@ -13,18 +13,32 @@ from torch import Tensor, nn
 from mtl.episode import Inputs
 from mtl.fewshot.adapted import Adapted
 from mtl.networks.backbones import Backbone
+from mtl.networks.modulation import Modulation
 
 SEPARATELY = "adapted.merge() gives network and classifier separately"
 
 
 @dataclass(frozen=True)
 class Plain:
-    """One task as a plain network on the CPU, and a linear classifier on its pooled features."""
+    """One task as a plain network on the CPU, and a linear classifier on its pooled features.
+
+    Args:
+        backbone: that the task was adapted on.
+        model: a copy of its network, with the modulation inside.
+        weight: of the classifier, ``(ways, D)``.
+        bias: ``(ways,)``.
+        modulation: that is inside, ``(1, P)``.
+    """
 
     backbone: Backbone
     model: nn.Module
     weight: Tensor
     bias: Tensor
+    modulation: Modulation
+
+    def logits(self, inputs: Inputs, model: nn.Module) -> Tensor:
+        """``(n, ways)``, from a copy of the network."""
+        return self.backbone.features(inputs, model).float() @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
@@ -66,12 +80,14 @@ def to_plain(adapted: Adapted, task: int) -> Plain:
             "sites that all have a bias"
         )
     weight, bias = weight.cpu().float(), bias.cpu().float()
+    modulation, sites = adapted.modulation, backbone.modulation_width
     inputs = adapted.support.inputs.map(lambda v: v[task])
     found = backbone.features(inputs, merged.model).float() @ weight.T + bias
     # Where the head normalises features, logits of the plain classifier have another size. One common factor changes
     # no prediction and brings the checkpoint's probabilities near the learner's.
     factor = fitted_factors(found, reference_logits(adapted, task, inputs)).mean()
-    return Plain(backbone, merged.model, weight / factor, bias / factor)
+    inside = Modulation(*(v[task : task + 1, :sites].detach().cpu() for v in (modulation.scale, modulation.shift)))
+    return Plain(backbone, merged.model, weight / factor, bias / factor, inside)
 
 
 def some(names: Iterable[str], between: str = ", ") -> str:

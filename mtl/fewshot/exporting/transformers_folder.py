@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
+from mtl.fewshot.exporting.transformers_classes import TASKS, NoSuchClassError, Whole, logits_of, with_classifier
 from mtl.networks.backbones import HFImages, HFText
 
 LOAD = 'transformers.AutoModel.from_pretrained(".")'
@@ -38,51 +39,133 @@ model, head = {load}.eval(), load_file("head.safetensors")
 processor = transformers.AutoImageProcessor.from_pretrained(".")
 hidden = model(**processor([image.convert("{mode}") for image in images], return_tensors="pt")).last_hidden_state
 logits = {pooled} @ head["weight"].T + head["bias"]"""
+WHOLE_TEXTS = """\
+import torch, transformers
+
+model = {load}.eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")
+batch = tokenizer({texts}, padding=True, truncation=True, return_attention_mask=True, return_tensors="pt")
+logits = model(**batch).logits"""
+WHOLE_IMAGES = """\
+import torch, transformers
+
+model = {load}.eval()
+processor = transformers.AutoImageProcessor.from_pretrained(".")
+logits = model(**processor([image.convert("{mode}") for image in images], return_tensors="pt")).logits"""
 NOTE = (
-    "no class of transformers has this classifier, and a pipeline would draw a random one: the config counts no "
-    "labels, so that it fails; predict with the lines that the folder comes with"
+    "the classifier lies beside the network, as {why}: a pipeline would draw a random one, so the config counts no "
+    "labels and it fails; predict with the lines that the folder comes with"
 )
+PIPELINE = 'transformers.pipeline("{task}", folder) predicts with it too'
 
 
 def write_transformers(plain: Plain, names: Sequence[str], draft: Path) -> Written:
-    """Write the files into ``draft`` and load them again."""
-    adapter, model = plain.backbone.adapter, plain.model
-    assert isinstance(adapter, HFImages | HFText)
+    """Write the files into ``draft`` and load them again.
+
+    The network is one that classifies where transformers has a class that computes exactly this classifier.
+    """
+    write_network(plain, draft)
+    try:
+        whole = with_classifier(plain, names, draft)
+    except NoSuchClassError as why:
+        return _beside(plain, names, draft, str(why))
+    return _inside(plain, names, draft, whole)
+
+
+def write_network(plain: Plain, folder: Path) -> None:
+    """The network without classifier, and tokenizer or image processor."""
+    model = plain.model
     assert isinstance(model, transformers.PreTrainedModel)
     model.config.id2label, model.config.label2id = {}, {}  # of the merged copy; two made-up labels by default
-    model.save_pretrained(draft)
+    model.save_pretrained(folder)
+    if (processor := processor_of(plain)) is not None:
+        processor.save_pretrained(folder)
+
+
+def write_head(plain: Plain, folder: Path) -> dict[str, Tensor]:
+    """The classifier in ``head.safetensors``, as it is read again."""
     head = {"weight": plain.weight.contiguous(), "bias": plain.bias.contiguous()}
-    (draft / "head.safetensors").write_bytes(save(head))
-    processor = _processor(adapter)
-    if processor is not None:
-        processor.save_pretrained(draft)
-    again = _auto_model(draft)
-    head = load_file(draft / "head.safetensors")
-    facts = {
-        "architecture": type(model).__name__,
-        "model_args": {},
-        "preprocessing": None if processor is None else type(processor).__name__,
-        "features": adapter.formula(),
-        "logits": "features @ weight.T + bias, both in head.safetensors",
-    }
+    (folder / "head.safetensors").write_bytes(save(head))
+    return load_file(folder / "head.safetensors")
+
+
+def _beside(plain: Plain, names: Sequence[str], draft: Path, why: str) -> Written:
+    """Network and classifier in two files."""
+    head, again = write_head(plain, draft), _auto_model(draft)
+    facts = _facts(plain, type(again).__name__) | {"logits": "features @ weight.T + bias, both in head.safetensors"}
     return Written(
         LOAD,
-        _lines(adapter, again),
+        _lines(_adapter(plain), again),
         "mtl.json",
         {"num_classes": len(names)},
         facts,
         lambda inputs: plain.backbone.features(inputs, again).float() @ head["weight"].T + head["bias"],
-        (NOTE,),
+        (NOTE.format(why=why),),
     )
+
+
+def _inside(plain: Plain, names: Sequence[str], draft: Path, whole: Whole) -> Written:
+    """Network and classifier in one."""
+    whole.model.save_pretrained(draft)
+    load, adapter = LOAD.replace("AutoModel", whole.auto), _adapter(plain)
+    again, info = getattr(transformers, whole.auto).from_pretrained(draft, output_loading_info=True)
+    if lost := [*info["missing_keys"], *info["unexpected_keys"]]:
+        raise ValueError(f"transformers.{whole.auto} does not take {some(lost)} of its own files; {SEPARATELY}")
+    again.eval()
+    lines = WHOLE_IMAGES.format(load=load, mode=_mode(adapter))
+    if isinstance(adapter, HFText):
+        lines = WHOLE_TEXTS.format(load=load, texts=texts_of(adapter))
+    return Written(
+        load,
+        lines,
+        "mtl.json",
+        {"num_classes": len(names)},
+        _facts(plain, type(again).__name__) | {"logits": f"of {type(again).__name__}", "head": whole.head},
+        lambda inputs: logits_of(again, inputs.to("cpu", torch.float32).raw),
+        (PIPELINE.format(task=TASKS[adapter.reads]), *_differences(adapter)),
+    )
+
+
+def _facts(plain: Plain, architecture: str) -> dict[str, Any]:
+    processor = processor_of(plain)
+    return {
+        "architecture": architecture,
+        "model_args": {},
+        "preprocessing": None if processor is None else type(processor).__name__,
+        "features": _adapter(plain).formula(),
+    }
+
+
+def _differences(adapter: HFImages | HFText) -> Iterator[str]:
+    """What a pipeline prepares otherwise than the lines that come with the folder."""
+    if isinstance(adapter, HFText):
+        yield "a pipeline cuts no text: pass truncation=True where one may be longer than the network takes"
+        if adapter.lower_case:
+            yield "the network was trained on lower case, which a pipeline does not make: lower the texts"
+    elif _mode(adapter) == "L":
+        yield "the network sees grey, and a pipeline makes RGB of every image: use the lines"
+
+
+def _adapter(plain: Plain) -> HFImages | HFText:
+    adapter = plain.backbone.adapter
+    assert isinstance(adapter, HFImages | HFText)
+    return adapter
+
+
+def texts_of(adapter: HFText) -> str:
+    """The texts, as the tokenizer gets them."""
+    return "[text.lower() for text in texts]" if adapter.lower_case else "texts"
+
+
+def _mode(adapter: HFImages) -> str:
+    return "L" if adapter.shape[0] == 1 else "RGB"
 
 
 def _lines(adapter: HFImages | HFText, model: Any) -> str:
     """Lines of Python from items to logits."""
     if isinstance(adapter, HFText):
-        texts = "[text.lower() for text in texts]" if adapter.lower_case else "texts"
-        return TEXTS.format(load=LOAD, texts=texts, pooled=POOLED[adapter.pooling])
-    mode = "L" if adapter.shape[0] == 1 else "RGB"
-    return IMAGES.format(load=LOAD, pooled=_pooled_images(adapter, model), mode=mode)
+        return TEXTS.format(load=LOAD, texts=texts_of(adapter), pooled=POOLED[adapter.pooling])
+    return IMAGES.format(load=LOAD, pooled=_pooled_images(adapter, model), mode=_mode(adapter))
 
 
 def _pooled_images(adapter: HFImages, model: Any) -> str:
@@ -100,8 +183,9 @@ def _pooled_images(adapter: HFImages, model: Any) -> str:
     return f"hidden{patches}.mean(1)"
 
 
-def _processor(adapter: HFImages | HFText) -> Any:
+def processor_of(plain: Plain) -> Any:
     """Image processor or tokenizer; None for a backbone that only takes tensors."""
+    adapter = _adapter(plain)
     try:
         return adapter.processor if isinstance(adapter, HFImages) else adapter.tokenizer
     except ValueError:
