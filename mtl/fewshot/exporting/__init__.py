@@ -1,6 +1,6 @@
-"""An adapted task as a plain checkpoint: a folder that timm or transformers loads without this package."""
+"""An adapted task for use without this package: plain checkpoints, adapters of peft, programs of torch and ONNX."""
 
-from mtl.fewshot.exporting.folder import Exported, export
-from mtl.fewshot.exporting.plain import Parity
+from mtl.fewshot.exporting.folder import Exported, Target, export
+from mtl.fewshot.exporting.parity import Parity
 
-__all__ = ["Exported", "Parity", "export"]
+__all__ = ["Exported", "Parity", "Target", "export"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import timm
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
+from mtl.fewshot.exporting.plain import AS_A_PROGRAM, Plain, Subject, Written, some, to_plain
 from mtl.networks.backbones import EMBEDDED, Backbone, TimmImages
 from mtl.networks.backbones.packaged_images import LITES, timm_architecture
 from mtl.networks.backbones.timm_networks import TIMM_POOLING, embedded_info
@@ -28,15 +27,14 @@ logits = model(torch.stack([transform(image.convert("{mode}")) for image in imag
 _LOADERS = frozenset({"name", "sites", "last_k", "pretrained", "checkpoint", "pooling", "seed", "dtype", "device"})
 
 
-def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
+def write_timm(subject: Subject, draft: Path) -> Written:
     """Write the files into ``draft`` and load them again."""
+    plain = to_plain(subject)
     adapter = plain.backbone.adapter
     assert isinstance(adapter, TimmImages)
-    architecture, args = _timm_architecture(plain.backbone)
-    if not adapter.built_for_size:
-        del args["img_size"]
-    model = _timm_model(plain, architecture, args)
-    save_for_hf(model, str(draft), {"label_names": list(names)}, model_args=args, safe_serialization=True)
+    architecture, args = timm_architecture_of(plain.backbone)
+    model = timm_model(plain, architecture, args)
+    save_for_hf(model, str(draft), {"label_names": list(subject.names)}, model_args=args, safe_serialization=True)
     config = json.loads((draft / "config.json").read_text())
     # The tag and the larger test size belong to the original weights.
     kept = {k: v for k, v in config["pretrained_cfg"].items() if k not in ("tag", "pool_size") and "test" not in k}
@@ -54,8 +52,16 @@ def write_timm(plain: Plain, names: Sequence[str], draft: Path) -> Written:
     )
 
 
-def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
+def timm_architecture_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     """The name in timm's registry, and the arguments that the network was built with."""
+    adapter = backbone.adapter
+    architecture, args = _built_with(backbone)
+    if isinstance(adapter, TimmImages) and not adapter.built_for_size:
+        del args["img_size"]
+    return architecture, args
+
+
+def _built_with(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     load = backbone.spec()["load"]
     args = {k: v for k, v in load.items() if k not in _LOADERS | {"pretrained_cfg_overlay"}}
     if load["pooling"] is not None:
@@ -73,22 +79,26 @@ def _timm_architecture(backbone: Backbone) -> tuple[str, dict[str, Any]]:
     return load["name"].removeprefix("timm/"), args
 
 
-def _timm_model(plain: Plain, architecture: str, args: dict[str, Any]) -> nn.Module:
+def timm_model(plain: Plain, architecture: str, args: dict[str, Any]) -> nn.Module:
     """The timm network with a classifier, holding the merged weights."""
     model: Any = timm.create_model(architecture, num_classes=len(plain.bias), **args).eval()
-    classifier = model.get_classifier()
-    prefix = next((name for name, module in model.named_modules() if module is classifier), "")
+    classifier, prefix = model.get_classifier(), timm_classifier(model)
     wanted = {f"{prefix}.weight", f"{prefix}.bias"}
     state = {**plain.model.state_dict(), f"{prefix}.weight": plain.weight, f"{prefix}.bias": plain.bias}
     own = model.state_dict()
     if not isinstance(classifier, nn.Linear) or not wanted <= own.keys():
         raise ValueError(
             f"{architecture} ends in {type(classifier).__name__}, not in a Linear layer with a bias on its "
-            f"{plain.backbone.width} pooled features, so no plain checkpoint can hold it; {SEPARATELY}"
+            f"{plain.backbone.width} pooled features, so no plain checkpoint can hold it; {AS_A_PROGRAM}"
         )
     _require_same_keys(architecture, own, state)
     model.load_state_dict(state)
     return model
+
+
+def timm_classifier(model: Any) -> str:
+    """The name of the module that classifies."""
+    return next((name for name, module in model.named_modules() if module is model.get_classifier()), "")
 
 
 def _require_same_keys(architecture: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -96,5 +106,5 @@ def _require_same_keys(architecture: str, own: dict[str, Tensor], state: dict[st
     if other:
         raise ValueError(
             f"{architecture} with a classifier differs from {architecture} without one in {some(other)}, so features "
-            f"and classifier do not fit in one plain checkpoint; {SEPARATELY}"
+            f"and classifier do not fit in one plain checkpoint; {AS_A_PROGRAM}"
         )

@@ -74,7 +74,8 @@ def with_classifier(plain: Plain, names: Sequence[str], folder: Path) -> Whole:
 
 def logits_of(model: Any, inputs: Any) -> Tensor:
     """Logits ``(n, ways)`` of token tensors by name, or of images."""
-    return (model(**inputs) if isinstance(inputs, dict) else model(inputs)).logits.float()
+    found = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return (found if isinstance(found, Tensor) else found.logits).float()
 
 
 def _logits(model: Any, inputs: Any) -> Tensor:

@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mtl.fewshot.exporting.plain import SEPARATELY, Plain, Written, some
+from mtl.fewshot.exporting.plain import AS_A_PROGRAM, Plain, Subject, Written, some, to_plain
+from mtl.fewshot.exporting.preparing import mode_of, processor_of, texts_of
 from mtl.fewshot.exporting.transformers_classes import TASKS, NoSuchClassError, Whole, logits_of, with_classifier
 from mtl.networks.backbones import HFImages, HFText
 
@@ -59,11 +60,12 @@ NOTE = (
 PIPELINE = 'transformers.pipeline("{task}", folder) predicts with it too'
 
 
-def write_transformers(plain: Plain, names: Sequence[str], draft: Path) -> Written:
+def write_transformers(subject: Subject, draft: Path) -> Written:
     """Write the files into ``draft`` and load them again.
 
     The network is one that classifies where transformers has a class that computes exactly this classifier.
     """
+    plain, names = to_plain(subject), subject.names
     write_network(plain, draft)
     try:
         whole = with_classifier(plain, names, draft)
@@ -78,7 +80,7 @@ def write_network(plain: Plain, folder: Path) -> None:
     assert isinstance(model, transformers.PreTrainedModel)
     model.config.id2label, model.config.label2id = {}, {}  # of the merged copy; two made-up labels by default
     model.save_pretrained(folder)
-    if (processor := processor_of(plain)) is not None:
+    if (processor := processor_of(_adapter(plain))) is not None:
         processor.save_pretrained(folder)
 
 
@@ -100,7 +102,7 @@ def _beside(plain: Plain, names: Sequence[str], draft: Path, why: str) -> Writte
         {"num_classes": len(names)},
         facts,
         lambda inputs: plain.backbone.features(inputs, again).float() @ head["weight"].T + head["bias"],
-        (NOTE.format(why=why),),
+        notes=(NOTE.format(why=why),),
     )
 
 
@@ -110,11 +112,12 @@ def _inside(plain: Plain, names: Sequence[str], draft: Path, whole: Whole) -> Wr
     load, adapter = LOAD.replace("AutoModel", whole.auto), _adapter(plain)
     again, info = getattr(transformers, whole.auto).from_pretrained(draft, output_loading_info=True)
     if lost := [*info["missing_keys"], *info["unexpected_keys"]]:
-        raise ValueError(f"transformers.{whole.auto} does not take {some(lost)} of its own files; {SEPARATELY}")
+        raise ValueError(f"transformers.{whole.auto} does not take {some(lost)} of its own files; {AS_A_PROGRAM}")
     again.eval()
-    lines = WHOLE_IMAGES.format(load=load, mode=_mode(adapter))
     if isinstance(adapter, HFText):
         lines = WHOLE_TEXTS.format(load=load, texts=texts_of(adapter))
+    else:
+        lines = WHOLE_IMAGES.format(load=load, mode=mode_of(adapter))
     return Written(
         load,
         lines,
@@ -122,12 +125,12 @@ def _inside(plain: Plain, names: Sequence[str], draft: Path, whole: Whole) -> Wr
         {"num_classes": len(names)},
         _facts(plain, type(again).__name__) | {"logits": f"of {type(again).__name__}", "head": whole.head},
         lambda inputs: logits_of(again, inputs.to("cpu", torch.float32).raw),
-        (PIPELINE.format(task=TASKS[adapter.reads]), *_differences(adapter)),
+        notes=(PIPELINE.format(task=TASKS[adapter.reads]), *_differences(adapter)),
     )
 
 
 def _facts(plain: Plain, architecture: str) -> dict[str, Any]:
-    processor = processor_of(plain)
+    processor = processor_of(_adapter(plain))
     return {
         "architecture": architecture,
         "model_args": {},
@@ -142,7 +145,7 @@ def _differences(adapter: HFImages | HFText) -> Iterator[str]:
         yield "a pipeline cuts no text: pass truncation=True where one may be longer than the network takes"
         if adapter.lower_case:
             yield "the network was trained on lower case, which a pipeline does not make: lower the texts"
-    elif _mode(adapter) == "L":
+    elif mode_of(adapter) == "L":
         yield "the network sees grey, and a pipeline makes RGB of every image: use the lines"
 
 
@@ -152,20 +155,22 @@ def _adapter(plain: Plain) -> HFImages | HFText:
     return adapter
 
 
-def texts_of(adapter: HFText) -> str:
-    """The texts, as the tokenizer gets them."""
-    return "[text.lower() for text in texts]" if adapter.lower_case else "texts"
-
-
-def _mode(adapter: HFImages) -> str:
-    return "L" if adapter.shape[0] == 1 else "RGB"
+def features_line(plain: Plain, model: Any, call: str) -> str:
+    """A line of Python from ``batch`` to ``features``, for a network that is called like that."""
+    adapter = plain.backbone.adapter
+    if isinstance(adapter, HFText):
+        hidden = f"hidden, mask = {call}.last_hidden_state, batch['attention_mask'].unsqueeze(-1)"
+        return f"{hidden}\nfeatures = {POOLED[adapter.pooling]}"
+    if isinstance(adapter, HFImages):
+        return f"hidden = {call}.last_hidden_state\nfeatures = {_pooled_images(adapter, model)}"
+    return f"features = {call}"
 
 
 def _lines(adapter: HFImages | HFText, model: Any) -> str:
     """Lines of Python from items to logits."""
     if isinstance(adapter, HFText):
         return TEXTS.format(load=LOAD, texts=texts_of(adapter), pooled=POOLED[adapter.pooling])
-    return IMAGES.format(load=LOAD, pooled=_pooled_images(adapter, model), mode=_mode(adapter))
+    return IMAGES.format(load=LOAD, pooled=_pooled_images(adapter, model), mode=mode_of(adapter))
 
 
 def _pooled_images(adapter: HFImages, model: Any) -> str:
@@ -183,15 +188,6 @@ def _pooled_images(adapter: HFImages, model: Any) -> str:
     return f"hidden{patches}.mean(1)"
 
 
-def processor_of(plain: Plain) -> Any:
-    """Image processor or tokenizer; None for a backbone that only takes tensors."""
-    adapter = _adapter(plain)
-    try:
-        return adapter.processor if isinstance(adapter, HFImages) else adapter.tokenizer
-    except ValueError:
-        return None
-
-
 def _auto_model(folder: Path) -> nn.Module:
     model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
     # transformers silently fills missing weights with random ones. Poolers are not used here.
@@ -199,6 +195,6 @@ def _auto_model(folder: Path) -> nn.Module:
     if lost:
         raise ValueError(
             f"transformers.AutoModel builds a {type(model).__name__}, which does not take {some(lost)}, so this "
-            f"network has no plain checkpoint; {SEPARATELY}"
+            f"network has no plain checkpoint; {AS_A_PROGRAM}"
         )
     return model.eval()

@@ -174,4 +174,4 @@ def pool_tokens(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         return hidden[:, 0]
     # The last token that is not padding, whichever side the padding is on.
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]

@@ -133,8 +133,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tenso
         channel_dim: the axis of ``x`` that has size ``C``: 1 or -1.
     """
     tasks, width = scale.shape
-    rows = len(x) // tasks
-    shape = [len(x)] + [1] * (x.dim() - 1)
+    rows = x.shape[0] // tasks  # len(x) would become a constant of an exported program
+    shape = [x.shape[0]] + [1] * (x.dim() - 1)
     shape[channel_dim] = width
     # The vectors are repeated by row, rather than x grouped by task, so that the result is no view: where a network
     # works in place on a view, the hooks that gather sharded weights for the way back are lost.

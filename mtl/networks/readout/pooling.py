@@ -120,4 +120,4 @@ def one_token(x: Tensor, mask: Tensor | None, last: bool) -> Tensor:
     if mask is None:
         return precise(x[:, -1])
     index = (mask.to(x.device) * torch.arange(1, x.shape[1] + 1, device=x.device)).argmax(1)
-    return precise(x[torch.arange(len(x), device=x.device), index])
+    return precise(x[torch.arange(x.shape[0], device=x.device), index])
