@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from mtl.episode import Inputs, RawInputs
+from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.adapted_task import AdaptedTask
 from mtl.fewshot.exporting.parity import Parity, check_parity
@@ -130,8 +130,9 @@ def _subject(
         one, support = adapted, None
     else:
         one = adapted.task(task)
-        # Images and tokens alone: what the frozen part made of them would stand in for the exported network.
-        support, _ = divided(adapted.support.inputs.map(lambda v: v[task]))
+        given = adapted.support.inputs.map(lambda v: v[task])
+        # Images and tokens alone: what the network made of them would stand in for the exported one.
+        support = None if READOUT in given else divided(given)[0]
     if inputs is None:
         inputs = one.backbone.example_inputs(_EXAMPLES) if support is None else support
     return Subject(one, _names(one, names), Inputs.of(inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,14 +65,17 @@ def write_peft(subject: Subject, draft: Path) -> Written:
         )
     pair = _timm_pair(plain) if isinstance(plain.backbone.adapter, TimmImages) else _transformers_pair(plain, subject)
     config, values = _adapter(peft, plain, pair)
-    model = peft.get_peft_model(copy.deepcopy(pair.base), config)
     for name in pair.head:
         values |= _under(f"{name}.modules_to_save.default", pair.adapted.get_submodule(name))
-    own = model.base_model.model.state_dict()
-    model.base_model.model.load_state_dict({k: v.reshape(own[k].shape) for k, v in values.items()}, strict=False)
-    model.save_pretrained(draft, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that it calls unsupported, and of a name that it takes away
+        model = peft.get_peft_model(copy.deepcopy(pair.base), config)
+        own = model.base_model.model.state_dict()
+        model.base_model.model.load_state_dict({k: v.reshape(own[k].shape) for k, v in values.items()}, strict=False)
+        model.peft_config["default"].base_model_name_or_path = _name(plain)
+        model.save_pretrained(draft, save_embedding_layers=False)
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(pair.base), str(draft)).eval()
     (draft / "README.md").unlink(missing_ok=True)  # a template that nobody has filled in
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(pair.base), str(draft)).eval()
     return _written(plain, pair, draft, again, str(config.peft_type.value))
 
 
@@ -108,7 +112,8 @@ def _adapter(peft: Any, plain: Plain, pair: _Pair) -> tuple[Any, Tensors]:
     scales = dict(zip(layers, plain.modulation.scale[0].split(widths), strict=True))
     shifted = {k for k, v in zip(layers, plain.modulation.shift[0].split(widths), strict=True) if bool(v.any())}
     options: dict[str, Any] = {"modules_to_save": list(pair.head) or None, "inference_mode": True}
-    options |= {"task_type": _PEFT_TASK.get(pair.auto), "base_model_name_or_path": _name(plain)}
+    if isinstance(plain.backbone.adapter, HFText):  # peft has no such classes for images
+        options["task_type"] = _PEFT_TASK[pair.auto]
     if all(is_norm(layer) for layer in layers.values()):
         values = [_under(f"{name}.ln_tuning_layers.default", pair.adapted.get_submodule(name)) for name in layers]
         return peft.LNTuningConfig(target_modules=_pattern(layers), **options), {

@@ -63,14 +63,14 @@ def write_sentence_transformers(subject: Subject, draft: Path) -> Written:
 
 def _encoder(library: Any, plain: Plain, part: Part, adapter: HFText, folder: Path) -> Any:
     """Network, pooling, scale and shift of the features if there are any, unit length if the head brings them there."""
-    from sentence_transformers import models  # pyright: ignore[reportMissingImports]
+    from sentence_transformers.sentence_transformer import modules as models  # pyright: ignore[reportMissingImports]
 
     width = plain.backbone.width
     length = adapter.tokenizer.model_max_length
     network = models.Transformer(str(folder), max_seq_length=length, do_lower_case=adapter.lower_case)
     modules = [network, models.Pooling(width, _POOLING[adapter.pooling])]
     if part.feature_scale is not None and part.feature_shift is not None:
-        scale, shift = torch.diag(part.feature_scale), part.feature_shift
+        scale, shift = torch.diag(part.feature_scale), part.feature_shift.clone()  # no view of other tensors
         identity = torch.nn.Identity()
         modules.append(models.Dense(width, width, activation_function=identity, init_weight=scale, init_bias=shift))
     if part.unit:
