@@ -18,6 +18,7 @@ from mtl.fewshot.exporting.parity import Parity, check_parity
 from mtl.fewshot.exporting.peft_folder import write_peft
 from mtl.fewshot.exporting.plain import AS_A_PROGRAM, Subject, Written
 from mtl.fewshot.exporting.program_folder import write_onnx, write_pt2
+from mtl.fewshot.exporting.quiet import without_progress_bars
 from mtl.fewshot.exporting.sentence_folder import write_sentence_transformers
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
@@ -109,14 +110,15 @@ def export(
     subject = _subject(adapted, task, class_names, inputs)
     write = _writer(subject.backbone, to)
     # Building networks draws random weights, which must not change the caller's random numbers.
-    with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]):
+    with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]), without_progress_bars():
         written = write(subject, draft)
         exact = written.exact or not any(part.unit for part in subject.task.parts)
         parity = check_parity(subject.task, subject.inputs, written.logits, exact)
         notes = (*_notes(subject.task, exact), *written.notes)
         facts = {"version": version("mtl"), "backbone": subject.backbone.name, "load": written.load}
         facts |= {"predict": written.predict}
-        facts |= {"class_names": subject.names, "notes": notes, "parity": asdict(parity), **written.facts}
+        facts |= {"class_names": subject.names, "temperature": _temperature(subject.task)}
+        facts |= {"notes": notes, "parity": asdict(parity), **written.facts}
         (draft / written.file).write_text(json.dumps(written.config | {"mtl": facts}, indent=2) + "\n")
     return Exported(folder, written.load, written.predict, subject.names, parity, notes)
 
@@ -160,6 +162,10 @@ def _writer(backbone: Backbone, to: str | None) -> Callable[[Subject, Path], Wri
     return _WRITERS[to or own]
 
 
+def _temperature(task: AdaptedTask) -> float:
+    return 1.0 if task.calibration is None else task.calibration.temperature
+
+
 def _notes(task: AdaptedTask, exact: bool) -> tuple[str, ...]:
     notes = []
     if not exact:
@@ -167,6 +173,8 @@ def _notes(task: AdaptedTask, exact: bool) -> tuple[str, ...]:
             f"the {task.facts.get('head', 'task')} head normalises features and a plain classifier does not: "
             "predictions are the same, probabilities differ by a temperature per example"
         )
+    if (temperature := _temperature(task)) != 1:
+        notes.append(f"calibrated probabilities are softmax(logits / {temperature:.4g}), the temperature of the task")
     if task.backbone.low_precision:
         notes.append("the backbone ran in half precision, the checkpoint is float32: near ties may differ")
     return tuple(notes)

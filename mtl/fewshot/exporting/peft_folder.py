@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from mtl.episode import Inputs
 from mtl.fewshot.exporting.plain import Plain, Subject, Written, to_plain
 from mtl.fewshot.exporting.preparing import CONFIG, prepare_items
+from mtl.fewshot.exporting.quiet import quiet
 from mtl.fewshot.exporting.timm_folder import timm_architecture_of, timm_classifier, timm_model
 from mtl.fewshot.exporting.transformers_classes import NoSuchClassError, Whole, logits_of, with_classifier
 from mtl.fewshot.exporting.transformers_folder import features_line, write_head, write_network
@@ -67,8 +67,7 @@ def write_peft(subject: Subject, draft: Path) -> Written:
     config, values = _adapter(peft, plain, pair)
     for name in pair.head:
         values |= _under(f"{name}.modules_to_save.default", pair.adapted.get_submodule(name))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers that it calls unsupported, and of a name that it takes away
+    with quiet():  # of layers that it calls unsupported, and of a name that it takes away
         model = peft.get_peft_model(copy.deepcopy(pair.base), config)
         own = model.base_model.model.state_dict()
         model.base_model.model.load_state_dict({k: v.reshape(own[k].shape) for k, v in values.items()}, strict=False)

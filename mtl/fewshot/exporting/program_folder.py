@@ -13,6 +13,7 @@ from mtl.episode import Inputs
 from mtl.fewshot.exporting.plain import Subject, Written
 from mtl.fewshot.exporting.preparing import CONFIG, prepare_items
 from mtl.fewshot.exporting.program import arguments, names_of, trace
+from mtl.fewshot.exporting.quiet import quiet
 from mtl.networks.backbones import HFText
 from mtl.networks.backbones.transformers_texts import UNLIMITED
 
@@ -23,8 +24,9 @@ _LARGEST_FILE = 1.8e9  # bytes of weights: a file of ONNX ends at 2 GiB, and mor
 def write_pt2(subject: Subject, draft: Path) -> Written:
     """Write a program of :mod:`torch.export` and load it again."""
     program = trace(subject.task, subject.inputs)
-    torch.export.save(program, draft / PT2)
-    again = torch.export.load(draft / PT2).module()
+    with quiet():  # weights that share memory, which is as it should be
+        torch.export.save(program, draft / PT2)
+        again = torch.export.load(draft / PT2).module()
     load = f'torch.export.load("{PT2}").module()'
     names = names_of(subject.inputs)
     given = ", ".join(f'batch["{name}"]' for name in names) if subject.inputs.named else "batch"
@@ -42,7 +44,8 @@ def write_onnx(subject: Subject, draft: Path) -> Written:
     program, names = trace(subject.task, subject.inputs), names_of(subject.inputs)
     size = sum(v.numel() * v.element_size() for v in program.state_dict.values())
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "external_data": size > _LARGEST_FILE}
-    torch.onnx.export(program, (), str(draft / ONNX), input_names=names, output_names=["logits"], **options)
+    with quiet("onnxscript", "onnx_ir"):
+        torch.onnx.export(program, (), str(draft / ONNX), input_names=names, output_names=["logits"], **options)
     session = runtime.InferenceSession(str(draft / ONNX), providers=["CPUExecutionProvider"])
 
     def run(*tensors: Tensor) -> Tensor:

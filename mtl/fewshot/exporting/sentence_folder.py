@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 model, head = {LOAD}, load_file("head.safetensors")
 embeddings = torch.as_tensor(model.encode(texts))
 logits = embeddings @ head["weight"].T + head["bias"]"""
-_POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+_POOLING: dict[str, Any] = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 
 
 def write_sentence_transformers(subject: Subject, draft: Path) -> Written:

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from mtl.fewshot.exporting.plain import Plain
-from mtl.networks.backbones import HFText
+from mtl.networks.backbones import HFImages, HFText
 
 TASKS = {"texts": "text-classification", "images": "image-classification"}
 """What transformers calls the pipeline of a network, by what the network reads."""
@@ -53,7 +53,9 @@ def with_classifier(plain: Plain, names: Sequence[str], folder: Path) -> Whole:
     Raises:
         NoSuchClassError: none does.
     """
-    text = isinstance(plain.backbone.adapter, HFText)
+    adapter = plain.backbone.adapter
+    assert isinstance(adapter, HFImages | HFText)
+    text = isinstance(adapter, HFText)
     auto = "AutoModelForSequenceClassification" if text else "AutoModelForImageClassification"
     model = _load(auto, folder, names)
     layers = _linear_layers(model)
@@ -69,7 +71,7 @@ def with_classifier(plain: Plain, names: Sequence[str], folder: Path) -> Whole:
             return Whole(model, auto, _outermost(model, layers))
     no_bias = next(reversed(layers.values())).bias is None if layers else False
     missing = " and a bias, which its classifier has not" if no_bias and plain.bias.any() else ""
-    raise NoSuchClassError(f"{type(model).__name__} does not classify {plain.backbone.adapter.formula()}{missing}")
+    raise NoSuchClassError(f"{type(model).__name__} does not classify {adapter.formula()}{missing}")
 
 
 def logits_of(model: Any, inputs: Any) -> Tensor:
