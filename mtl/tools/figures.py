@@ -167,6 +167,7 @@ def curves_figure(metrics: Sequence[Mapping[str, float]], path: str | Path) -> F
         for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             _curve(panel, metrics, name, unit=100.0 if name == "accuracy" else 1.0)
             panel.set(ylabel="accuracy in %" if name == "accuracy" else "cross-entropy in nats", xlabel="outer step")
+            panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
             panel.grid(axis="y")
         drawn = [panel.get_legend_handles_labels() for panel in figure.axes]
         labels = {label: handle for handles, names in drawn for handle, label in zip(handles, names, strict=True)}
@@ -179,7 +180,9 @@ def _curve(panel: Axes, metrics: Sequence[Mapping[str, float]], name: str, unit:
     ends = []
     if len(steps):
         smooth = _smoothed(values)
-        panel.plot(steps, values, color=ACCENT, alpha=0.15, linewidth=0.8, label="each step")
+        panel.plot(
+            steps, values, color=ACCENT, alpha=0.15 if len(steps) > 300 else 0.4, linewidth=0.8, label="each step"
+        )
         panel.plot(steps, smooth, color=ACCENT, linewidth=2.5, label="training, smoothed")
         ends = [*np.quantile(values, [0.01, 0.99]), smooth.min(), smooth.max()]  # single steps may be far out
     steps, values, halves = _series(metrics, f"validation_{name}", unit)

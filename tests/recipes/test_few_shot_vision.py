@@ -36,6 +36,7 @@ def test_few_shot_vision_on_glyphs(tmp_path):
         "accuracy.png",
         "episodes.png",
         "reliability, 2-shot.png",
+        "report.html",
         "2-shot.csv",
         "channelwise/final/generator.safetensors",
     } <= written

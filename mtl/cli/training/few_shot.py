@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 
 import mtl
 from mtl.cli.answers import keeping
+from mtl.cli.report import REPORT, shown_methods, write_report
 from mtl.cli.training import run_folder
 from mtl.cli.training.questions import episodes_of, with_unseen
 from mtl.cli.training.reading import told
@@ -123,12 +124,15 @@ def run(
         if from_main(found is not None):
             for comparison in found or []:
                 print(f"\n{comparison.table()}\n{comparison.probability_table()}")
+            if accelerator.is_main_process and not (Path(config.out) / REPORT).is_file():  # of an earlier version
+                write_report(config.out)
             return found or []
         begin_tracking(accelerator, config)
         with keeping(f"what is done is in {config.out}: the same command continues from there"):
             found = train_and_compare(config, backbone, sources, accelerator, draw, inside)
         if accelerator.is_main_process:
             run_folder.finish(config, command)
+            write_report(config.out)
         return found
 
 
@@ -308,15 +312,6 @@ def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
         if len(set(found.families)) > 1:
             path = out / f"families, {found.setting.rpartition(' ')[2]}.png"
             mtl.tools.family_figure(found, path, shown_methods(found))
-
-
-def shown_methods(found: mtl.Comparison) -> list[str]:
-    """Up to five methods: the cross-validated learner where there is one, the best baseline, the static control."""
-    means = {r.method: float(r.accuracy.mean()) for r in found.rows}
-    first = next((m for m in means if m.startswith("cross")), found.reference)
-    plain = sorted((r.method for r in found.rows if r.kind == "baseline"), key=lambda m: -means[m])
-    static = [m for m in means if m.startswith("static")]
-    return [first, *plain[:1], *static, *plain[1:3]][:5]
 
 
 def draw_curves(folder: Path) -> None:

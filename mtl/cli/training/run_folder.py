@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ TRAINED_WITH = (
 )  # fmt: skip
 # What changes neither tables nor pictures.
 FREE = ("out", "data", "cache_dir", "tasks_per_chunk", "checkpoint", "tracker")
-WRITTEN = ("*.json", "*.csv", "*.png", "*.md")  # tables, pictures and facts
+WRITTEN = ("*.json", "*.csv", "*.png", "*.md", "*.html")  # tables, pictures and facts
 
 
 def identity_of_training(
@@ -71,7 +71,18 @@ def take(config: Settings, training: Mapping[str, Any]) -> None:
             remove_drafts(folder / name)
     versions = {m.__name__: m.__version__ for m in (mtl, torch, timm, transformers)}
     facts = {"config": asdict(config), "versions": versions | {"python": platform.python_version()}}
+    facts["defaults"] = defaults_of(type(config))
     write_whole(out / CONFIG, json.dumps(facts, indent=2).encode())
+
+
+def defaults_of(config: type) -> dict[str, Any]:
+    """Values of a dataclass's options when none is given, as JSON has them."""
+    made = {}
+    for option in fields(config):
+        value = option.default if option.default_factory is MISSING else option.default_factory()
+        if value is not MISSING:
+            made[option.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return json.loads(json.dumps(made, default=str))
 
 
 def finished(config: Settings, command: str) -> list[mtl.Comparison] | None:
