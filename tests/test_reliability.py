@@ -222,12 +222,3 @@ def test_files_of_before_load(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="is not a saved comparison"):
         mtl.Comparison.from_json(tmp_path / "x.json")
-
-
-def test_curves_are_of_the_same_bins():
-    found = comparison()
-    curves = mtl.tools.reliability_curves(found)
-    assert list(curves) == ["sure"]
-    assert found.rows[0].reliability is not None
-    assert curves["sure"].expected_calibration_error == pytest.approx(found.rows[0].reliability.ece)
-    assert curves["sure"].count.tolist() == found.rows[0].reliability.count.tolist()

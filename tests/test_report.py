@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 import mtl
-from mtl.cli.report import REPORT, write_report
+from mtl.cli.report import REPORT, results, write_report
+from mtl.cli.report.elements import image
 from mtl.cli.report.pictures import address
 from mtl.tools import MethodResult
 from mtl.tools.files import write_whole
+from mtl.tools.reliability import Answers
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "img", "br", "hr"}
@@ -65,8 +67,10 @@ def comparison(shots: int, families: int = 2, name: str = EVIL) -> mtl.Compariso
     random = np.random.default_rng(shots)
     names = tuple(f"{name} {i}" for i in range(families) for _ in range(3))
     made = lambda lift: random.uniform(0, 0.4, len(names)) + lift  # noqa: E731
+    sure = random.uniform(0.5, 1, (len(names), 10))
+    answers = Answers(tuple(sure), tuple(random.random(sure.shape) < sure)) if families < 10 else None
     rows = (
-        MethodResult("generator, 0 steps", "ours", made(0.6), 0.01, 100),
+        MethodResult("generator, 0 steps", "ours", made(0.6), 0.01, 100, answers=answers),
         MethodResult("ridge", "baseline", made(0.1), 0.001, 10, "l2=1"),
         MethodResult("static modulation", "control", made(0.3), 0.001, 10),
     )
@@ -91,10 +95,14 @@ def run_of(folder: Path, finished: bool = True, families: int = 2) -> Path:
     lines = [{"step": s + 1, "loss": 2.0 - s / 10, "accuracy": 0.5, "seconds": 0.5} for s in range(4)]
     write_whole(folder / "channelwise/0-inner-steps/metrics.jsonl", "\n".join(map(json.dumps, lines)).encode())
     (folder / "episodes.md").write_text(f"# trees: 1 of 2 right\n\n| | query |\n|---|---|\n| wrong | {EVIL} |\n")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(
-        folder / "episodes.png"
-    )
+    Image.new("RGB", (80, 60)).save(folder / "episodes.png")
     return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures take seconds."""
+    monkeypatch.setattr(results, "figure", lambda draw, words: image("data:image/png;base64,", words))
 
 
 def test_the_page_of_a_finished_run(tmp_path):
@@ -108,13 +116,14 @@ def test_the_page_of_a_finished_run(tmp_path):
         "data:image/png;base64", "data:image/jpeg;base64",
     }  # fmt: skip
     assert {a[1:] for a in page.addresses if a.startswith("#")} == page.ids
-    assert page.ids == {
-        "results", "families", "episodes", "training", "next-commands", "settings", "data", "time", "versions", "files",
-    }  # fmt: skip
-    assert sum(a.startswith("data:") for a in page.addresses) == 1 + 2 + 1 + 1, "results, families, episodes, curves"
+    sections = "results families reliability episodes training next-commands settings data time versions files"
+    assert page.ids == set(sections.split())
+    pictures = sum(a.startswith("data:") for a in page.addresses)
+    assert pictures == 1 + 2 + 2 + 1 + 1, "results, families, reliability, episodes, curves"
     assert "not finished" not in page.text
     assert "5-way 1-shot, unseen families: generator, 0 steps is right on" in page.text
     assert "mtl adapt --generator" in page.text
+    assert "ECE in % accuracy of the surest 90 %" in page.text
     assert "channelwise, 0 inner steps 4 0.5 0.0" in page.text, "median seconds per step, minutes"
     assert page.text.count(EVIL) > 10, "names are text, and all there"
     assert "prefers-color-scheme: dark" in text

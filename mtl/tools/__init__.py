@@ -4,12 +4,11 @@ from mtl.tools.comparison import Comparison, MethodResult, mean_interval, paired
 from mtl.tools.episodes import ShownEpisode, episode_figure, episode_pages
 from mtl.tools.family_figure import family_figure
 from mtl.tools.figures import accuracy_figure, curves_figure
-from mtl.tools.reliability_figure import ReliabilityCurve, reliability_curves, reliability_figure, reliability_of
+from mtl.tools.reliability_figure import reliability_figure
 
 __all__ = [
     "Comparison",
     "MethodResult",
-    "ReliabilityCurve",
     "ShownEpisode",
     "accuracy_figure",
     "curves_figure",
@@ -18,8 +17,6 @@ __all__ = [
     "family_figure",
     "mean_interval",
     "paired_difference",
-    "reliability_curves",
     "reliability_figure",
-    "reliability_of",
     "verdicts",
 ]

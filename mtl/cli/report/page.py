@@ -37,6 +37,7 @@ def page_of(run: Run) -> str:
     sections = {
         "Results": results.results(run),
         "Families": results.families(run),
+        "Reliability": results.reliability(run),
         "Episodes": results.episodes(run),
         "Training": results.training(run),
         "Pictures": about.others(run),

@@ -10,9 +10,17 @@ from mtl.cli.report.elements import Html, escaped, folded, heading, joined, mark
 from mtl.cli.report.pages import markdown
 from mtl.cli.report.pictures import figure, picture
 from mtl.cli.report.runs import Run, Stage
-from mtl.cli.report.shown import shown_methods
-from mtl.tools import accuracy_figure, curves_figure, family_figure, mean_interval, paired_difference
+from mtl.cli.report.shown import answers_of, shown_methods
+from mtl.tools import (
+    accuracy_figure,
+    curves_figure,
+    family_figure,
+    mean_interval,
+    paired_difference,
+    reliability_figure,
+)
 from mtl.tools.comparison import MethodResult, Verdict
+from mtl.tools.reliability import COVERAGE, Answers
 
 MOST_FAMILIES, MOST_TABLES, MOST_CURVES = 100, 6, 4
 MINUS = "\N{MINUS SIGN}"
@@ -60,10 +68,13 @@ def _part(comparison: mtl.Comparison) -> Html:
 
 
 def _table(part: mtl.Comparison, title: str) -> Html:
-    tuned = any(r.tuned for r in part.rows)
+    known = [r.answers for r in part.rows]
     head = ["method", "", "accuracy in %", "lead of the reference", "s per task", "adapted values"]
     rows = [_line(part, row) for row in part.rows]
-    if tuned:
+    if any(answers is not None for answers in known):
+        head += ["ECE in %", f"accuracy of the surest {100 * COVERAGE:.0f} %"]
+        rows = [[*line, *_sure(answers)] for line, answers in zip(rows, known, strict=True)]
+    if any(r.tuned for r in part.rows):
         head, rows = [*head, "tuned"], [[*line, r.tuned] for line, r in zip(rows, part.rows, strict=True)]
     ours = [i for i, r in enumerate(part.rows) if r.kind == "ours"]
     return joined(heading(f"{title}: {len(part.families)} episodes"), table(head, rows, texts=2, ours=ours))
@@ -73,6 +84,12 @@ def _line(part: mtl.Comparison, row: MethodResult) -> list[str]:
     lead = "reference" if row.method == part.reference else _lead(part.verdict(row.method))
     costs = [f"{row.seconds_per_task:.3g}", f"{row.adapted_values:,}"]
     return [row.method, row.kind, _percent(row, unit=""), lead, *costs]
+
+
+def _sure(answers: Answers | None) -> list[str]:
+    if answers is None:
+        return ["", ""]
+    return [f"{100 * answers.ece[0]:.1f} ± {100 * answers.ece[1]:.1f}", f"{100 * answers.accuracy_at().mean():.1f}"]
 
 
 def _family_table(comparison: mtl.Comparison, families: dict[str, mtl.Comparison]) -> Html:
@@ -93,6 +110,20 @@ def families(run: Run) -> Html:
         partial(_draw_families, c), f"{c.setting}: accuracy by family"
     )
     return joined(*(draw(c) for c in several))
+
+
+def reliability(run: Run) -> Html:
+    """How far probabilities can be trusted."""
+    parts = []
+    for found in run.comparisons[:MOST_TABLES]:
+        if answers := answers_of(found, shown_methods(found)):
+            draw = partial(reliability_figure, answers, title=found.setting)
+            parts.append(figure(draw, f"{found.setting}: accuracy by confidence, error by coverage"))
+    note = (
+        "Probabilities are honest on the diagonal, and too sure below it; ECE is the mean distance from it. Beside it, "
+        "the error among the surest answers, when the others are left to people."
+    )
+    return joined(*parts, paragraph(note, "note")) if parts else Html()
 
 
 def _draw_families(comparison: mtl.Comparison, path: object) -> None:

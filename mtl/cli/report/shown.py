@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mtl
+from mtl.tools.reliability import Answers
 
 
 def shown_methods(found: mtl.Comparison) -> list[str]:
@@ -12,3 +15,9 @@ def shown_methods(found: mtl.Comparison) -> list[str]:
     plain = sorted((r.method for r in found.rows if r.kind == "baseline"), key=lambda m: -means[m])
     static = [m for m in means if m.startswith("static")]
     return [first, *plain[:1], *static, *plain[1:3]][:5]
+
+
+def answers_of(found: mtl.Comparison, methods: Sequence[str]) -> dict[str, Answers]:
+    """How sure each of some methods was of its answers, where it has probabilities."""
+    known = {method: found.row(method).answers for method in methods}
+    return {method: answers for method, answers in known.items() if answers is not None}

@@ -33,7 +33,7 @@ def _of_each_kind(tasks: Readable, count: int) -> Iterator[tuple[int, Episode]]:
 
 def _shown(learner: mtl.MetaLearner, tasks: Readable, index: int, episode: Episode) -> ShownEpisode:
     names, support, queries = tasks.read(index)
-    found = learner.adapt(episode.support).predict_proba(episode.query.inputs)[0]
+    found = learner.adapt(episode.support, calibrate=True).predict_proba(episode.query.inputs)[0]
     labels = (side.labels[0].cpu().numpy() for side in (episode.support, episode.query))
     family = (episode.families or ("episode",))[0]
     support_labels, query_labels = labels

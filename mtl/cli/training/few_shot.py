@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 
 import mtl
 from mtl.cli.answers import keeping
-from mtl.cli.report import REPORT, shown_methods, write_report
+from mtl.cli.report import REPORT, answers_of, shown_methods, write_report
 from mtl.cli.training import run_folder
 from mtl.cli.training.questions import episodes_of, with_unseen
 from mtl.cli.training.reading import told
@@ -154,11 +154,7 @@ def train_and_compare(
         config = replace(config, out=tempfile.mkdtemp())
     found = compare(config, generator, static, sources, statistics, inside)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
-    for shots, comparison in zip(config.shots, found, strict=True):
-        if curves := mtl.tools.reliability_curves(comparison):
-            path = Path(config.out) / f"reliability, {shots}-shot.png"
-            mtl.tools.reliability_figure(curves, path, comparison.setting)
-    draw_families(found, Path(config.out))
+    draw_methods(found, Path(config.out))
     test = sources.by_shots[config.shots[0]][1]
     if isinstance(test, Readable):
         draw(generator, test, Path(config.out))
@@ -306,12 +302,14 @@ def learner_of(config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.
     )
 
 
-def draw_families(comparisons: list[mtl.Comparison], out: Path) -> None:
-    """The learner over the best baseline, and beside them its static control and further baselines, by family."""
+def draw_methods(comparisons: list[mtl.Comparison], out: Path) -> None:
+    """The learner over the best baseline, beside its static control and further baselines: by family, by confidence."""
     for found in comparisons:
+        shots, shown = found.setting.rpartition(" ")[2], shown_methods(found)
         if len(set(found.families)) > 1:
-            path = out / f"families, {found.setting.rpartition(' ')[2]}.png"
-            mtl.tools.family_figure(found, path, shown_methods(found))
+            mtl.tools.family_figure(found, out / f"families, {shots}.png", shown)
+        if answers := answers_of(found, shown):
+            mtl.tools.reliability_figure(answers, out / f"reliability, {shots}.png", found.setting)
 
 
 def draw_curves(folder: Path) -> None:
