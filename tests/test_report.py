@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import mtl
+from mtl.cli.main import main as command_line
 from mtl.cli.report import REPORT, results, write_report
 from mtl.cli.report.elements import image
 from mtl.cli.report.pictures import address
@@ -209,3 +210,14 @@ def test_pictures_become_as_small_as_asked():
     width, height = Image.open(io.BytesIO(decoded)).size
     assert width == height < 300
     assert address(stored.getvalue(), 10**6).startswith("data:image/png")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_command(tmp_path, capsys):
+    folder = run_of(tmp_path / "run")
+    command_line(["report", str(folder)])
+    assert capsys.readouterr().out.strip() == str(folder / REPORT)
+    assert (folder / REPORT).is_file()
+    with pytest.raises(SystemExit):
+        command_line(["report", str(tmp_path)])
+    assert capsys.readouterr().err.count("\n") == 1

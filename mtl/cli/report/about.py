@@ -162,9 +162,8 @@ def following(run: Run) -> Html:
         return Html()
     lines = [
         _command("mtl", "adapt", "--generator", generator, "--data", "labelled/", "--out", "mine.mtl"),
-        _command("mtl", "predict", "mine.mtl", "new/"),
+        _command("mtl", "predict", "--task", "mine.mtl", "new/"),
         _command("mtl", "compare", "--generator", generator, "--data", "labelled/", "--backbone", run.backbone),
-        _command("mtl", "export", "mine.mtl", "--out", "exported/"),
     ]
     note = escaped("labelled/ has a folder per class, or is a csv; new/ holds what is to be predicted.")
     return joined(code(lines), paragraph(note, "note"))
