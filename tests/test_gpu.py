@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import served_tasks
 import torch
 from gradients import agreement, flat
 from networks import problem_of
@@ -53,3 +55,14 @@ def test_the_inner_loop_waits_for_nothing(network: mtl.Backbone):
         estimator(problem, meta)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["transformer, norms", "texts, norms", "images, readout"])
+def test_a_server_answers_as_each_task_alone(kind: str, tmp_path: Path):
+    backbone = served_tasks.network(kind, tmp_path).to("cuda")
+    tasks = {name: task.to("cuda") for name, task in served_tasks.tasks_on(backbone).items()}
+    items = served_tasks.items_for(backbone, 18)
+    names = [list(tasks)[i % len(tasks)] for i in range(18)]
+    found = mtl.Server(backbone, tasks, capacity=3).logits(items, names)
+    expected = [one.cpu() for one in served_tasks.alone(tasks, items, names)]
+    assert served_tasks.furthest(found, expected) < 1e-3  # other sizes of batches take other kernels

@@ -404,8 +404,9 @@ def test_closing_answers_what_was_submitted_and_takes_no_more(tmp_path: Path):
     with mtl.Server(backbone, {"a": task}, max_wait=10_000) as server:
         futures = [server.submit(item, "a") for item in items]
     assert [f.result(timeout=0).label for f in futures] == task.predict(items)
-    with pytest.raises(RuntimeError, match="closed"):
-        server.submit(items[0], "a")
+    for ask in (server.submit, server.predict):
+        with pytest.raises(RuntimeError, match="the server is closed"):
+            ask(items[0], "a")
     server.close()
 
 

@@ -53,6 +53,7 @@ class TaskLibrary:
         self._interned = Interned()
         self._lock = threading.Lock()
         self._spill: tempfile.TemporaryDirectory[str] | None = None
+        self._closed = False
 
     def add(self, name: str, task: AdaptedTask | Path) -> None:
         """Add a task, or put it in the place of another one; requests under way finish with the one they began with.
@@ -89,8 +90,11 @@ class TaskLibrary:
 
         Raises:
             KeyError: there is no task of a name; one line, with names that look like it.
+            RuntimeError: closed.
         """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the server is closed and answers no more; open a new one")
             return [self._found(name) for name in names]
 
     def task_of(self, entry: Entry) -> AdaptedTask:
@@ -118,9 +122,9 @@ class TaskLibrary:
         return len(self._recent)
 
     def close(self) -> None:
-        """Remove what was written to disk."""
+        """Find no more tasks, and remove what was written to disk."""
         with self._lock:
-            spill, self._spill = self._spill, None
+            spill, self._spill, self._closed = self._spill, None, True
         if spill is not None:
             spill.cleanup()
 

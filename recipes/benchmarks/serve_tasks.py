@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/serve_tasks.py
     python recipes/benchmarks/serve_tasks.py --networks minilm base large --device cuda
+    python recipes/benchmarks/serve_tasks.py --networks minilm --dtype bfloat16
 
 Tasks are random scales and shifts of all layer norms with a classifier of five classes each, texts are random sentences
 of 3 to 16 words. The same batch is answered by each way in turn, tokenizing included, so that a busy machine slows all:
@@ -23,11 +24,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
-from command import Checked, Count, Device, Folder, answer
+from command import Checked, Count, Device, Folder, OneOf, answer
 from measuring import device_of, timed
 from torch import Tensor
 
@@ -54,7 +55,7 @@ WORDS = [
     "why",
 ]
 SIZES = {"tiny": (2, 64, 2), "base": (12, 768, 12), "large": (24, 1024, 16)}  # layers, width, heads
-AGREE = 1e-3  # of the largest logit
+AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Config(Checked):
     repeats: Count = 3  # timed runs of each way; the fastest counts
     threads: Count = 1  # CPU threads
     device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
+    dtype: Annotated[str, OneOf(tuple(AGREE))] = "float32"  # of the networks, for all ways alike
     out: Folder = "runs/serve_tasks"  # folder for tables, tasks and random networks
 
 
@@ -88,6 +90,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def network(name: str, out: Path, config: Config, **options: Any) -> mtl.Backbone:
     """A random BERT with a vocabulary of the words, or the packaged encoder."""
+    options |= {"dtype": config.dtype}
     if name == "minilm":
         return mtl.load_backbone("mtl/minilm", **options).to(device_of(config.device))
     if name not in SIZES:
@@ -147,7 +150,7 @@ def compare(
     rows = []
     for way, taken in seconds.items():
         off = float((found[way] - found["server"]).abs().max() / found["server"].abs().max())
-        if off > AGREE:
+        if off > AGREE[config.dtype]:
             raise RuntimeError(f"{way} on {name}: logits differ from those of the server by {off:.1e}")
         rows.append({
             "network": name, "question": question, "way": way, "seconds": round(taken, 4),
@@ -203,7 +206,7 @@ class Switching:
             self._model.set_adapter(name)
             self._active = name
         inputs = {k: v.to(self._backbone.device) for k, v in self._backbone.preprocess(texts).items()}
-        features = self._backbone.adapter.features(self._model.base_model.model, inputs)
+        features = self._backbone.adapter.features(self._model.base_model.model, inputs).float()
         part = self._tasks[name].parts[0]
         return torch.nn.functional.linear(features, part.weight, part.bias)
 
