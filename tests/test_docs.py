@@ -66,13 +66,14 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages assume: two trained generators, a small BERT, images and texts by class."""
+    """A folder with what the pages assume: trained generators, a small BERT, images and texts by class."""
     folder = tmp_path_factory.mktemp("docs")
     bert(folder / "bert")
-    for kind, name in (("vision/channelwise", "mtl/glyphs"), ("text/dense", str(folder / "bert"))):
+    vision = [(f"{run}/channelwise", "mtl/glyphs") for run in ("few_shot_vision", "train")]
+    for run, name in (*vision, ("few_shot_text/dense", str(folder / "bert"))):
         backbone = mtl.load_backbone(name, pretrained=name == "mtl/glyphs")
         learner = mtl.MetaLearner(backbone, mtl.SupportConditioned(backbone.sites, backbone.width, hidden=16))
-        mtl.save_pretrained(learner, folder / f"runs/few_shot_{kind}/final")
+        mtl.save_pretrained(learner, folder / f"runs/{run}/final")
     random = np.random.default_rng(0)
     for collection, classes in (("trees", 10), ("leaves", 4), ("bark", 4)):
         for i in range(classes):

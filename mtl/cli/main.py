@@ -20,6 +20,7 @@ COMMANDS = {
         "plan": "memory and time of every estimator, before a GPU is rented",
     },
     "Files and networks": {
+        "export": "an adapted task as a checkpoint, adapter or program of another library",
         "push": "a run, a generator or an adapted task onto the Hugging Face hub, with its card",
         "report": "a page that shows a run: tables, figures, episodes, settings, next commands",
         "info": "what a file, a folder or a network is, and what is installed",

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_data import pictures
 
 import mtl
@@ -78,6 +79,40 @@ def test_what_cannot_be_read_is_left_out_and_named(here: Path, capsys):
     typed("predict --task t.mtl new")
     assert len(rows_of(here / "predictions.csv")) == 6
     assert "left out, unreadable: 1 files, new/broken.png" in capsys.readouterr().out
+
+
+def test_all_images_are_seen_alike(here: Path):
+    """Cameras store pictures on their side and note it down: labelled and unlabelled ones are both turned upright."""
+    lying = Image.linear_gradient("L")
+    exif = lying.getexif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    for name, stored in (("across", lying.rotate(90)), ("down", lying)):
+        (here / "gradients" / name).mkdir(parents=True)
+        stored.save(here / "gradients" / name / "0.png")
+    lying.rotate(90).save(here / "one.png", exif=exif)  # upright, this is the class "down"
+    typed("adapt --backbone mtl/glyphs --data gradients --out g.mtl")
+    typed("predict --task g.mtl one.png")
+    [row] = rows_of(here / "predictions.csv")
+    assert (row["filename"], row["label"]) == ("one.png", "down")
+
+
+def test_columns_that_are_named(here: Path):
+    rows = [f"class {c}/{i}.png,{kind}" for c, kind in enumerate(("oak", "elm")) for i in range(3)]
+    (here / "table.csv").write_text("\n".join(["picture,species", *rows]))
+    columns = "--image-column picture --label-column species --image-folder labelled"
+    typed(f"adapt --backbone mtl/glyphs --data table.csv {columns} --out t.mtl")
+    assert mtl.load_task("t.mtl").class_names == ("elm", "oak")
+
+
+def test_texts_in_another_encoding(here: Path, encoder: str, capfd):
+    (here / "t.csv").write_bytes("text,label\ngarçon,a\ngarçons,a\nfille,b\nfilles,b\n".encode("latin-1"))
+    (here / "n.txt").write_bytes("le garçon\n".encode("latin-1"))
+    with pytest.raises(SystemExit):
+        typed(f"adapt --backbone {encoder} --data t.csv --out t.mtl")
+    assert "--encoding latin-1" in capfd.readouterr().err
+    typed(f"adapt --backbone {encoder} --data t.csv --out t.mtl --encoding latin-1")
+    typed("predict --task t.mtl n.txt --encoding latin-1")
+    assert [row["text"] for row in rows_of(here / "predictions.csv")] == ["le garçon"]
 
 
 def test_train_adapt_and_the_same_again(here: Path, capsys):
@@ -199,3 +234,15 @@ def test_several_processes_train(here: Path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("next       mtl adapt") == 1, "one process speaks"
     assert (here / "run" / "channelwise" / "final" / "config.json").is_file()
+
+
+def test_export(here: Path, capsys):
+    learner = mtl.MetaLearner(b := mtl.load_backbone("mtl/glyphs"), mtl.Static(b.sites, b.width))
+    learner.adapt("labelled").save("t.mtl")
+    typed("export --task t.mtl out --to timm --examples new")
+    said = capsys.readouterr().out
+    assert "folder     out" in said
+    assert "timm.create_model" in said
+    assert json.loads((here / "out" / "config.json").read_text())["mtl"]["class_names"] == [
+        f"class {c}" for c in range(3)
+    ]

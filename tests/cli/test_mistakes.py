@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_data import pictures
 
 from mtl.cli.main import main
 
@@ -22,6 +23,10 @@ WRONG = [
     ("adapt --generator g --data labelled --img-size 9", "--img-size 9 is about a network: name it with --backbone"),
     ("adapt --bakbone mtl/glyphs --data labelled", "--bakbone: no such option (did you mean --backbone?)"),
     ("adapt --backbone mtl/glyphs", "--data"),
+    ("adapt --backbone b --data d --device cuda:99", "--device cuda:99: expected a device of this machine: cpu"),
+    ("adapt --backbone b --data d --batch-size 0", "--batch-size 0: expected 1 or more"),
+    ("adapt --generator g --data d --steps -1", "--steps -1: expected 0 or more"),
+    ("adapt --backbone mtl/glyphs --data one --out o.mtl", "two at least"),
     ("predict new", "--task"),
     ("predict --task no.mtl new", "--task no.mtl: no such file or folder"),
     ("predict --task there.mtl nowhere", "nowhere: no such file or folder"),
@@ -51,6 +56,7 @@ WRONG = [
 @pytest.mark.parametrize(("line", "said"), WRONG, ids=[line for line, _ in WRONG])
 def test_one_line(here: Path, capfd, line: str, said: str):
     (here / "there.mtl").write_text("something else, longer than a header")
+    pictures(here / "one", 1, 2)
     with pytest.raises(SystemExit) as stopped:
         main(line.split())
     assert stopped.value.code == 1

@@ -153,12 +153,9 @@ FEW_SHOT = [
     ("--data there", "--data there: name the network that reads it with --backbone, such as"),
 ]
 OTHERS = [
-    ("adapt", "--device cuda:99", "--device cuda:99: expected a device of this machine: cpu"),
     ("maml", "--device gpu", "--device gpu: expected a device of this machine: cpu"),
     ("compare_speed", "--device gpu", "--device gpu: expected a device of this machine: cpu"),
     ("meta_transfer", "--target resnet19", "--target resnet19: expected small, or a name out of timm.list_models()"),
-    ("adapt", "--batch-size 0", "--batch-size 0: expected 1 or more"),
-    ("adapt", "--steps -1", "--steps -1: expected 0 or more"),
     ("few_shot_vision", "--cache-dir c", "--cache-dir c keeps examples of --data"),
     (
         "few_shot_text",

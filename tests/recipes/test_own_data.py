@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import adapt
 import few_shot_text
 import few_shot_vision
 import pytest
@@ -84,14 +83,3 @@ def test_a_text_in_another_encoding(tmp_path):
         few_shot_text.maker(parse(few_shot_text.Config, line), network)
     tasks = few_shot_text.maker(parse(few_shot_text.Config, [*line, "--encoding", "latin-1"]), network)("train", 2, 2)
     assert tasks.collection.texts[1] == "le garçon é 0"
-
-
-def test_adapt_reads_texts_in_another_encoding(tmp_path):
-    (tmp_path / "t.csv").write_bytes("text,label\ngarçon,a\nfille,b\n".encode("latin-1"))
-    (tmp_path / "new.txt").write_bytes("garçons\n".encode("latin-1"))
-    line = ["--generator", "g", "--texts", str(tmp_path / "t.csv"), "--predict", str(tmp_path / "new.txt")]
-    with pytest.raises(ValueError, match=r"t.csv, line 2: byte 14 .*--encoding latin-1"):
-        adapt.labelled(parse(adapt.Config, line))
-    config = parse(adapt.Config, [*line, "--encoding", "latin-1"])
-    assert adapt.labelled(config).of_class("a") == ["garçon"]
-    assert adapt.unlabelled(config) == ["garçons"]
