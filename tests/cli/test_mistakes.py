@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_data import pictures
 
-from mtl.cli.main import main
+from mtl.cli.main import NAMES, main
 
 WRONG = [
     ("adapt --data labelled", "name a network with --backbone, or a trained generator with --generator"),
@@ -67,7 +67,7 @@ def test_one_line(here: Path, capfd, line: str, said: str):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("trian", "(did you mean train?)"), ("xyz", "(expected one of adapt, predict, compare, train, plan"),
+    [("trian", "(did you mean train?)"), ("xyz", f"(expected one of {', '.join(NAMES)})"),
      ("--verbose", "mtl --verbose: no such command")],
 )  # fmt: skip
 def test_a_command_that_there_is_not(capsys, name: str, said: str):
