@@ -105,7 +105,7 @@ def compare(network: Network, parts: Sequence[Network], config: Config, shots: i
     found = []
     for part in parts:
         if (tasks := tasks_of(part, "test", config.test_tasks, shots, config.queries)) is not None:
-            baselines = mtl.baselines(part.backbone, table=table, statistics=part.statistics, **best)
+            baselines = mtl.baselines(part.backbone, table=table, statistics=part.statistics, **dict[str, Any](best))
             learner = learner_on(part)
             methods = [mtl.learner_method(learner, "with temperature", cross_validate=True), plain(learner), *baselines]
             comparison = mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=f"{shots}-shot", folder=folder)
