@@ -41,6 +41,8 @@ from mtl.fewshot.evaluation.results import FILE  # noqa: E402
 from mtl.fewshot.training.checkpoints import METRICS, Checkpoints  # noqa: E402
 from mtl.tools.lock import HOLDER  # noqa: E402
 
+REPORT = "report.html"
+
 PROCESSES = multiprocessing.get_context("fork")  # importing all of it takes as long as a life
 SAVE_EVERY = 50  # of few_shot.meta_train
 LONGEST = 4.0  # seconds until a kill
@@ -133,13 +135,15 @@ class Watch:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All files of a finished recipe, without seconds and logs.
+    """All files of a finished recipe, without seconds, logs, and the page that shows both.
 
     And without the name of who held a folder: it stays where a kill came between the end of a stage and letting go, and
     nobody reads it unless the folder is held.
     """
     found: dict[str, Any] = {}
-    for path in sorted(p for p in out.rglob("*") if p.is_file() and LOGS not in p.parts and p.name != HOLDER):
+    for path in sorted(
+        p for p in out.rglob("*") if p.is_file() and LOGS not in p.parts and p.name not in (HOLDER, REPORT)
+    ):
         name = str(path.relative_to(out))
         if path.suffix == ".pt":
             found[name] = torch.load(path, weights_only=True)

@@ -74,6 +74,8 @@ class MethodResult:
     @staticmethod
     def from_json(content: dict[str, Any]) -> MethodResult:
         """What :meth:`to_json` gave, also of a version that knew no probabilities."""
+        if not isinstance(content, dict):
+            raise TypeError(f"a row is {content!r}, no object")
         found = content.get("answers")
         known: dict[str, Any] = content | {"answers": None if found is None else Answers.from_json(found)}
         return MethodResult(**known)

@@ -100,7 +100,7 @@ FAMILIES = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Config:
     """What is compared.
 
     Args:
@@ -112,7 +112,7 @@ class Settings:
     targets: tuple[str, ...] = TARGETS
 
 
-def main(settings: Settings) -> None:
+def main(settings: Config) -> None:
     """Print the table, row by row, and below it the reasons."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -129,7 +129,7 @@ def main(settings: Settings) -> None:
         print(f"- {letter}: {why}")
 
 
-def _row(family: Family, settings: Settings, folder: Path, reasons: dict[str, str]) -> Iterator[str]:
+def _row(family: Family, settings: Config, folder: Path, reasons: dict[str, str]) -> Iterator[str]:
     task = _task(family, folder)
     for i, target in enumerate(settings.targets):
         if target in ("timm", "transformers") and (target == "timm") != family.of_timm:
@@ -192,4 +192,4 @@ def _away_from_start(backbone: mtl.Backbone) -> mtl.Backbone:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(tyro.cli(Config))

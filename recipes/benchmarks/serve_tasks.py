@@ -1,7 +1,7 @@
 """Serving many adapted tasks: what a thousand cost, and a mixed batch against a loop and against PEFT's switching.
 
     python recipes/benchmarks/serve_tasks.py
-    python recipes/benchmarks/serve_tasks.py --networks minilm base large --device cuda
+    python recipes/benchmarks/serve_tasks.py --networks minilm base large
     python recipes/benchmarks/serve_tasks.py --networks minilm --dtype bfloat16
 
 Tasks are random scales and shifts of all layer norms with a classifier of five classes each, texts are random sentences

@@ -31,5 +31,7 @@ def test_reweighting_needs_meta_gradients_alone():
 
     assert set(re.findall(r"^import (mtl\S*)|^from (mtl\S*)", Path(reweighting.__file__).read_text(), re.M)) == {
         ("mtl.metagrad", ""),
+        ("", "mtl.cli.answers"),  # the command line
+        ("", "mtl.cli.options"),
         ("", "mtl.tools.files"),  # to write what came out
     }

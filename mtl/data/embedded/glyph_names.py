@@ -17,7 +17,7 @@ def class_names(split: Split, family: str, attributes: Attributes, each: int) ->
     >>> from mtl.data import GlyphTasks
     >>> plan = GlyphTasks("test", families=("orientation",), ways=3).plan(0)
     >>> class_names("test", "orientation", plan.support, plan.shots)
-    ['168.75°', '213.75°', '123.75°']
+    ['348.75°', '168.75°', '33.75°']
     """
     first = Attributes(*(column[::each] for column in attributes.columns()))
     match family:
