@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
+
+from mtl.tools.hints import did_you_mean
 
 RUN = "config.json"  # in the folder of a run: its settings under "config", and versions
 
@@ -94,5 +95,5 @@ def _words(flag: str, value: Any, place: str) -> list[str]:
 
 
 def _meant(name: str, flags: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(name, list(flags), 1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else "; --help lists them"
+    meant = did_you_mean(name, flags, cutoff=0.5)
+    return f" ({meant})" if meant else "; --help lists them"

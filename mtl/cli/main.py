@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+
+from mtl.tools.hints import did_you_mean
 
 COMMANDS = {
     "Start here, nothing is trained": {
@@ -45,8 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
     elif name in ("-V", "--version"):
         print(f"mtl {version('mtl')}")
     elif name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
-        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(NAMES)}"
+        meant = did_you_mean(name, NAMES) or f"expected one of {', '.join(NAMES)}"
         print(f"mtl {name}: no such command ({meant}); mtl --help describes them", file=sys.stderr)
         raise SystemExit(WRONG_USE)
     else:

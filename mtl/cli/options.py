@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Protocol, Union, get_args, get_orig
 
 import torch
 import tyro
+
+from mtl.tools.hints import did_you_mean
 
 
 @runtime_checkable
@@ -75,9 +76,9 @@ class OneOf:
     def expected(self, value: str) -> str:
         if value in self.names:
             return ""
-        near = difflib.get_close_matches(value, self.names, 1)
+        meant = did_you_mean(value, self.names)
         separator = "; " if any("," in name for name in self.names) else ", "
-        return f"one of {separator.join(self.names)}" + (f" (did you mean {near[0]}?)" if near else "")
+        return f"one of {separator.join(self.names)}" + (f" ({meant})" if meant else "")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import sys
@@ -14,6 +13,7 @@ import tyro
 
 from mtl.cli.config_files import words_of
 from mtl.cli.groups import grouped, ungrouped
+from mtl.tools.hints import did_you_mean
 
 C = TypeVar("C")
 TRACEBACK = "show where in the code an error arose, not only what it says"
@@ -79,8 +79,8 @@ def _complaint(unknown: Sequence[str], command: Callable[..., Any]) -> str:
     known = _flags_of(command)
     said = []
     for flag in flags:
-        near = difflib.get_close_matches(flag.replace("_", "-"), known, 1, cutoff=0.5)
-        said.append(f"{flag}: no such option" + (f" (did you mean {near[0]}?)" if near else ""))
+        meant = did_you_mean(flag.replace("_", "-"), known, cutoff=0.5)
+        said.append(f"{flag}: no such option" + (f" ({meant})" if meant else ""))
     return f"{'; '.join(said)}; --help lists them"
 
 

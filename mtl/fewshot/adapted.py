@@ -292,9 +292,8 @@ class Adapted(AbstractPredictor, AbstractLiving):
         if len(counted) > 1 and (backbone.sites or not head.keeps_logits):
             why = f"{self.choice}: a mixture of {'several networks' if backbone.sites else 'such classifiers'}"
             raise ValueError(f"{why} is no single one; adapt(support, cross_validate=False) to export the generator's")
-        linear = [(w, *self._linear(part, seen, task)) for part, seen, w in counted]
-        weight = torch.stack([w * weight for w, weight, _ in linear]).sum(0)
-        bias = torch.stack([w * bias for w, _, bias in linear]).sum(0)
+        linear = [self._classifier(part, seen, task, w).linear() for part, seen, w in counted]
+        weight, bias = (torch.stack(of_parts).sum(0) for of_parts in zip(*linear, strict=True))
         if not bool(torch.cat([weight.flatten(), bias.flatten()]).isfinite().all()):
             raise ValueError(f"task {task} is not finite, so there is nothing to export; predict() says what is wrong")
         modulation, sites = self._modulation(counted[0][0]), backbone.modulation_width
@@ -367,24 +366,23 @@ class Adapted(AbstractPredictor, AbstractLiving):
             raise ValueError(
                 f"no linear classifier is known to have the logits of {kind}; keep the adapted task itself"
             )
-        modulation = self._modulation(part)
-        scale, shift = (v[task].detach() for v in (modulation.scale, modulation.shift))
-        w, b = (v[task] * weight for v in self._head_as_linear(part, seen))
-        found = Part(w, b, feature_scale=scale[sites:], feature_shift=shift[sites:], unit=head.unit_length)
+        found = self._classifier(part, seen, task, weight)
         if head.keeps_logits:
             found = Part(*found.linear())
-        return replace(found, scale=scale[:sites], shift=shift[:sites]) if sites else found
+        if not sites:
+            return found
+        modulation = self._modulation(part)
+        return replace(found, scale=modulation.scale[task, :sites], shift=modulation.shift[task, :sites])
+
+    def _classifier(self, part: Start, seen: Tensor | None, task: int, weight: float) -> Part:
+        """One candidate of one task as a linear classifier of pooled features, which are scaled and shifted before."""
+        modulation, sites = self._modulation(part), self.model.backbone.modulation_width
+        of_features = (v[task, sites:] for v in (modulation.scale, modulation.shift))
+        w, b = (v[task] * weight for v in self._head_as_linear(part, seen))
+        return Part(w, b, None, None, *of_features, unit=self.model.head.unit_length)
 
     def _modulation(self, part: Start) -> Modulation:
         return self.model.generator.modulation(part.weights, part.meta)
-
-    def _linear(self, part: Start, seen: Tensor | None, task: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of one candidate of one task, on the plain pooled features."""
-        sites = self.model.backbone.modulation_width
-        weight, bias = self._head_as_linear(part, seen)
-        modulation = self._modulation(part)
-        bias = bias + (weight @ modulation.shift[:, sites:].unsqueeze(-1)).squeeze(-1)
-        return (weight * modulation.scale[:, None, sites:])[task], bias[task]
 
     @torch.no_grad()
     def _head_as_linear(self, part: Start, seen: Tensor | None) -> tuple[Tensor, Tensor]:

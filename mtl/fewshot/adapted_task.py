@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,12 @@ from mtl.fewshot.hub_files import find_task
 from mtl.fewshot.model import at_least_float32
 from mtl.fewshot.predicting import AbstractPredictor
 from mtl.fewshot.raw_items import batches
-from mtl.fewshot.saved_backbones import load_saved
+from mtl.fewshot.saved_backbones import saved_backbone
 from mtl.fewshot.task_files import TaskFile, read_task_file, write_task_file
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
 from mtl.networks.backbones.prepared_inputs import examples_per_pass, pieces
 from mtl.networks.modulation import Modulation
-
-_OF_SITES, _OF_FEATURES = ("scale", "shift"), ("feature_scale", "feature_shift")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +70,6 @@ class Part:
     def tensors(self) -> Tensors:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def to(self, device: torch.device | str) -> Part:
-        return replace(self, **{name: value.to(device) for name, value in self.tensors.items()})
-
     @staticmethod
     def total(parts: Sequence[Part]) -> tuple[Part, ...]:
         """The same parts in as few as there can be: those without modulation or unit length are one classifier."""
@@ -104,9 +99,6 @@ class Standard:
     def apply(self, features: Tensor) -> Tensor:
         """``(n, D)`` to ``(n, D)``."""
         return even((features - self.mean) * self.inv_std, self.widths)
-
-    def to(self, device: torch.device | str) -> Standard:
-        return replace(self, mean=self.mean.to(device), inv_std=self.inv_std.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,21 +163,36 @@ class AdaptedTask(AbstractPredictor):
         logits = self.logits(inputs.map(lambda v: v[0]))
         return check_logits(logits, inputs, self.backbone)
 
+    @property
+    def tensors(self) -> Tensors:
+        """All its numbers by name: ``parts.0.weight``, ``standard.mean`` and so on."""
+        found: Tensors = {}
+        self.map_tensors(lambda name, value: found.setdefault(name, value))
+        return found
+
+    def map_tensors(self, change: Callable[[str, Tensor], Tensor]) -> AdaptedTask:
+        """The task with other tensors.
+
+        Args:
+            change: of each by its name, see :attr:`tensors`.
+        """
+        parts = tuple(
+            replace(part, **{name: change(f"parts.{i}.{name}", value) for name, value in part.tensors.items()})
+            for i, part in enumerate(self.parts)
+        )
+        if (standard := self.standard) is not None:
+            mean, inv_std = change("standard.mean", standard.mean), change("standard.inv_std", standard.inv_std)
+            standard = replace(standard, mean=mean, inv_std=inv_std)
+        return replace(self, parts=parts, standard=standard)
+
     def to(self, device: torch.device | str) -> AdaptedTask:
         """The same task with its own numbers on a device; the network stays where it is."""
-        standard = None if self.standard is None else self.standard.to(device)
-        return replace(self, parts=tuple(part.to(device) for part in self.parts), standard=standard)
+        return self.map_tensors(lambda _, value: value.to(device))
 
     @property
     def values(self) -> int:
         """How many numbers make up the task."""
-        return sum(v.numel() for v in self._state().values())
-
-    def _state(self) -> Tensors:
-        state = {f"parts.{i}.{name}": v for i, part in enumerate(self.parts) for name, v in part.tensors.items()}
-        if self.standard is not None:
-            state |= {"standard.mean": self.standard.mean, "standard.inv_std": self.standard.inv_std}
-        return state
+        return sum(v.numel() for v in self.tensors.values())
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -203,6 +210,10 @@ class AdaptedTask(AbstractPredictor):
             FileExistsError: there is a file that is not an adapted task.
             OSError: it could not be written; what was there still is.
         """
+        self.write(path, self.backbone.spec(), half=half)
+
+    def write(self, path: str | Path, spec: dict[str, Any], *, half: bool = False) -> None:
+        """:meth:`save`, where what :meth:`Backbone.spec` says is known, as when many tasks of one network are saved."""
         described = {
             "ways": self.ways,
             "class_names": list(self.class_names),
@@ -210,7 +221,7 @@ class AdaptedTask(AbstractPredictor):
             "facts": dict(self.facts),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
-        write_task_file(Path(path), self.backbone.spec(), described, self._state(), half)
+        write_task_file(Path(path), spec, described, self.tensors, half)
 
 
 def load_task(
@@ -244,13 +255,7 @@ def load_task(
     """
     found = find_task(path, revision, token)
     file = read_task_file(found.path)
-    if not isinstance(backbone, Backbone):
-        backbone = load_saved(file.path, file.backbone, backbone, checkpoint, trust_remote_code)
-    elif checkpoint is not None or trust_remote_code:
-        raise ValueError(
-            "checkpoint= and trust_remote_code= are for loading a backbone, and backbone= is loaded already"
-        )
-    file.check_backbone(backbone)
+    backbone = saved_backbone(file.path, file.backbone, backbone, checkpoint, trust_remote_code)
     task = task_of(file, backbone)
     return replace(task, facts={**task.facts, "source": found.source}) if found.source else task
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from mtl.episode import READOUT, Examples
+from mtl.fewshot.described_files import FileKind
 from mtl.fewshot.living import Support
 from mtl.fewshot.moments import Moments
 from mtl.fewshot.saved_backbones import check_backbone, relocated
-from mtl.fewshot.saved_files import from_bytes
 from mtl.networks.backbones import Backbone
-from mtl.tools.files import write_whole
-from mtl.tools.identity import digest
-from mtl.tools.json_files import check_fields, parse_json
 
-FORMAT = 1  # one more when older versions of mtl would misread a file
-HEADER = "mtl.examples"  # key of the description in the metadata of safetensors
 MOMENTS = ("background.mean", "background.var")
 FIELDS = {"format": int, "backbone.load": dict, "names": list, "background": int, "tensors": str}
+EXAMPLES = FileKind("mtl.examples", 1, "holds no examples", "adapted.save_examples", FIELDS)
 
 
 def write_examples(path: Path, backbone: Backbone, support: Support) -> None:
@@ -34,21 +26,16 @@ def write_examples(path: Path, backbone: Backbone, support: Support) -> None:
         raise ValueError(f"examples on {backbone.name} cannot be kept in a file: {why}; keep the images or texts")
     if strange := [name for name in support.names if not isinstance(name, str | int)]:
         raise ValueError(f"class {strange[0]!r} cannot be kept in a file; expected names that are strings or integers")
-    if path.exists() and _header(path) is None:
-        raise FileExistsError(f"{path} holds no examples, and would be replaced; save to another path")
     tensors = {"features": support.examples.inputs[READOUT][0], "labels": support.examples.labels[0].int()}
     if support.background is not None:
         tensors |= {"background.mean": support.background.mean, "background.var": support.background.var}
     stored = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     content = {
-        "format": FORMAT,
-        "mtl": version("mtl"),
         "backbone": relocated(backbone.spec(), path.parent),
         "names": list(support.names),
         "background": -1 if support.background is None else support.background.count,
-        "tensors": digest(stored),
     }
-    write_whole(path, save(stored, {HEADER: json.dumps(content)}))
+    EXAMPLES.write(path, content, stored)
 
 
 def load_examples(path: str | Path, backbone: Backbone) -> Support:
@@ -67,17 +54,7 @@ def load_examples(path: str | Path, backbone: Backbone) -> Support:
         ValueError: it is damaged, something else, or of another network.
     """
     path = Path(path)
-    contents = path.read_bytes()
-    header = _header(path)
-    if header is None:
-        raise ValueError(f"{path} holds no examples, or is damaged; expected a file of adapted.save_examples")
-    content = parse_json(header.encode(), path)
-    check_fields(content, path, FIELDS)
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']} of mtl {content.get('mtl')}; update mtl")
-    tensors = from_bytes(contents, path)
-    if digest(tensors) != content["tensors"]:
-        raise ValueError(f"{path} is damaged: its tensors differ from what was saved; bring it back from a copy")
+    content, tensors = EXAMPLES.read(path)
     check_backbone(path, content["backbone"], backbone)
     shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     n, moments = len(tensors.get("labels", ())), dict.fromkeys(MOMENTS, (backbone.width,))
@@ -92,12 +69,3 @@ def _support(content: dict[str, Any], tensors: dict[str, torch.Tensor], backbone
     background = Moments(count, tensors["background.mean"], tensors["background.var"]) if count >= 0 else None
     examples = Examples({READOUT: features[None]}, labels[None])
     return Support(tuple(content["names"]), examples, None, background)
-
-
-def _header(path: Path) -> str | None:
-    """The description in a file; None where there is none."""
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(HEADER)
-    except SafetensorError:
-        return None

@@ -6,7 +6,6 @@ What the network has made of an example is kept, so that only new examples pass 
 from __future__ import annotations
 
 import abc
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from mtl.episode import Examples, Inputs
 from mtl.fewshot.moments import Moments
 from mtl.fewshot.raw_items import labelled
 from mtl.networks.backbones import Backbone, Prepared
+from mtl.tools.hints import did_you_mean
 
 KEPT_BYTES = 2**26  # of a frozen prefix; a larger one is computed again when examples change
 
@@ -220,9 +220,8 @@ def _places(name: Any, examples: int | Iterable[int], count: int) -> Tensor:
 
 def _nearest(name: Any, classes: Sequence[Any]) -> str:
     """A hint for a name that is not there."""
-    near = difflib.get_close_matches(str(name), [str(c) for c in classes], 3, cutoff=0.4)
-    if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
+    if meant := did_you_mean(name, classes, 3, cutoff=0.4, show=repr):
+        return meant
     more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
     return f"there are {', '.join(map(repr, classes[:8]))}{more}"
 

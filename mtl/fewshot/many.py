@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +18,12 @@ from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.choosing import MOST_FOLDS
 from mtl.fewshot.living import Support
 from mtl.fewshot.many_items import SupportReader
+from mtl.fewshot.raw_items import BAR_DELAY
 from mtl.networks.backbones import Backbone
+from mtl.tools.hints import did_you_mean
 
 _VALUES_PER_BATCH = 2**25  # numbers of tasks on a readout that are adapted to in one batch, all folds together
 _PER_CHANNEL = 64  # that a generator computes of each channel
-_SECONDS = 3.0  # a shorter wait needs no bar
 _NAMED = 3  # failures in a warning
 
 
@@ -44,10 +44,8 @@ class ManyAdapted(Mapping[str, Adapted]):
             return self.tasks[name]
         if name in self.failures:
             raise KeyError(f"task {name!r} was not adapted to: {self.failures[name]}")
-        near = difflib.get_close_matches(str(name), list(self.tasks), 3)
-        raise KeyError(
-            f"there is no task {name!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
-        )
+        meant = did_you_mean(name, self.tasks, 3, show=repr)
+        raise KeyError(f"there is no task {name!r}" + (f"; {meant}" if meant else ""))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tasks)
@@ -67,8 +65,9 @@ class ManyAdapted(Mapping[str, Adapted]):
                 raise ValueError(f"task {name!r} cannot be a file of this name; save it with adapted.save(path)")
         folder.mkdir(parents=True, exist_ok=True)
         files = {folder / f"{name}.mtl": adapted for name, adapted in self.tasks.items()}
+        spec = next(iter(self.tasks.values())).model.backbone.spec() if files else {}  # of the network of all
         for path, adapted in files.items():
-            adapted.save(path, half=half)
+            adapted.task().write(path, spec, half=half)
         return list(files)
 
 
@@ -121,7 +120,7 @@ def adapt_to_many(
         group.clear()
 
     reader = SupportReader(backbone, given, batch_size)
-    for name, support in tqdm(reader, total=len(given), unit="task", delay=_SECONDS, disable=not progress):
+    for name, support in tqdm(reader, total=len(given), unit="task", delay=BAR_DELAY, disable=not progress):
         if isinstance(support, str):
             failures[name] = support
             continue

@@ -19,7 +19,7 @@ from mtl.items import ItemError, Reads, as_items
 from mtl.networks.backbones import Backbone
 
 ITEMS_PER_PASS = 64
-_SECONDS = 3.0  # a shorter wait needs no bar
+BAR_DELAY = 3.0  # seconds; a shorter wait needs no bar
 
 
 def batches(backbone: Backbone, given: Any, size: int = ITEMS_PER_PASS, progress: bool = False) -> Iterator[Inputs]:
@@ -40,7 +40,7 @@ def batches(backbone: Backbone, given: Any, size: int = ITEMS_PER_PASS, progress
 
 def _batches(backbone: Backbone, items: Iterable[Any], size: int, progress: bool) -> Iterator[Inputs]:
     total, done = len(items) if isinstance(items, Sized) else None, 0
-    with tqdm(total=total, unit="item", delay=_SECONDS, disable=not progress) as bar:
+    with tqdm(total=total, unit="item", delay=BAR_DELAY, disable=not progress) as bar:
         for batch in batched(items, size):
             try:
                 inputs = Inputs.of(backbone.preprocess(batch)).with_task_axis()

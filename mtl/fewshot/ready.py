@@ -126,13 +126,11 @@ def adapt(
     Raises:
         ValueError: fewer than two classes, or a class without examples.
     """
-    if not isinstance(backbone, Backbone):
-        backbone = load_backbone(backbone, sites="none", levels="all")
-    learner = load_generator(generator, backbone)
+    learner = _ready(generator, backbone)
     with torch.inference_mode(False), torch.no_grad():
-        support = read_support(backbone, support)
+        support = read_support(learner.backbone, support)
         if unlabelled is not None or support.background is None:
-            support = replace(support, background=_moments(backbone, unlabelled, batch_size, progress))
+            support = replace(support, background=_moments(learner.backbone, unlabelled, batch_size, progress))
         return learner.adapt_to(support, None, None, cross_validate)
 
 
@@ -164,13 +162,18 @@ def adapt_many(
     Raises:
         ValueError: there is no task, or none could be adapted to.
     """
-    if not isinstance(backbone, Backbone):
-        backbone = load_backbone(backbone, sites="none", levels="all")
-    learner = load_generator(generator, backbone)
+    learner = _ready(generator, backbone)
     with torch.inference_mode(False), torch.no_grad():
-        background = _moments(backbone, unlabelled, batch_size, progress)
+        background = _moments(learner.backbone, unlabelled, batch_size, progress)
         adapt = partial(learner.adapt_to, steps=None, meta=None, cross_validate=cross_validate)
-        return adapt_to_many(backbone, adapt, tasks, cross_validate, batch_size, progress, background=background)
+        known = {"background": background}
+        return adapt_to_many(learner.backbone, adapt, tasks, cross_validate, batch_size, progress, **known)
+
+
+def _ready(generator: str | Path, backbone: str | Backbone) -> MetaLearner:
+    """A generator on a network, which is loaded here where it is a name."""
+    loaded = isinstance(backbone, Backbone)
+    return load_generator(generator, backbone if loaded else load_backbone(backbone, sites="none", levels="all"))
 
 
 def _moments(backbone: Backbone, unlabelled: Any, batch_size: int, progress: bool) -> Moments:

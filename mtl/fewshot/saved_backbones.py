@@ -18,7 +18,35 @@ def relocated(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     return spec | {"load": relative_to(spec["load"], folder), "is_folder": is_folder}
 
 
-def load_saved(
+def saved_backbone(
+    file: Path,
+    saved: dict[str, Any],
+    given: str | Path | Backbone | None,
+    checkpoint: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """The backbone that a file was made for, recognised: the caller's, or else loaded as the file says.
+
+    Args:
+        saved: what :meth:`Backbone.spec` said when it was saved.
+        given: a loaded one; or a name or folder to load with the saved arguments; None for the saved one.
+        checkpoint, trust_remote_code: for one that is loaded here, see :func:`mtl.load_backbone`.
+
+    Raises:
+        FileNotFoundError: what the file refers to is not there.
+        ValueError: it is another network, or arguments for loading came with a loaded one.
+    """
+    if not isinstance(given, Backbone):
+        given = _load(file, saved, given, checkpoint, trust_remote_code)
+    elif checkpoint is not None or trust_remote_code:
+        raise ValueError(
+            "checkpoint= and trust_remote_code= are for loading a backbone, and backbone= is loaded already"
+        )
+    check_backbone(file, saved, given)
+    return given
+
+
+def _load(
     file: Path, saved: dict[str, Any], name: str | Path | None, checkpoint: str | Path | None, trust_remote_code: bool
 ) -> Backbone:
     """The backbone that a file describes, with the caller's own name or checkpoint in the place of the saved one."""

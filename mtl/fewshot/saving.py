@@ -20,7 +20,7 @@ from mtl.fewshot.generators import GENERATORS, AbstractGenerator, make_generator
 from mtl.fewshot.heads import HEADS
 from mtl.fewshot.hub_files import find_learner
 from mtl.fewshot.learner import MetaLearner
-from mtl.fewshot.saved_backbones import check_backbone, load_saved, relocated
+from mtl.fewshot.saved_backbones import relocated, saved_backbone
 from mtl.fewshot.saved_files import CONFIG, WEIGHTS, from_bytes, read_files, to_bytes, write_files
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS
 from mtl.metagrad.registry import Registry
@@ -86,13 +86,7 @@ def from_pretrained(
     found = find_learner(folder, revision, token)
     folder = found.path
     config, state = read_files(folder)
-    if not isinstance(backbone, Backbone):
-        backbone = load_saved(folder / CONFIG, config["backbone"], backbone, checkpoint, trust_remote_code)
-    elif checkpoint is not None or trust_remote_code:
-        raise ValueError(
-            "checkpoint= and trust_remote_code= are for loading a backbone, and backbone= is loaded already"
-        )
-    check_backbone(folder / CONFIG, config["backbone"], backbone)
+    backbone = saved_backbone(folder / CONFIG, config["backbone"], backbone, checkpoint, trust_remote_code)
     learner = build_learner(config, backbone)
     load_state(learner.generator, state, folder / WEIGHTS)
     learner.generator.source = found.source

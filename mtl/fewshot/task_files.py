@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from mtl.fewshot.saved_backbones import check_backbone, relocated, without_places
-from mtl.fewshot.saved_files import from_bytes
-from mtl.networks.backbones import Backbone
-from mtl.tools.files import write_whole
-from mtl.tools.identity import digest
-from mtl.tools.json_files import check_fields, parse_json
+from mtl.fewshot.described_files import FileKind
+from mtl.fewshot.saved_backbones import relocated, without_places
 
-FORMAT = 1  # one more when older versions of mtl would misread a file
-HEADER = "mtl"  # key of the description in the metadata of safetensors
-LARGEST_HEADER = 1 << 24  # bytes; a description has some thousand
+HEADER = "mtl"
 FIELDS = {
     "backbone.load": dict,
     "backbone.fingerprint": str,
@@ -34,6 +25,7 @@ FIELDS = {
     "task.facts": dict,
     "tensors": str,
 }
+TASK = FileKind(HEADER, 1, "is not an adapted task", "adapted.save", FIELDS)
 
 
 @dataclass(frozen=True)
@@ -52,34 +44,17 @@ class TaskFile:
     described: dict[str, Any]
     state: dict[str, Tensor]
 
-    def check_backbone(self, backbone: Backbone) -> None:
-        """Refuse another network.
-
-        Raises:
-            ValueError: one line, with each difference.
-        """
-        check_backbone(self.path, self.backbone, backbone)
-
 
 def write_task_file(
     path: Path, spec: dict[str, Any], described: Mapping[str, Any], state: Mapping[str, Tensor], half: bool
 ) -> None:
     """Write the file, whole or not at all; see :meth:`AdaptedTask.save`."""
-    if path.exists() and not _is_task_file(path):
-        raise FileExistsError(f"{path} is not an adapted task, and would be replaced; save to another path")
     dtype = torch.float16 if half else torch.float32
     stored = {name: value.detach().to("cpu", dtype).contiguous().clone() for name, value in state.items()}
     if not all(bool(value.isfinite().all()) for value in stored.values()):
         way_out = "save it without half=True" if half else "predict() says what is wrong"
         raise ValueError(f"{path}: the task is not finite{' in float16' if half else ''}; {way_out}")
-    content = {
-        "format": FORMAT,
-        "mtl": version("mtl"),
-        "backbone": relocated(spec, path.parent),
-        "task": described,
-        "tensors": digest(stored),
-    }
-    write_whole(path, _sealed(content, stored))
+    TASK.write(path, {"backbone": relocated(spec, path.parent), "task": described}, stored)
 
 
 def for_sharing(path: Path) -> bytes:
@@ -87,15 +62,8 @@ def for_sharing(path: Path) -> bytes:
 
     Its numbers stay as they are stored, in half precision too.
     """
-    contents, backbone = path.read_bytes(), read_task_file(path).backbone
-    content = {k: v for k, v in _description(contents, path).items() if k != "digest"}
-    return _sealed(content | {"backbone": without_places(backbone)}, from_bytes(contents, path))
-
-
-def _sealed(content: Mapping[str, Any], stored: Mapping[str, Tensor]) -> bytes:
-    """A file, with a digest of its description."""
-    whole: dict[str, Any] = json.loads(json.dumps(content))
-    return save(dict(stored), {HEADER: json.dumps(whole | {"digest": digest(whole)})})
+    content, stored = _read(path)
+    return TASK.sealed(content | {"backbone": without_places(content["backbone"])}, stored)
 
 
 def read_task_file(path: Path) -> TaskFile:
@@ -105,41 +73,15 @@ def read_task_file(path: Path) -> TaskFile:
         FileNotFoundError: it is not there.
         ValueError: it is damaged, of a later version, or something else; names it.
     """
-    contents = path.read_bytes()
-    content = _description(contents, path)
-    if content.get("format") != FORMAT:
-        written = f"format {content.get('format')!r} of mtl {content.get('mtl')}"
-        raise ValueError(f"{path} has {written}, and this is mtl {version('mtl')}; update mtl, or save the task again")
-    if content.pop("digest", None) != digest(content):
-        raise ValueError(f"{path} is not as it was saved: its digest differs; bring it back from a copy")
-    check_fields(content, path, FIELDS)
-    state = from_bytes(contents, path)
-    if digest(state) != content["tensors"]:
-        raise ValueError(f"{path} is damaged: its tensors differ from what was saved; bring it back from a copy")
-    described, backbone = content["task"], content["backbone"]
-    _check_shapes(path, described, backbone, state)
-    return TaskFile(path, backbone, described, {name: value.float() for name, value in state.items()})
+    content, stored = _read(path)
+    return TaskFile(path, content["backbone"], content["task"], {name: v.float() for name, v in stored.items()})
 
 
-def _description(contents: bytes, path: Path) -> dict[str, Any]:
-    """The JSON in the header; files come from anybody."""
-    size = int.from_bytes(contents[:8], "little")
-    if len(contents) < 8 or size > min(len(contents) - 8, LARGEST_HEADER):
-        raise ValueError(
-            f"{path} is not an adapted task, or is cut off: {len(contents):,} bytes; is it the right file?"
-        )
-    header = parse_json(contents[8 : 8 + size], path).get("__metadata__")
-    if not isinstance(header, dict) or HEADER not in header:
-        raise ValueError(f"{path} is not an adapted task: its header has no {HEADER!r}; is it the right file?")
-    return parse_json(header[HEADER].encode(), path)
-
-
-def _is_task_file(path: Path) -> bool:
-    try:
-        _description(path.read_bytes(), path)
-    except (ValueError, OSError):
-        return False
-    return True
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors as they are stored."""
+    content, stored = TASK.read(path)
+    _check_shapes(path, content["task"], content["backbone"], stored)
+    return content, stored
 
 
 def _check_shapes(path: Path, task: dict[str, Any], backbone: dict[str, Any], state: Mapping[str, Tensor]) -> None:

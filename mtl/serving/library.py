@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 import threading
 import warnings
@@ -12,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mtl.fewshot import AdaptedTask
-from mtl.serving.tensors import Interned, map_tensors, outline, restored, spilled
+from mtl.serving.tensors import Interned, outline, restored, spilled
+from mtl.tools.hints import did_you_mean
 
 SUFFIX = ".mtl"
 
@@ -64,7 +64,7 @@ class TaskLibrary:
             entry = Entry(name, task)
             self.task_of(entry)
         else:
-            entry = Entry(name, None, map_tensors(task, self._interned.one))
+            entry = Entry(name, None, task.map_tensors(self._interned.one))
         with self._lock:
             self._forget(self._entries.get(name))
             self._entries[name] = entry
@@ -102,7 +102,7 @@ class TaskLibrary:
         with entry.lock:
             task = entry.task
             if task is None:
-                task = entry.task = map_tensors(self._from_disk(entry), self._interned.one)
+                task = entry.task = self._from_disk(entry).map_tensors(self._interned.one)
         self._note_use(entry)
         return task
 
@@ -131,8 +131,7 @@ class TaskLibrary:
     def _found(self, name: str) -> Entry:
         if (entry := self._entries.get(name)) is not None:
             return entry
-        near = difflib.get_close_matches(str(name), self._entries, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(self._entries)} tasks"
+        hint = did_you_mean(name, self._entries, 3, show=repr) or f"there are {len(self._entries)} tasks"
         raise UnknownTask(f"no task is named {name!r}; {hint}")
 
     def _forget(self, entry: Entry | None) -> None:

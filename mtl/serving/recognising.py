@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtl.fewshot import AdaptedTask
 from mtl.fewshot.adapted_task import task_of
+from mtl.fewshot.saved_backbones import check_backbone
 from mtl.fewshot.task_files import read_task_file
 from mtl.networks.backbones import Backbone
 from mtl.networks.backbones.identity import differences
@@ -37,7 +38,7 @@ class Recogniser:
         file = read_task_file(path)
         described = json.dumps({k: v for k, v in file.backbone.items() if k not in _ELSEWHERE}, sort_keys=True)
         if described not in self._described:
-            file.check_backbone(self._backbone)
+            check_backbone(file.path, file.backbone, self._backbone)
             self._described.add(described)
         return task_of(file, self._backbone)
 

@@ -6,8 +6,6 @@ import hashlib
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl.fewshot import AdaptedTask
-from mtl.fewshot.adapted_task import Part, Standard
-
-
-def map_tensors(task: AdaptedTask, change: Callable[[str, Any], Any]) -> AdaptedTask:
-    """The task with other tensors: ``change`` gets the name of each, such as ``"parts.0.weight"``, and the tensor."""
-
-    def part(i: int, old: Part) -> Part:
-        return replace(old, **{name: change(f"parts.{i}.{name}", value) for name, value in old.tensors.items()})
-
-    def standard(old: Standard) -> Standard:
-        mean, inv_std = change("standard.mean", old.mean), change("standard.inv_std", old.inv_std)
-        return replace(old, mean=mean, inv_std=inv_std)
-
-    parts = tuple(part(i, old) for i, old in enumerate(task.parts))
-    return replace(task, parts=parts, standard=task.standard and standard(task.standard))
 
 
 class Interned:
@@ -51,13 +34,7 @@ class Interned:
 
 def spilled(task: AdaptedTask, folder: Path) -> Path:
     """Write the tensors of a task to a file of their own."""
-    state: dict[str, Tensor] = {}
-
-    def note(name: str, value: Tensor) -> Tensor:
-        state[name] = value.cpu().clone()  # safetensors wants each in memory of its own
-        return value
-
-    map_tensors(task, note)
+    state = {name: value.cpu().clone() for name, value in task.tensors.items()}  # each in memory of its own
     path = folder / uuid.uuid4().hex
     save_file(state, path)
     return path
@@ -65,10 +42,10 @@ def spilled(task: AdaptedTask, folder: Path) -> Path:
 
 def outline(task: AdaptedTask) -> AdaptedTask:
     """The task without the contents of its tensors, each of which is left with its device alone."""
-    return map_tensors(task, lambda _, value: value.new_empty(0))
+    return task.map_tensors(lambda _, value: value.new_empty(0))
 
 
 def restored(outline: AdaptedTask, path: Path) -> AdaptedTask:
     """The task again, from its outline and the file of its tensors."""
     state = load_file(path)
-    return map_tensors(outline, lambda name, empty: state[name].to(empty.device))
+    return outline.map_tensors(lambda name, empty: state[name].to(empty.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -25,6 +24,7 @@ from mtl.fewshot.baselines.setup import STANDARDISED, Baseline, Setup, Value, ma
 from mtl.fewshot.heads import NearestClassMean
 from mtl.fewshot.statistics import FeatureStatistics
 from mtl.networks.backbones import Backbone
+from mtl.tools.hints import did_you_mean
 
 C, L2, SHRINKAGE = (1.0, 10.0, 100.0), (0.01, 0.1, 1.0), (0.1, 0.5, 0.9, 0.97)
 POWERS = tuple(product((0.0, 0.25, 0.5), (0.0, 2.0, 4.0, 8.0)))  # of the Fisher ratio, of the evidence of a level
@@ -95,7 +95,8 @@ def choose_rows(keys: Sequence[str], table: Mapping[str, Baseline]) -> dict[str,
     """
     for key in keys:
         if key not in table:
-            near = difflib.get_close_matches(key, table, cutoff=0.4)
-            meant = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ValueError(f"no baseline is called {key!r}: {meant}There are {', '.join(table)}")
+            meant = did_you_mean(key, table, 3, cutoff=0.4)
+            raise ValueError(
+                f"no baseline is called {key!r}: {meant}{' ' if meant else ''}There are {', '.join(table)}"
+            )
     return {key: table[key] for key in keys}

@@ -27,8 +27,8 @@ class _Program(nn.Module):
         backbone = copy.deepcopy(task.backbone).to("cpu").float()
         # What spares memory and time in training has no place in a program.
         self.backbone = backbone.configure(precision=None, checkpoint_blocks=False)
-        self.parts = [part.to("cpu") for part in task.parts]
-        self.standard = None if task.standard is None else task.standard.to("cpu")
+        here = task.to("cpu")
+        self.parts, self.standard = here.parts, here.standard
 
     def logits(self, inputs: Inputs) -> Tensor:
         """``(n, ...)`` to ``(n, ways)``."""

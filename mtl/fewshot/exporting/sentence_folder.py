@@ -36,7 +36,7 @@ def write_sentence_transformers(subject: Subject, draft: Path) -> Written:
         ValueError: the network reads no texts or has no tokenizer, or its features are not those of one encoder.
     """
     library = _library()
-    plain, (part,) = to_plain(subject), subject.task.parts
+    plain, (part,) = to_plain(subject), subject.task.to("cpu").parts
     adapter = plain.backbone.adapter
     if not isinstance(adapter, HFText):
         raise ValueError(f'to="sentence-transformers": {plain.backbone.name} reads no texts; leave to= out')
@@ -44,8 +44,8 @@ def write_sentence_transformers(subject: Subject, draft: Path) -> Written:
         raise ValueError(f'to="sentence-transformers": {plain.backbone.name} has no tokenizer; {AS_A_PROGRAM}')
     with tempfile.TemporaryDirectory() as folder:
         write_network(plain, Path(folder))
-        _encoder(library, plain, part.to("cpu"), adapter, Path(folder)).save(str(draft), create_model_card=False)
-    head = {"weight": part.weight.cpu().float().contiguous(), "bias": part.bias.cpu().float().contiguous()}
+        _encoder(library, plain, part, adapter, Path(folder)).save(str(draft), create_model_card=False)
+    head = {"weight": part.weight.float().contiguous(), "bias": part.bias.float().contiguous()}
     (draft / "head.safetensors").write_bytes(save(head))
     again, head = library.SentenceTransformer(str(draft), device="cpu"), load_file(draft / "head.safetensors")
     facts = {"architecture": [type(module).__name__ for module in again], "features": adapter.formula()}
