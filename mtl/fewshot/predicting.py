@@ -117,10 +117,24 @@ class AbstractPredictor(abc.ABC):
         if k < 1:
             raise ValueError(f"predict_top(k={k}): expected at least 1")
         return [
-            [Prediction(self._name(i), p) for i, p in zip(classes, chances, strict=True)]
-            for logits in self._logits_of(items, batch_size, progress)
-            for classes, chances in zip(*self._top(logits, min(k, self.ways)), strict=True)
+            answers for logits in self._logits_of(items, batch_size, progress) for answers in self.likeliest(logits, k)
         ]
+
+    def likeliest(self, logits: Tensor, k: int = 1, least: float = 0.0) -> list[list[Prediction]]:
+        """The ``k`` most likely classes by logits ``(n, ways)``, the most likely first; all where there are fewer.
+
+        Args:
+            least: the label of the first is None where it is less likely than this.
+        """
+        k = min(k, self.ways)
+        # The order is that of the logits.
+        classes = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k, -1).indices
+        chances = self.probabilities(logits).gather(-1, classes)
+        found = []
+        for row, own in zip(classes.tolist(), chances.tolist(), strict=True):
+            first, *others = (Prediction(self._name(i), p) for i, p in zip(row, own, strict=True))
+            found.append([first if first.probability >= least else first._replace(label=None), *others])
+        return found
 
     def predict_proba(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Tensor:
         """The probability of every class, ``(n, ways)`` on the CPU.
@@ -169,14 +183,7 @@ class AbstractPredictor(abc.ABC):
         return map(self._finite_logits, self._batches(items, batch_size, progress))
 
     def _answers(self, logits: Tensor, least: float = 0.0) -> Iterator[Prediction]:
-        classes, chances = self._top(logits, 1)
-        for [i], [chance] in zip(classes, chances, strict=True):
-            yield Prediction(None if chance < least else self._name(i), chance)
-
-    def _top(self, logits: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
-        """The most likely classes and their probabilities, ``(n, k)`` each; the order is that of the logits."""
-        classes = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(k, -1).indices
-        return classes.tolist(), self.probabilities(logits).gather(-1, classes).tolist()
+        return (first for [first] in self.likeliest(logits, 1, least))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits ``(n, ways)`` as the probabilities that other methods give, at the temperature of the task."""

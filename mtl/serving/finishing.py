@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -31,12 +31,8 @@ def likeliest(k: int, reject: float | None = None) -> Finish[list[Prediction]]:
         raise ValueError(f"k={k}: expected at least 1 class")
 
     def finish(answers: Answers) -> list[list[Prediction]]:
-        task, logits = answers.task, answers.logits
-        least = 0.0 if reject is None else threshold(task.calibration, reject)
-        classes = logits.argmax(-1, keepdim=True) if k == 1 else logits.topk(min(k, task.ways), -1).indices
-        chances = task.probabilities(logits).gather(-1, classes)
-        pairs = zip(classes.tolist(), chances.tolist(), strict=True)
-        return [_named(task.class_names, *pair, least) for pair in pairs]
+        least = 0.0 if reject is None else threshold(answers.task.calibration, reject)
+        return answers.task.likeliest(answers.logits, k, least)
 
     return finish
 
@@ -49,8 +45,3 @@ def probabilities(answers: Answers) -> Sequence[Tensor]:
 def logits(answers: Answers) -> Sequence[Tensor]:
     """Of every class."""
     return list(answers.logits)
-
-
-def _named(names: Sequence[Any], classes: Sequence[int], chances: Sequence[float], least: float) -> list[Prediction]:
-    found = [Prediction(names[i] if names else i, p) for i, p in zip(classes, chances, strict=True)]
-    return found if chances[0] >= least else [Prediction(None, chances[0]), *found[1:]]

@@ -101,6 +101,10 @@ class Comparison:
         """The row of one method; ``KeyError`` if there is none."""
         return {r.method: r for r in self.rows}[method]
 
+    def baselines(self) -> list[MethodResult]:
+        """The rows of baselines, the most accurate first."""
+        return sorted((r for r in self.rows if r.kind == "baseline"), key=lambda r: -r.accuracy.mean())
+
     def by_family(self) -> dict[str, Comparison]:
         """A comparison for each family, in order of first appearance."""
         return {name: self._restricted({name}) for name in dict.fromkeys(self.families)}

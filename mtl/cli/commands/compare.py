@@ -118,8 +118,7 @@ def summary(found: mtl.Comparison) -> str:
     """One line: the ready generator against the best baseline, and what a generator of one's own adds to it."""
     reference = found.row(found.reference)
     said = f"{found.setting}: {reference.method} {reference.accuracy.mean():.1%}"
-    if baselines := [row for row in found.rows if row.kind == "baseline"]:
-        best = max(baselines, key=lambda row: row.accuracy.mean())
+    for best in found.baselines()[:1]:
         verdict = found.verdict(best.method)
         said += f", {_points(verdict.difference, verdict.half_width)} over the best baseline ({best.method})"
     if own := [row for row in found.rows if row.method.startswith(cross_validated(OWN))]:

@@ -35,10 +35,10 @@ def summaries(comparison: mtl.Comparison) -> list[str]:
 def _summary(part: mtl.Comparison, setting: str) -> str:
     ours = part.row(shown_methods(part)[0])
     said = f"{setting}: {ours.method} is right on {_percent(ours)} of the queries"
-    baselines = [r for r in part.rows if r.kind == "baseline" and r is not ours]
+    baselines = [r for r in part.baselines() if r is not ours]
     if not baselines:
         return f"{said}."
-    best = max(baselines, key=lambda r: r.accuracy.mean())
+    best = baselines[0]
     difference, half = paired_difference(ours.accuracy, best.accuracy)
     words = f"{_points(difference, half)} points{', a tie' if not abs(difference) > half else ''}"
     return f"{said}, the best baseline, {best.method}, on {_percent(best)}: {words}, paired."

@@ -10,10 +10,9 @@ from mtl.tools.reliability import Answers
 
 def shown_methods(found: mtl.Comparison) -> list[str]:
     """Up to five methods: the cross-validated learner where there is one, the best baseline, the static control."""
-    means = {r.method: float(r.accuracy.mean()) for r in found.rows}
-    first = next((m for m in means if m.startswith("cross")), found.reference)
-    plain = sorted((r.method for r in found.rows if r.kind == "baseline"), key=lambda m: -means[m])
-    static = [m for m in means if m.startswith("static")]
+    methods, plain = [r.method for r in found.rows], [r.method for r in found.baselines()]
+    first = next((m for m in methods if m.startswith("cross")), found.reference)
+    static = [m for m in methods if m.startswith("static")]
     return [first, *plain[:1], *static, *plain[1:3]][:5]
 
 

@@ -86,7 +86,7 @@ def _written(plain: Plain, pair: _Pair, draft: Path, again: Any, kind: str) -> W
         imports, last = (), [f"logits = {call}{'.logits' if pair.auto else ''}"]
         logits: Callable[[Inputs], Tensor] = lambda inputs: _logits(again, inputs)  # noqa: E731
     else:
-        head = write_head(plain, draft)
+        head = write_head(plain.weight, plain.bias, draft)
         imports = ("safetensors.torch",)
         last = ['head = safetensors.torch.load_file("head.safetensors")']
         last += [features_line(plain, pair.adapted, call), 'logits = features @ head["weight"].T + head["bias"]']

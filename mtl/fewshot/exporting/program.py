@@ -27,21 +27,19 @@ class _Program(nn.Module):
         backbone = copy.deepcopy(task.backbone).to("cpu").float()
         # What spares memory and time in training has no place in a program.
         self.backbone = backbone.configure(precision=None, checkpoint_blocks=False)
-        here = task.to("cpu")
-        self.parts, self.standard = here.parts, here.standard
+        self.task = task.to("cpu")
 
     def logits(self, inputs: Inputs) -> Tensor:
         """``(n, ...)`` to ``(n, ways)``."""
         plain, found = None, []
-        for part in self.parts:
+        for part in self.task.parts:
             if part.modulation is None:
                 features = plain = self.backbone.features(inputs) if plain is None else plain
             else:
                 with self.backbone.modulator.modulating(part.modulation):
                     features = self.backbone.features(inputs)
-            features = features if self.standard is None else self.standard.apply(features)
-            found.append(part.logits(features))
-        return sum(found[1:], found[0])
+            found.append(features)
+        return self.task.classify(found)
 
 
 class ImageProgram(_Program):

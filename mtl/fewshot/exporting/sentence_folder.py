@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mtl.episode import Inputs
 from mtl.fewshot.adapted_task import Part
 from mtl.fewshot.exporting.plain import AS_A_PROGRAM, Plain, Subject, Written, to_plain
 from mtl.fewshot.exporting.preparing import CONFIG, processor_of
-from mtl.fewshot.exporting.transformers_folder import write_network
+from mtl.fewshot.exporting.transformers_folder import write_head, write_network
 from mtl.networks.backbones import HFText
 
 LOAD = 'sentence_transformers.SentenceTransformer(".")'
@@ -45,9 +44,8 @@ def write_sentence_transformers(subject: Subject, draft: Path) -> Written:
     with tempfile.TemporaryDirectory() as folder:
         write_network(plain, Path(folder))
         _encoder(library, plain, part, adapter, Path(folder)).save(str(draft), create_model_card=False)
-    head = {"weight": part.weight.float().contiguous(), "bias": part.bias.float().contiguous()}
-    (draft / "head.safetensors").write_bytes(save(head))
-    again, head = library.SentenceTransformer(str(draft), device="cpu"), load_file(draft / "head.safetensors")
+    head = write_head(part.weight, part.bias, draft)
+    again = library.SentenceTransformer(str(draft), device="cpu")
     facts = {"architecture": [type(module).__name__ for module in again], "features": adapter.formula()}
     facts |= {"logits": "embeddings @ weight.T + bias, both in head.safetensors"}
     return Written(

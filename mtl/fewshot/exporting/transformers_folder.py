@@ -84,16 +84,16 @@ def write_network(plain: Plain, folder: Path) -> None:
         processor.save_pretrained(folder)
 
 
-def write_head(plain: Plain, folder: Path) -> dict[str, Tensor]:
-    """The classifier in ``head.safetensors``, as it is read again."""
-    head = {"weight": plain.weight.contiguous(), "bias": plain.bias.contiguous()}
+def write_head(weight: Tensor, bias: Tensor, folder: Path) -> dict[str, Tensor]:
+    """A classifier in ``head.safetensors``, as it is read again."""
+    head = {"weight": weight.cpu().float().contiguous(), "bias": bias.cpu().float().contiguous()}
     (folder / "head.safetensors").write_bytes(save(head))
     return load_file(folder / "head.safetensors")
 
 
 def _beside(plain: Plain, names: Sequence[str], draft: Path, why: str) -> Written:
     """Network and classifier in two files."""
-    head, again = write_head(plain, draft), _auto_model(draft)
+    head, again = write_head(plain.weight, plain.bias, draft), _auto_model(draft)
     facts = _facts(plain, type(again).__name__) | {"logits": "features @ weight.T + bias, both in head.safetensors"}
     return Written(
         LOAD,

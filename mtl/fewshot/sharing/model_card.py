@@ -130,12 +130,9 @@ def _result(table: Comparison) -> str:
 
 def _findings(table: Comparison) -> Iterator[str]:
     """What the table says of the two questions that matter: better than plain methods, and does the task count?"""
-    plain = [r for r in table.rows if r.kind == "baseline"]
     static = [r for r in table.rows if r.kind == "control" and r.method.startswith("static")]
-    best = max(plain, key=lambda r: r.accuracy.mean(), default=None)
-    asked = ([("the best plain method here", best)] if best else []) + [
-        ("the control that ignores the task", r) for r in static
-    ]
+    asked = [("the best plain method here", best) for best in table.baselines()[:1]]
+    asked += [("the control that ignores the task", r) for r in static]
     for what, row in asked:
         v = table.verdict(row.method)
         word = {"wins": "is ahead of", "ties": "cannot be told from", "loses": "is behind"}[v.outcome]
