@@ -292,6 +292,7 @@ def test_pull_products_are_symmetric():
     # H is symmetric: <a, H b> = <H a, b>; both pulls must say so.
     problem, meta = regression()
     w = tensors.detach(problem.init(meta))
+    torch.manual_seed(0)  # the bound is relative to a product that other directions make as small as rounding
     a, b = ({k: torch.randn_like(v) for k, v in w.items()} for _ in range(2))
     for pull in (mtl.metagrad.Reverse(), mtl.metagrad.ForwardOverReverse(), mtl.metagrad.FiniteDifference(radius=1e-3)):
         products = pull.at(problem, w, meta, 0)
