@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mtl.metagrad.optimizers import InnerAdam, InnerSGD
@@ -59,6 +61,22 @@ def regression(
 
     kind = InnerAdam if "betas" in options else InnerSGD
     return InnerProblem(init, inner_loss, outer_loss, steps, kind(lr=lambda m: m["rate"], **options)), meta
+
+
+def on_policy(problem: InnerProblem) -> InnerProblem:
+    """The regression and a policy gradient: actions drawn with the weights of the step, weighted by ``inner``."""
+
+    def sample(weights, meta, step):
+        uniform = torch.rand(TASKS, 5, HIDDEN, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        return {"actions": uniform < torch.sigmoid(3 * weights["second"])[:, None]}
+
+    def inner_loss(weights, meta, step, drawn):
+        logits = torch.where(drawn["actions"], 3.0, -3.0) * weights["second"][:, None]
+        likelihood = torch.nn.functional.logsigmoid(logits).sum(-1)
+        reward = (drawn["actions"] * torch.exp(meta["inner"][:HIDDEN])).sum(-1)
+        return problem.inner_loss(weights, meta, step) - (reward * likelihood).mean(-1)
+
+    return replace(problem, inner_loss=inner_loss, sample=sample)
 
 
 def quadratic(steps: int, *, curvature: float, lr: float, seed: int = 0, dim: int = 6) -> tuple[InnerProblem, dict]:

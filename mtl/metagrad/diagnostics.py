@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, Rematerialised
 from mtl.metagrad.optimizers import InnerSGD
-from mtl.metagrad.problem import InnerProblem, inner_gradient, unroll
+from mtl.metagrad.problem import InnerProblem, draw, inner_gradient, replaying, unroll
 from mtl.metagrad.products import AbstractPull, FiniteDifference, Reverse, as_pull
 from mtl.metagrad.sweep import Adjoint, outer_adjoint, through_updates
 from mtl.metagrad.tensors import Tensors
@@ -102,6 +102,7 @@ def curvature(
     if iterations < 1:
         raise ValueError(f"curvature(iterations={iterations}): expected at least one")
     weights = tensors.detach(problem.init(tensors.detach(meta)))
+    problem = replaying(problem, {0: draw(problem, weights, meta, 0)})
     state = problem.optimizer.init(weights)
     gradient = inner_gradient(problem, weights, meta, 0)
     products = as_pull(pull).at(problem, weights, meta, 0)
@@ -140,6 +141,7 @@ def calibrate_radius(
         ValueError: when no candidate is usable, with the error of each and what to do.
     """
     trajectory = unroll(problem, meta)
+    problem = replaying(problem, trajectory.draws)
     _, adjoint, _ = outer_adjoint(problem, meta, trajectory)
     step = max(0, problem.num_steps - 1)
     weights, c = trajectory.weights[step], adjoint.weights

@@ -10,7 +10,7 @@ or learned step sizes need no code in any estimator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -33,27 +33,33 @@ class InnerProblem:
 
     Args:
         init: ``meta -> theta_0``, fast weights by name.
-        inner_loss: ``(theta_k, meta, step) -> (tasks,)`` losses on the support set. Row ``t`` must depend on row ``t``
-            of the fast weights only. It is evaluated more than once at a step, so its randomness must be keyed by
-            ``step``.
-        outer_loss: ``(theta_K, meta) -> (tasks,)`` losses on the query set.
+        inner_loss: ``(theta_k, meta, step) -> (tasks,)`` losses on the support set; with ``sample``, ``(theta_k, meta,
+            step, drawn)``. Row ``t`` must depend on row ``t`` of the fast weights only. It is evaluated more than once
+            at a step, so its randomness must be keyed by ``step``.
+        outer_loss: ``(theta_K, meta) -> (tasks,)`` losses on the query set. One that needs a roll-out with
+            ``theta_K`` makes it inside, under ``torch.no_grad()``.
         num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
         optimizer: takes a step.
         execution: what the network under the losses demands of a derivative; the default demands nothing.
         storage: keeps the states of the inner loop until the backward sweep: :class:`mtl.metagrad.OnHost` for large
             fast weights.
+        sample: ``(theta_k, meta, step) -> drawn``, what a step draws with the *current* weights, such as the roll-out
+            of a policy (on-policy learning): named tensors, which the inner loss gets as its fourth argument. It is
+            called once per gradient of the inner loop, outside every graph; what it drew is stored and replayed in
+            every later evaluation of that step, so derivatives hold the samples fixed.
 
     Raises:
         ValueError: when ``num_steps`` is negative.
     """
 
     init: Callable[[Tensors], Tensors]
-    inner_loss: Callable[[Tensors, Tensors, int], Tensor]
+    inner_loss: Callable[..., Tensor]
     outer_loss: Callable[[Tensors, Tensors], Tensor]
     num_steps: int
     optimizer: AbstractInnerOptimizer = field(default_factory=InnerSGD)
     execution: Execution = field(default_factory=Execution)
     storage: StateStorage = field(default_factory=OnDevice)
+    sample: Callable[[Tensors, Tensors, int], Tensors] | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
@@ -73,6 +79,7 @@ class Trajectory:
         evaluations: number of gradients that were evaluated.
         reached: names of the meta-parameters on which the initial weights (``"init"``), the first inner loss
             (``"inner"``), the last (``"last"``) and, once it is known, the outer loss (``"outer"``) depend.
+        draws: what each of the K steps drew, see :class:`InnerProblem`.
     """
 
     weights: Sequence[Tensors]
@@ -80,6 +87,23 @@ class Trajectory:
     gradients: Sequence[Tensors]
     evaluations: int
     reached: dict[str, set[str]] = field(default_factory=dict)
+    draws: Sequence[Tensors] = ()
+
+
+def draw(problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Tensors:
+    """What a step draws with the current weights, outside every graph; nothing where the problem draws nothing."""
+    if problem.sample is None:
+        return {}
+    with torch.no_grad():
+        return tensors.detach(problem.sample(tensors.detach(weights), tensors.detach(meta), step))
+
+
+def replaying(problem: InnerProblem, draws: Sequence[Tensors] | Mapping[int, Tensors]) -> InnerProblem:
+    """The problem with its draws known, by step: its inner loss takes three arguments and replays them."""
+    if problem.sample is None:
+        return problem
+    on_policy = problem.inner_loss
+    return replace(problem, sample=None, inner_loss=lambda w, meta, step: on_policy(w, meta, step, draws[step]))
 
 
 def inner_gradient(problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Tensors:
@@ -104,8 +128,8 @@ def _gradient_and_reached(
     return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0], reached
 
 
-GradientAt = Callable[[Tensors, int], Tensors]
-"""``(weights, step) -> gradient`` of the inner loss."""
+GradientAt = Callable[[InnerProblem, Tensors, int], Tensors]
+"""``(problem, weights, step) -> gradient`` of the inner loss; the problem replays what the step drew."""
 
 
 @torch.no_grad()
@@ -130,13 +154,17 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
         StoredStates(problem.storage),
     )
     gradient: Tensors = {}
+    draws, drawing = StoredStates(problem.storage), problem
+    problem = replaying(drawing, draws)
     for step in range(problem.num_steps):
         if step % reuse:
             gradients.repeat()
+            draws.repeat()
         else:
+            draws.append(draw(drawing, weights, meta, step))
             ends = [end for end, at in (("inner", 0), ("last", problem.num_steps - 1)) if at == step]
             if gradient_at is not None:
-                gradient = gradient_at(weights, step)
+                gradient = gradient_at(problem, weights, step)
             elif ends:
                 gradient, names = _gradient_and_reached(problem, weights, meta, step)
                 reached |= dict.fromkeys(ends, names)
@@ -146,7 +174,7 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
         weights, state = problem.optimizer.update(weights, state, gradient, meta)
         weights_at.append(weights)
         states.append(state)
-    return Trajectory(weights_at, states, gradients, -(-problem.num_steps // reuse), reached)
+    return Trajectory(weights_at, states, gradients, -(-problem.num_steps // reuse), reached, draws)
 
 
 def solve(problem: InnerProblem, meta: Tensors) -> Tensors:
@@ -159,7 +187,8 @@ def solve(problem: InnerProblem, meta: Tensors) -> Tensors:
         weights = tensors.detach(problem.init(meta))
         state = problem.optimizer.init(weights)
         for step in range(problem.num_steps):
-            gradient = inner_gradient(problem, weights, meta, step)
+            drawn = {step: draw(problem, weights, meta, step)}
+            gradient = inner_gradient(replaying(problem, drawn), weights, meta, step)
             weights, state = problem.optimizer.update(weights, state, gradient, meta)
         return weights
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mtl.metagrad import tensors
-from mtl.metagrad.problem import InnerProblem, Trajectory, unroll
+from mtl.metagrad.problem import InnerProblem, Trajectory, replaying, unroll
 from mtl.metagrad.products import Products, PullChoice, as_pull
 from mtl.metagrad.tensors import Tensors
 
@@ -86,6 +86,7 @@ class Sweep:
         kept: products of steps whose graph is alive already; each is let go once used.
 
     Attributes:
+        problem: the inner problem; its inner loss replays what the steps of the trajectory drew.
         losses: ``(tasks,)`` outer losses at the end of the trajectory.
         adjoint: the cotangents so far; estimators may replace it.
         pulls: Hessian-vector products so far.
@@ -100,8 +101,8 @@ class Sweep:
         trajectory: Trajectory | None = None,
         kept: dict[int, Products] | None = None,
     ) -> None:
-        self.problem, self.meta, self.pull = problem, meta, as_pull(pull)
         trajectory = trajectory or unroll(problem, meta)
+        self.problem, self.meta, self.pull = replaying(problem, trajectory.draws), meta, as_pull(pull)
         self.losses, self.adjoint, outer = outer_adjoint(problem, meta, trajectory)
         self.trajectory = replace(trajectory, reached=trajectory.reached | {"outer": outer})
         self.pulls = 0

@@ -63,6 +63,7 @@ class EvoGrad(AbstractEstimator):
         sweep = Sweep(problem, meta)
         if problem.num_steps == 0:
             return sweep.finish()
+        problem = sweep.problem
         warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"init", "outer", "last"})
         last, start = problem.num_steps - 1, sweep.trajectory.weights[-2]
         noise = perturbations(start, sweep.trajectory.gradients[-1], self.copies, self.noise_seed)

@@ -8,7 +8,7 @@ import torch
 
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator
-from mtl.metagrad.problem import InnerProblem
+from mtl.metagrad.problem import InnerProblem, draw, replaying
 from mtl.metagrad.products import require_double_backward, twice_differentiable
 from mtl.metagrad.sweep import MetaGradient
 from mtl.metagrad.tensors import Tensors
@@ -39,7 +39,8 @@ class Exact(AbstractEstimator):
             weights = {k: v if v.requires_grad else v.requires_grad_() for k, v in weights.items()}
             state = problem.optimizer.init(weights)
             for step in range(problem.num_steps):
-                losses = problem.inner_loss(weights, phi, step)
+                drawn = {step: draw(problem, weights, phi, step)}
+                losses = replaying(problem, drawn).inner_loss(weights, phi, step)
                 (gradient,) = tensors.grad(losses.sum(), weights, create_graph=True)
                 if step == 0:
                     require_double_backward(gradient)

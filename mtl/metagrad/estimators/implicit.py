@@ -176,8 +176,8 @@ def proximal(problem: InnerProblem, meta: Tensors, strength: float) -> InnerProb
 def _tied(problem: InnerProblem, start: Tensors, strength: float) -> InnerProblem:
     """The inner problem tied to weights that are known already."""
 
-    def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
+    def inner_loss(weights: Tensors, meta: Tensors, step: int, *drawn: Tensors) -> Tensor:
         away = tensors.add(weights, start, -1.0)
-        return problem.inner_loss(weights, meta, step) + 0.5 * strength * tensors.dot(away, away)
+        return problem.inner_loss(weights, meta, step, *drawn) + 0.5 * strength * tensors.dot(away, away)
 
     return replace(problem, init=lambda meta: start, inner_loss=inner_loss)

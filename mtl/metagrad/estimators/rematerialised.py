@@ -69,7 +69,7 @@ class Rematerialised(AbstractEstimator):
             return unroll(problem, meta), kept
         room, saved = 0, _SavedBytes()
 
-        def gradient_at(weights: Tensors, step: int) -> Tensors:
+        def gradient_at(problem: InnerProblem, weights: Tensors, step: int) -> Tensors:
             nonlocal room
             if 0 < step < problem.num_steps - room:
                 return inner_gradient(problem, weights, meta, step)

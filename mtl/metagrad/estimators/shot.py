@@ -54,7 +54,7 @@ class SHOT(AbstractEstimator):
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         sweep, window = Sweep(problem, meta, self.pull), self.window or max(1, problem.num_steps)
         fine, outer = sweep.trajectory, sweep.adjoint
-        coarse = unroll(problem, meta, reuse=window)
+        coarse = unroll(sweep.problem, meta, reuse=window)  # with what the small steps drew
         gap = tensors.add(coarse.weights[-1], fine.weights[-1], -1.0)
         share = torch.full_like(sweep.losses, self.penalty / len(sweep.losses))
         sweep.trajectory = coarse

@@ -41,6 +41,9 @@ class Windowed(AbstractEstimator):
       the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
       it is high the sub-steps shrink to single ones, which are the exact sweep at its price.
 
+    Where steps draw samples, the modes with K true steps linearise a window with the samples of its anchor; a lazy
+    window draws once, at its start.
+
     Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
     where curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
     Equals: :class:`mtl.Exact` at ``window=1`` in every mode. Past ``window * lr * h_max >= 2`` a plain window is
