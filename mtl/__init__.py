@@ -9,43 +9,65 @@ any bilevel problem), :mod:`mtl.networks`, :mod:`mtl.fewshot`, :mod:`mtl.data`, 
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from mtl import data, fewshot, metagrad, networks, serving, tools
-from mtl.data import Alternating, ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
-from mtl.episode import Episode, Examples, Inputs, TaskSource, stack_by_shape
-from mtl.fewshot import (
-    Adapted,
-    AdaptedTask,
-    CentredRidge,
-    ChannelWise,
-    Cosine,
-    Linear,
-    ManyAdapted,
-    MetaLearner,
-    NearestClassMean,
-    Ridge,
-    Static,
-    SupportConditioned,
-    TaskCode,
-    TrainingConfig,
-    adapt,
-    adapt_many,
-    baselines,
-    evaluate,
-    export,
-    from_pretrained,
-    learner_method,
-    load_examples,
-    load_generator,
-    load_task,
-    push_to_hub,
-    save_pretrained,
-    train,
-)
-from mtl.metagrad import Exact, FirstOrder, InnerAdam, InnerProblem, InnerSGD, Rematerialised, Windowed, solve
-from mtl.networks import Backbone, load_backbone, shard
-from mtl.serving import Server
-from mtl.tools import Comparison
+from mtl.lazy import lazy
+
+# A name loads its module when it is first asked for: torch, timm and transformers take seconds, and a program that
+# needs the meta-gradients alone waits for torch alone. A name that is added here stands in the three lists below.
+HOMES = {
+    "mtl": "cli data episode fewshot items metagrad networks planning serving tools transfer",
+    "mtl.data": "Alternating ClassTasks DocstringTasks GlyphTasks open_images open_texts",
+    "mtl.episode": "Episode Examples Inputs TaskSource stack_by_shape",
+    "mtl.fewshot": (
+        "Adapted AdaptedTask CentredRidge ChannelWise Cosine Linear ManyAdapted MetaLearner NearestClassMean "
+        "Ridge Static SupportConditioned TaskCode TrainingConfig adapt adapt_many baselines evaluate export "
+        "from_pretrained learner_method load_examples load_generator load_task push_to_hub save_pretrained train"
+    ),
+    "mtl.metagrad": "Exact FirstOrder InnerAdam InnerProblem InnerSGD Rematerialised Windowed solve",
+    "mtl.networks": "Backbone load_backbone shard",
+    "mtl.serving": "Server",
+    "mtl.tools": "Comparison",
+}
+if TYPE_CHECKING:
+    from mtl import data, fewshot, metagrad, networks, serving, tools
+    from mtl.data import Alternating, ClassTasks, DocstringTasks, GlyphTasks, open_images, open_texts
+    from mtl.episode import Episode, Examples, Inputs, TaskSource, stack_by_shape
+    from mtl.fewshot import (
+        Adapted,
+        AdaptedTask,
+        CentredRidge,
+        ChannelWise,
+        Cosine,
+        Linear,
+        ManyAdapted,
+        MetaLearner,
+        NearestClassMean,
+        Ridge,
+        Static,
+        SupportConditioned,
+        TaskCode,
+        TrainingConfig,
+        adapt,
+        adapt_many,
+        baselines,
+        evaluate,
+        export,
+        from_pretrained,
+        learner_method,
+        load_examples,
+        load_generator,
+        load_task,
+        push_to_hub,
+        save_pretrained,
+        train,
+    )
+    from mtl.metagrad import Exact, FirstOrder, InnerAdam, InnerProblem, InnerSGD, Rematerialised, Windowed, solve
+    from mtl.networks import Backbone, load_backbone, shard
+    from mtl.serving import Server
+    from mtl.tools import Comparison
+else:
+    __getattr__, __dir__ = lazy(__name__, HOMES)
 
 __version__ = version("mtl")
 

@@ -7,7 +7,7 @@ import pytest
 
 from mtl.tools import reliability_figure
 from mtl.tools.reliability import Answers
-from mtl.tools.reliability_figure import risk_by_coverage
+from mtl.tools.reliability_curves import risk_by_coverage
 
 SURE = ([0.95, 0.55, 0.52], [0.94, 0.97, 0.58])
 RIGHT = ([1, 0, 1], [1, 0, 0])

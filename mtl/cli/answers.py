@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
 from mtl.cli.parsing import parse
-from mtl.fewshot.training import NonFiniteLosses
 
 C = TypeVar("C")
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 HEAD_START = 3.0  # seconds in which the main process says what is wrong, and its launcher ends the others
 # What a person can act on: a value, a file, a package that is not there, memory, a training that does not converge.
-ACTIONABLE = (ValueError, OSError, ImportError, EOFError, MemoryError, torch.OutOfMemoryError, NonFiniteLosses)
+ACTIONABLE = (ValueError, OSError, ImportError, EOFError, MemoryError)
+ACTIONABLE_BY_NAME = {"OutOfMemoryError", "NonFiniteLosses"}  # of torch and mtl.fewshot, which take seconds to import
 # Errors of these packages, which have classes of their own, are about the files and names that they are given.
 LIBRARIES = {"_csv", "datasets", "httpx", "huggingface_hub", "lzma", "pyarrow", "safetensors_rust", "zipfile", "zlib"}
 LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
@@ -72,8 +70,10 @@ def actionable(error: BaseException) -> bool:
     """Whether a person who gave a command can do something about an error, without reading the code."""
     if isinstance(error, KeyError):  # one with a message, not just the key that code looked for
         return bool(error.args) and " " in str(error.args[0])
+    named = ACTIONABLE_BY_NAME & {kind.__name__ for kind in type(error).__mro__}
     worker_died = "DataLoader worker (pid" in str(error)
-    return isinstance(error, ACTIONABLE) or type(error).__module__.partition(".")[0] in LIBRARIES or worker_died
+    from_library = type(error).__module__.partition(".")[0] in LIBRARIES
+    return isinstance(error, ACTIONABLE) or bool(named) or from_library or worker_died
 
 
 def in_one_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
-import torch
 import tyro
 
 from mtl.tools.hints import did_you_mean
@@ -86,6 +85,8 @@ class OnThisMachine:
     """The name of a device that is there; empty for the accelerator, if there is one."""
 
     def expected(self, value: str) -> str:
+        import torch  # help needs none of it, and it takes a second
+
         there = ["cpu"]
         if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
             numbered = (f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from PIL import Image
 from small_data import pictures
 
 import mtl
+from mtl.cli.commands.info import EXTRAS
 from mtl.cli.main import NAMES, main
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +178,8 @@ def test_info(here: Path, capsys):
     facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert facts["classes"].strip() == "class 0, class 1, class 2"
     assert facts["network"].strip() == "mtl/glyphs"
+    known = mtl.load_task("t.mtl").calibration
+    assert facts["temperature"].strip() == f"{known.temperature:.3g}, from {known.left_out} left-out examples"
     typed("info mtl/glyphs")
     told = capsys.readouterr().out
     assert "images" in told
@@ -184,6 +188,10 @@ def test_info(here: Path, capsys):
     facts = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert facts["mtl"] == mtl.__version__
     assert facts["torch"] == version("torch")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {name: [re.split(r"[=<>\[ ]", line)[0] for line in lines] for name, lines in extras.items()}
+    assert {name: list(names) for name, names in EXTRAS.items()} | {"dev": named["dev"]} == named
+    assert all(f"mtl[{name}]" in facts for name in EXTRAS)
 
 
 def test_overview_names_every_command(capsys):

@@ -11,18 +11,20 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.ft2font import FT2Font
 from PIL import Image
 from torch import Tensor
 
 from mtl.data.embedded.shapes import distinct, similarities
 from mtl.tools.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
 
 Split = Literal["pretrain", "train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("pretrain", "train", "val", "test")
@@ -142,6 +144,9 @@ def _is_large(character: str, file: str) -> bool:
 
 @cache
 def _font(file: str) -> FT2Font:
+    import matplotlib  # where letters are drawn, not where their module is imported
+    from matplotlib.ft2font import FT2Font
+
     return FT2Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{file}.ttf"))
 
 
@@ -197,7 +202,7 @@ def build() -> dict[str, np.ndarray]:
 def cache_file() -> Path:
     """Where the rendered letters are kept: ``$MTL_CACHE`` or ``~/.cache/mtl``, one file per version of the fonts."""
     folder = Path(os.environ.get("MTL_CACHE") or Path.home() / ".cache" / "mtl")
-    return folder / f"glyphs-v{VERSION}-mpl{matplotlib.__version__}.npz"
+    return folder / f"glyphs-v{VERSION}-mpl{version('matplotlib')}.npz"
 
 
 def ensure_cache() -> Path:

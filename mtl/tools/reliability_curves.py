@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtl.tools.family_figure import COLOURS, MARKERS
+from mtl.tools.family_dots import COLOURS, MARKERS
 from mtl.tools.figures import GREY, figure_file
 from mtl.tools.reliability import Answers
 
