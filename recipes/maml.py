@@ -2,7 +2,7 @@
 
     python recipes/maml.py                                              # embedded letters, 5-way 1-shot, offline
     python recipes/maml.py --ways 20 --shots 5 --out runs/maml-20-5
-    python recipes/maml.py --momentum 0.9 --learned-sizes layer
+    python recipes/maml.py --inner-momentum 0.9 --learned-sizes layer
     python recipes/maml.py --data characters/ --out runs/mine           # your own images, a folder per class
 
 A quarter of an hour by default on one idle core. Every estimator trains from the same start on the same episodes and is
@@ -16,21 +16,23 @@ from __future__ import annotations
 import time
 import timeit
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from helpers import maml_results
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.answers import answer, keeping
-from mtl.cli.options import Checked, Count, Device, Folder, Positive, PositiveOrZero, Seed, TwoOrMore
+from mtl.cli.options import Checked, Count, Device, Folder, Positive, Seed, TwoOrMore, complaints_of
 from mtl.cli.training.reading import told
+from mtl.metagrad import InnerOptions
 from mtl.metagrad.tensors import Tensors
 from mtl.tools.memory import LiveBytes
 
@@ -43,7 +45,6 @@ class Config(Checked):
     queries: Count = 5  # query examples per class
     inner_steps: Count = 5  # inner steps per task, K
     inner_lr: Positive = 0.1  # inner step size, or where learned step sizes start
-    momentum: PositiveOrZero = 0.0  # momentum of the inner loop
     learned_sizes: Literal["none", "layer", "weight"] = "none"  # step sizes to learn (MAML++, Meta-SGD)
     window: Count = 5  # inner steps that share a linearisation, in windowed methods
     filters: Count = 64  # filters of each convolution
@@ -59,8 +60,11 @@ class Config(Checked):
     threads: Count = 1  # CPU threads
     seed: Seed = 0  # seed of the initial weights and the episodes
     out: Folder = "runs/maml"  # output folder
+    # optimiser of the inner loop
+    inner: Annotated[InnerOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=InnerOptions)
 
     def contradictions(self) -> Iterator[str]:
+        yield from complaints_of(self.inner.build)
         if self.window > self.inner_steps:
             yield f"--window {self.window}: expected at most --inner-steps {self.inner_steps}"
             return
@@ -176,7 +180,7 @@ class Learner:
             inner_loss=lambda weights, meta, step: loss(weights, *support),
             outer_loss=lambda weights, meta: loss(weights, *query),
             num_steps=self.config.inner_steps // coarse,
-            optimizer=mtl.InnerSGD(sizes, momentum=self.config.momentum),
+            optimizer=self.config.inner.build(sizes),
         )
 
     def accuracy(self, meta: Tensors, part: str, number: int, coarse: int = 1) -> list[float]:

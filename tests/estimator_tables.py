@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 import mtl
-from mtl.metagrad.optimizers import InnerAdam
+from mtl.metagrad.optimizers import InnerAdam, InnerNormalised
 from mtl.metagrad.problem import InnerProblem
 
 # Estimators that equal the exact gradient, whatever the problem.
@@ -95,24 +95,47 @@ def unrolled(problem: InnerProblem, meta: dict, gradient_of=None) -> dict:
     meta = {k: v.clone().requires_grad_() for k, v in meta.items()}
     w = {k: v.clone() for k, v in problem.init(meta).items()}
     w = {k: v if v.requires_grad else v.requires_grad_() for k, v in w.items()}
-    buffer, square = ({k: torch.zeros_like(v) for k, v in w.items()} for _ in range(2))
-    rule = problem.optimizer
+    rule, buffer, square, seen = (
+        problem.optimizer,
+        *({k: torch.zeros_like(v) for k, v in w.items()} for _ in range(2)),
+        0,
+    )
+    if isinstance(rule, InnerAdam) and rule.start:
+        begun = rule.start(meta)
+        buffer, square = ({k: begun[f"{name}.{k}"].expand_as(v) for k, v in w.items()} for name in "mv")
+        seen = begun["step"].item()
     lr = rule.lr(meta) if callable(rule.lr) else rule.lr
     for step in range(problem.num_steps):
         gradient = (gradient_of or plain_gradient)(problem, w, meta, step)
+        if getattr(rule, "clip", None):
+            whole = torch.cat([g.flatten(1) for g in gradient.values()], 1)
+            shorter = [rule.clip / n if (n := row.norm()) > rule.clip else torch.ones_like(n) for row in whole]
+            gradient = {k: torch.stack(shorter).view(-1, *[1] * (g.dim() - 1)) * g for k, g in gradient.items()}
         for k in w:
             if isinstance(rule, InnerAdam):
-                (b1, b2), t = rule.betas, step + 1
+                (b1, b2), t = rule.betas, seen + step + 1
                 buffer[k] = b1 * buffer[k] + (1 - b1) * gradient[k]
                 square[k] = b2 * square[k] + (1 - b2) * gradient[k] ** 2
                 root = (square[k] / (1 - b2**t) + 1e-300).sqrt()
                 w[k] = w[k] - lr * buffer[k] / (1 - b1**t) / (root + rule.eps)
+            elif isinstance(rule, InnerNormalised):
+                rows = [normalised(rule, *row) for row in zip(w[k], gradient[k], strict=True)]
+                buffer[k] = rule.momentum * buffer[k] + lr * torch.stack(rows)
+                w[k] = w[k] - buffer[k]
             else:
                 buffer[k] = rule.momentum * buffer[k] + gradient[k] + rule.weight_decay * w[k]
                 w[k] = w[k] - lr * buffer[k]
     loss = problem.outer_loss(w, meta).mean()
     found = torch.autograd.grad(loss, list(meta.values()), allow_unused=True)
     return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(meta.items(), found, strict=True)}
+
+
+def normalised(rule: InnerNormalised, w: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """The direction of one tensor of one task."""
+    if not w.any() and not g.any():
+        return torch.zeros_like(g)
+    length = g.norm() + rule.eps + (rule.weight_decay * w.norm() if rule.weight_decay else 0)
+    return (g + rule.weight_decay * w) / length * (w.norm() if rule.relative and w.any() else 1)
 
 
 def plain_gradient(problem, w, meta, step):

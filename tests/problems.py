@@ -6,26 +6,43 @@ from dataclasses import replace
 
 import torch
 
-from mtl.metagrad.optimizers import InnerAdam, InnerSGD
+from mtl.metagrad.optimizers import InnerAdam, InnerNormalised, InnerSGD
 from mtl.metagrad.problem import InnerProblem
 
 TASKS, EXAMPLES, FEATURES, HIDDEN = 3, 6, 4, 3
+
+
+def averages(meta: dict) -> dict:
+    """Averages for Adam to start from: a meta-parameter of type O, and functions of others."""
+    square = (meta["both"] ** 2).mean(1, keepdim=True) + 0.05
+    return {
+        "step": torch.tensor(3.0, dtype=torch.float64),
+        **{"m.first": meta["average"], "m.second": 0.1 * meta["both"], "m.idle": torch.zeros(1)},
+        **{"v.first": meta["average"] ** 2 + 0.1, "v.second": square, "v.idle": torch.ones(1)},
+    }
+
 
 OPTIMIZERS = {
     "plain": {},
     "momentum": {"momentum": 0.9},
     "decay": {"weight_decay": 0.1},
     "momentum+decay": {"momentum": 0.8, "weight_decay": 0.05},
-    "adam": {"betas": (0.8, 0.9), "eps": 1e-3},
+    "clipped": {"momentum": 0.5, "weight_decay": 0.05, "clip": 0.7},
+    "adam": {"kind": InnerAdam, "betas": (0.8, 0.9), "eps": 1e-3},
+    "adam, clipped": {"kind": InnerAdam, "betas": (0.8, 0.9), "eps": 1e-2, "clip": 0.7},
+    "adam, warm": {"kind": InnerAdam, "betas": (0.8, 0.9), "eps": 1e-3, "start": averages},
+    "normalised": {"kind": InnerNormalised, "momentum": 0.5, "eps": 1e-3},
+    "LARS": {"kind": InnerNormalised, "weight_decay": 0.1, "relative": True, "eps": 1e-3},
 }
 
 
 def regression(
-    steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, **options
+    steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, kind: type = InnerSGD, **options
 ) -> tuple[InnerProblem, dict]:
     """Two-layer tanh regression.
 
-    Meta: ``start`` (type I), ``outer`` (D), ``inner`` (L), ``rate`` (O), ``both`` (I and L at once).
+    Meta: ``start`` (type I), ``outer`` (D), ``inner`` (L), ``rate`` (O), ``both`` (I and L at once), and where
+    Adam starts from averages ``average`` (O).
 
     ``start`` and ``both`` carry a task axis, the others are shared by all tasks.
     """
@@ -40,6 +57,9 @@ def regression(
         "inner": 0.1 * draw(EXAMPLES),
         "rate": torch.full((1,), lr, dtype=torch.float64),
     }
+
+    if "start" in options:
+        meta["average"] = 0.1 * draw(TASKS, FEATURES, HIDDEN)
 
     def predict(weights, x):
         return (torch.tanh(x @ weights["first"]) * weights["second"][:, None]).sum(-1)
@@ -59,7 +79,6 @@ def regression(
     def outer_loss(weights, meta):
         return ((predict(weights, xq) * meta["outer"] - yq) ** 2).mean(-1)
 
-    kind = InnerAdam if "betas" in options else InnerSGD
     return InnerProblem(init, inner_loss, outer_loss, steps, kind(lr=lambda m: m["rate"], **options)), meta
 
 

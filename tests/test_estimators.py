@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import mtl
 from mtl.metagrad import tensors
-from mtl.metagrad.optimizers import InnerAdam, InnerSGD
+from mtl.metagrad.optimizers import InnerAdam, InnerNormalised, InnerSGD
 from mtl.metagrad.problem import InnerProblem
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
@@ -265,6 +266,12 @@ def test_memory_is_flat_in_the_number_of_steps():
         (lambda: InnerAdam(betas=(1.0, 0.9)), "betas"),
         (lambda: InnerAdam(eps=0), "eps"),
         (lambda: mtl.metagrad.FiniteDifference(radius=0), "positive"),
+        (lambda: InnerAdam(clip=0), "clip=0"),
+        (lambda: InnerNormalised(lr=-1), "positive"),
+        (lambda: InnerNormalised(momentum=1), "momentum=1"),
+        (lambda: InnerNormalised(weight_decay=-1), "weight_decay=-1"),
+        (lambda: InnerNormalised(eps=0), "eps=0"),
+        (lambda: InnerSGD(clip=math.inf), "clip=inf"),
         (lambda: InnerSGD(lr=0.0), "positive"),
         (lambda: InnerSGD(momentum=1.0), "momentum"),
         (lambda: InnerSGD(weight_decay=-1), "weight_decay"),

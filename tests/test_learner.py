@@ -247,7 +247,15 @@ def test_saved_learner_predicts_the_same(kind, tmp_path):
         mtl.save_pretrained(made, tmp_path / "saved")
 
 
-@pytest.mark.parametrize("optimizer", [mtl.InnerSGD(momentum=0.9, weight_decay=0.1), mtl.InnerAdam(betas=(0.5, 0.9))])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        mtl.InnerSGD(momentum=0.9, weight_decay=0.1),
+        mtl.InnerSGD(clip=0.01),
+        mtl.InnerAdam(betas=(0.5, 0.9)),
+        mtl.metagrad.InnerNormalised(momentum=0.5, relative=True),
+    ],
+)
 def test_the_inner_optimiser_is_used_and_saved(optimizer, tmp_path):
     made, plain, e = learner(inner_steps=2, optimizer=optimizer), learner(inner_steps=2), episodes()
     assert not torch.allclose(made.adapt(e.support).weights["scale"], plain.adapt(e.support).weights["scale"])

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 import mtl
-from mtl.metagrad import ESTIMATORS, EstimatorOptions, make_estimator, representatives
+from mtl.metagrad import ESTIMATORS, INNER_OPTIMIZERS, EstimatorOptions, InnerOptions, make_estimator, representatives
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Config:
     inner_steps: int = 5  # gradient steps per task
     seed: int = 0  # of everything
     estimator: tyro.conf.OmitArgPrefixes[EstimatorOptions] = field(default_factory=EstimatorOptions)
+    inner: tyro.conf.OmitArgPrefixes[InnerOptions] = field(default_factory=InnerOptions)
 
 
 def parsed(line: str) -> mtl.metagrad.AbstractEstimator:
@@ -59,6 +60,25 @@ def test_an_option_that_the_estimator_lacks_is_refused():
         make_estimator("widowed")
     with pytest.raises(ValueError, match="window=0"):
         make_estimator("windowed", window=0)
+
+
+def test_a_command_line_names_the_inner_optimiser_and_its_options():
+    inner = lambda line: tyro.cli(Config, args=line.split()).inner.build(0.5)  # noqa: E731
+    assert inner("") == mtl.InnerSGD(0.5)
+    assert inner("--inner-momentum .9 --inner-clip 2") == mtl.InnerSGD(0.5, 0.9, clip=2.0)
+    assert inner("--inner-optimizer adam --inner-betas .8 .9") == mtl.InnerAdam(0.5, (0.8, 0.9))
+    assert inner("--inner-optimizer normalised --inner-relative") == mtl.metagrad.InnerNormalised(0.5, relative=True)
+    plain = {f.name.removeprefix("inner_") for f in fields(InnerOptions)} - {"optimizer"}
+    assert plain == {f.name for cls in INNER_OPTIMIZERS.values() for f in fields(cls)} - {"lr", "start"}
+
+
+def test_mistaken_inner_options_are_named_as_they_were_typed():
+    with pytest.raises(ValueError, match=r"'adam' has no option inner_momentum=0\.9; its options are inner_betas"):
+        InnerOptions("adam", inner_momentum=0.9).build()
+    with pytest.raises(ValueError, match=r"unknown inner optimiser 'adma': expected one of \['adam'"):
+        InnerOptions("adma").build()
+    with pytest.raises(ValueError, match=r"InnerSGD\(clip=-1\): expected a positive norm"):
+        InnerOptions(inner_clip=-1).build()
 
 
 def test_representatives_are_all_of_the_table():

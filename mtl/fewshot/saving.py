@@ -126,8 +126,10 @@ def check_saving(learner: MetaLearner) -> None:
 
 
 def inner_options(learner: MetaLearner) -> dict[str, Any]:
-    """The options of the inner optimiser without the step sizes, which are the generator's."""
-    return {k: v for k, v in _options(learner.optimizer).items() if k != "lr"}
+    """The options of the inner optimiser without the step sizes, which are the generator's, and without what is off."""
+    optimizer: Any = learner.optimizer  # a dataclass, or there was no lr to replace
+    unset = {f.name for f in fields(optimizer) if f.default is None and getattr(optimizer, f.name) is None}
+    return {k: v for k, v in _options(optimizer).items() if k not in unset | {"lr"}}
 
 
 def describe_learner(learner: MetaLearner) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from mtl.metagrad import estimators
 from mtl.metagrad.diagnostics import Agreement, calibrate_radius, curvature, self_check
 from mtl.metagrad.estimators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.metagrad.functional import Functional
-from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerSGD
-from mtl.metagrad.options import EstimatorOptions, make_estimator, representatives
+from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerNormalised, InnerSGD
+from mtl.metagrad.options import EstimatorOptions, InnerOptions, make_estimator, representatives
 from mtl.metagrad.problem import InnerProblem, solve, unroll
 from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.metagrad.registry import Registry
@@ -26,6 +26,8 @@ __all__ = [
     "ForwardOverReverse",
     "Functional",
     "InnerAdam",
+    "InnerNormalised",
+    "InnerOptions",
     "InnerProblem",
     "InnerSGD",
     "OnDevice",

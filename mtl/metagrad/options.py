@@ -1,12 +1,15 @@
-"""Estimators by name: for command lines, and for whoever wants to go through all of them."""
+"""Estimators and inner optimisers by name: for command lines, and for whoever wants to go through all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from mtl.metagrad.estimators import ESTIMATORS, AbstractEstimator
 from mtl.metagrad.estimators.windowed import Anchor, Mode
+from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, LearningRate
+from mtl.metagrad.registry import Registry
 
 PullName = Literal["reverse", "forward-over-reverse", "finite-difference"]
 
@@ -26,17 +29,27 @@ def make_estimator(name: str, **options: object) -> AbstractEstimator:
     Traceback (most recent call last):
     ValueError: the estimator 'first-order' has no option window=3; it has no options at all
     """
-    known = option_names(name)
+    return _make(ESTIMATORS, name, options)
+
+
+def _make(registry: Registry, name: str, options: Mapping[str, object], prefix: str = "") -> Any:
+    """A row's class with these options, of those that it has. Messages name them with the prefix."""
+    known = _field_names(registry[name])
     if unknown := sorted(options.keys() - set(known)):
-        given = ", ".join(f"{k}={options[k]!r}" for k in unknown)
-        has = f"its options are {', '.join(known)}" if known else "it has no options at all"
-        raise ValueError(f"the estimator {name!r} has no option {given}; {has}")
-    return ESTIMATORS[name](**options)
+        given = ", ".join(f"{prefix}{k}={options[k]!r}" for k in unknown)
+        settable = ", ".join(f"{prefix}{k}" for k in known if k not in NOT_ON_COMMAND_LINES)
+        has = f"its options are {settable}" if settable else "it has no options at all"
+        raise ValueError(f"the {registry.kind} {name!r} has no option {given}; {has}")
+    return registry[name](**options)
 
 
 def option_names(name: str) -> list[str]:
     """The options of an estimator, by the name of its row."""
-    return [f.name for f in fields(ESTIMATORS[name])]
+    return _field_names(ESTIMATORS[name])
+
+
+def _field_names(cls: type) -> list[str]:
+    return [f.name for f in fields(cls)]
 
 
 def _help(line: str) -> dict[str, str]:
@@ -79,20 +92,56 @@ class EstimatorOptions:
         return make_estimator(options.pop("estimator"), **options)
 
 
-def _documented() -> str:
-    """The docstring of :class:`EstimatorOptions`, which command lines show: the rows' own help, and who has what."""
-    rows = "; ".join(f"{name}, {ESTIMATORS.help(name)}" for name in ESTIMATORS)
-    lines = [f"estimator: {rows}"]
-    for option in fields(EstimatorOptions)[1:]:
-        users = ", ".join(name for name in ESTIMATORS if option.name in option_names(name))
+@dataclass(frozen=True)
+class InnerOptions:
+    inner_optimizer: str = "sgd"
+    inner_momentum: float | None = field(default=None, metadata=_help("share of the last step in the next, 0 .. 1"))
+    inner_weight_decay: float | None = field(default=None, metadata=_help("pull of the weights towards zero"))
+    inner_clip: float | None = field(default=None, metadata=_help("largest norm of a task's gradient"))
+    inner_betas: tuple[float, float] | None = field(default=None, metadata=_help("decay of Adam's two averages"))
+    inner_eps: float | None = field(default=None, metadata=_help("added to what a gradient is divided by"))
+    inner_relative: bool = field(default=False, metadata=_help("steps are shares of a tensor's length, as in LARS"))
+
+    def build(self, lr: LearningRate = 0.1) -> AbstractInnerOptimizer:
+        """The inner optimiser.
+
+        Args:
+            lr: its step size, see :class:`mtl.InnerSGD`.
+
+        Raises:
+            ValueError: for an unknown name, an option that the optimiser lacks, or a value outside its range.
+        """
+        given = {k.removeprefix(INNER): v for k, v in asdict(self).items()}
+        options = {k: v for k, v in given.items() if v is not None and v is not False}
+        return _make(INNER_OPTIMIZERS, options.pop("optimizer"), options | {"lr": lr}, INNER)
+
+
+INNER = "inner_"
+"""Before the options of inner optimisers on command lines, which have a ``clip`` and a ``weight_decay`` elsewhere."""
+NOT_ON_COMMAND_LINES = ("lr", "start")
+"""Fields of inner optimisers that are functions of the meta-parameters."""
+
+
+def _documented(options: type, registry: Registry, summary: str, prefix: str = "") -> str:
+    """The docstring of a class of options, which command lines show: the rows' own help, and who has what."""
+    name, *others = fields(options)
+    rows = "; ".join(f"{row}, {registry.help(row).rstrip('.')}" for row in registry)
+    lines = [f"{name.name}: {rows}"]
+    for option in others:
+        users = ", ".join(row for row in registry if option.name.removeprefix(prefix) in _field_names(registry[row]))
         lines.append(f"{option.name}: {option.metadata['line']} ({users})")
     return (
-        "The estimator of the meta-gradient, and its options as plain values. Made for command lines.\n\n"
-        "An option that is None keeps the estimator's own default.\n\nArgs:\n    " + "\n    ".join(lines) + "\n"
+        f"{summary} Made for command lines.\n\n"
+        f"An option that is None keeps the {registry.kind}'s own default.\n\nArgs:\n    " + "\n    ".join(lines) + "\n"
     )
 
 
-EstimatorOptions.__doc__ = _documented()
+EstimatorOptions.__doc__ = _documented(
+    EstimatorOptions, ESTIMATORS, "The estimator of the meta-gradient, and its options as plain values."
+)
+InnerOptions.__doc__ = _documented(
+    InnerOptions, INNER_OPTIMIZERS, "The inner optimiser, and its options as plain values but its step size.", INNER
+)
 
 
 def representatives(window: int = 5) -> dict[str, AbstractEstimator]:

@@ -297,6 +297,7 @@ def learner_of(config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.
         generator,
         mtl.fewshot.HEADS[config.head](),
         inner_steps=config.inner_steps,
+        optimizer=config.inner.build(),
         estimator=config.estimator.build(),
         lite_examples=config.memory.lite_examples,
     )

@@ -29,6 +29,7 @@ from mtl.cli.training.reading import Reading
 Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
 Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
+Inner = Annotated[mtl.metagrad.InnerOptions, tyro.conf.OmitArgPrefixes]  # --inner-optimizer NAME, --inner-clip N, ...
 TrackerName = Literal[  # accelerate's
     "tensorboard", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio", "none"
 ]
@@ -102,6 +103,7 @@ class Settings(Checked):
     questions: Asked = field(default_factory=Questions)  # label columns of your own data, and how they are divided
     reading: Read = field(default_factory=Reading)  # of files of your own
     estimator: Estimator = field(default_factory=mtl.metagrad.EstimatorOptions)  # of the meta-gradient
+    inner: Inner = field(default_factory=mtl.metagrad.InnerOptions)  # optimiser of the inner loop
     memory: Memory = field(default_factory=Memory)  # for large backbones
 
     @property
@@ -124,9 +126,13 @@ class Settings(Checked):
             yield "no step to train: expected --warm-steps 1 or more, or --steps and --inner-steps 1 or more"
         if self.last_k is not None and self.sites == "none":
             yield f"--last-k {self.last_k} is about blocks that are modulated inside: give --sites norm or ssf too"
+        if not self.inner_steps and self.inner != mtl.metagrad.InnerOptions():
+            yield "--inner-optimizer and its options are about the inner loop: give --inner-steps 1 or more too"
         if self.generator != "dense" and self.gate != Settings.gate:
             yield f"--gate {self.gate} is an option of --generator dense; {self.generator} has no gates"
-        yield from complaints_of(lambda: mtl.fewshot.choose_baselines(*self.baselines), self.estimator.build)
+        yield from complaints_of(
+            lambda: mtl.fewshot.choose_baselines(*self.baselines), self.estimator.build, self.inner.build
+        )
 
 
 def check_data(data: Sequence[str]) -> None:
