@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtl.metagrad import ESTIMATORS, INNER_OPTIMIZERS, InnerAdam, InnerNormalised, InnerSGD, Registry
+from mtl.metagrad import ESTIMATORS, INNER_OPTIMIZERS, EmittedSGD, InnerAdam, InnerNormalised, InnerSGD, Registry
 
 
 class Own:
@@ -15,7 +15,12 @@ class Own:
 
 
 def test_saved_files_find_their_inner_optimizers():
-    assert dict(INNER_OPTIMIZERS) == {"sgd": InnerSGD, "adam": InnerAdam, "normalised": InnerNormalised}
+    assert dict(INNER_OPTIMIZERS) == {
+        "sgd": InnerSGD,
+        "adam": InnerAdam,
+        "normalised": InnerNormalised,
+        "emitted-sgd": EmittedSGD,
+    }
     assert INNER_OPTIMIZERS.name_of(InnerSGD(0.1)) == "sgd"
 
 

@@ -71,6 +71,9 @@ class AbstractHead(abc.ABC):
     unit_length: ClassVar[bool] = False
     """Whether that classifier has the same logits on features of unit length. A task needs one of both to be saved."""
 
+    reads_kernel: ClassVar[bool] = False
+    """Whether the inner loss needs inner products of the support features alone, see :meth:`kernel_logits`."""
+
     @abc.abstractmethod
     def init(self, features: Tensor, labels: Tensor, ways: int) -> Tensors:
         """Fast weights before the first inner step, from support features ``(tasks, n, width)``; ``{}`` for none.
@@ -90,6 +93,10 @@ class AbstractHead(abc.ABC):
     @abc.abstractmethod
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
         """Logits of the support examples themselves, for the inner loss."""
+
+    def kernel_logits(self, kernel: Tensor, labels: Tensor, ways: int) -> Tensor:
+        """:meth:`support_logits` from inner products ``(tasks, n, n)`` of centred features, over their width."""
+        raise NotImplementedError(f"{type(self).__name__} reads features; expected reads_kernel = False")
 
     @abc.abstractmethod
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor] | None:
@@ -266,6 +273,7 @@ class CentredRidge(_Positive, AbstractHead):
     """
 
     keeps_logits: ClassVar[bool] = True
+    reads_kernel: ClassVar[bool] = True
     l2: float = 0.1
     scale: float = math.exp(2)
 
@@ -278,8 +286,11 @@ class CentredRidge(_Positive, AbstractHead):
         return (features - support[0].mean(1, keepdim=True)) @ weight.mT + bias.unsqueeze(1)
 
     def support_logits(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> Tensor:
-        targets = F.one_hot(support[1], ways).to(support[0].dtype) - 1 / ways
-        return self.scale * leave_one_out(_kernel(_centred(support[0])), targets, self.l2)
+        return self.kernel_logits(_kernel(_centred(support[0])), support[1], ways)
+
+    def kernel_logits(self, kernel: Tensor, labels: Tensor, ways: int) -> Tensor:
+        targets = F.one_hot(labels, ways).to(kernel.dtype) - 1 / ways
+        return self.scale * leave_one_out(kernel, targets, self.l2)
 
     def as_linear(self, weights: Tensors, support: tuple[Tensor, Tensor], ways: int) -> tuple[Tensor, Tensor]:
         weight, bias = self._solve(support, ways)

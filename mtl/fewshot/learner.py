@@ -25,7 +25,7 @@ from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy, w
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, count_ways, labelled
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
-from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
+from mtl.metagrad.optimizers import AbstractInnerOptimizer
 from mtl.metagrad.problem import InnerProblem, solve, without_overflow
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
@@ -66,10 +66,10 @@ class MetaLearner:
         generator: made for this backbone, see :func:`mtl.fewshot.make_generator`; :class:`mtl.ChannelWise` by default.
         head: turns features into logits; by default :class:`mtl.CentredRidge` on a readout (several levels, or nothing
             modulated inside the network) and :class:`mtl.Cosine` on one level of a modulated network.
-        inner_steps: K >= 0; 0 is amortised adaptation, one forward pass and no gradient. By default 0 where nothing is
-            modulated inside the network, else 5.
-        optimizer: of the inner loop, plain gradient descent by default: a dataclass whose field ``lr`` may be a
-            function of ``meta``. It is replaced by the learned step sizes.
+        inner_steps: K >= 0; 0 is amortised adaptation, one forward pass and no gradient. By default those of the
+            generator, or 0 where nothing is modulated inside the network, else 5.
+        optimizer: of the inner loop, by default the generator's, most often plain gradient descent: a dataclass whose
+            field ``lr`` may be a function of ``meta``. It is replaced by the learned step sizes.
         estimator: of the meta-gradient; not used after training.
         lite_examples: how many support examples of a task gradients flow through, drawn anew for every task and inner
             step, for support sets that are too large otherwise. None: all.
@@ -102,8 +102,9 @@ class MetaLearner:
         generator = make_generator("channelwise", backbone) if generator is None else generator
         self.model = TaskModel(backbone, generator, head or (CentredRidge() if readout else Cosine()))
         self.backbone, self.generator, self.head = backbone, generator, self.model.head
-        self.inner_steps = inner_steps if inner_steps is not None else 5 if backbone.sites else 0
-        self.optimizer = with_step_sizes(optimizer or InnerSGD(), self.model.step_sizes)
+        own = generator.inner_steps if generator.inner_steps is not None else 5 if backbone.sites else 0
+        self.inner_steps = own if inner_steps is None else inner_steps
+        self.optimizer = with_step_sizes(optimizer or generator.optimizer(), self.model.step_sizes)
         self.estimator = estimator or Windowed()
         self.lite_examples = lite_examples
         self._last: Adapted | None = None

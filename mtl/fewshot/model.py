@@ -94,6 +94,8 @@ class TaskModel:
         self, support: Prepared, labels: Tensor, ways: int, weights: Tensors, meta: Tensors, lite: Tensor | None = None
     ) -> Tensor:
         """Logits of the support examples for the inner loss, ``(tasks, n, ways)``."""
+        if self.head.reads_kernel and (kernel := self.generator.support_kernel(weights, meta)) is not None:
+            return self._scaled(self.head.kernel_logits(kernel, labels, ways), meta)
         features = self.features(support, weights, meta, lite)
         return self._scaled(self.head.support_logits(head_weights(weights), (features, labels), ways), meta)
 

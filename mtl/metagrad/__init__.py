@@ -6,6 +6,7 @@ turns it and the meta-parameters into a :class:`MetaGradient`.
 
 from mtl.metagrad import estimators
 from mtl.metagrad.diagnostics import Agreement, calibrate_radius, curvature, self_check
+from mtl.metagrad.emitted_sgd import EmittedSGD
 from mtl.metagrad.estimators import *  # noqa: F403 (its __all__ is part of ours)
 from mtl.metagrad.functional import Functional
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerNormalised, InnerSGD
@@ -21,6 +22,7 @@ __all__ = [
     "AbstractInnerOptimizer",
     "AbstractPull",
     "Agreement",
+    "EmittedSGD",
     "EstimatorOptions",
     "FiniteDifference",
     "ForwardOverReverse",

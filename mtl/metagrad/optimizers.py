@@ -62,7 +62,7 @@ class InnerSGD(AbstractInnerOptimizer):
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        _check_lr(self, self.lr)
+        check_learning_rate(self, self.lr)
         _check(self, "momentum", 0 <= self.momentum < 1, "0 <= momentum < 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "a number >= 0")
         _check_clip(self, self.clip)
@@ -119,7 +119,7 @@ class InnerAdam(AbstractInnerOptimizer):
     start: Callable[[Tensors], Tensors] | None = None
 
     def __post_init__(self) -> None:
-        _check_lr(self, self.lr)
+        check_learning_rate(self, self.lr)
         _check(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers, each 0 <= beta < 1")
         _check(self, "eps", 0 < self.eps < math.inf, "a positive number; 1e-8 is Adam's own")
         _check_clip(self, self.clip)
@@ -199,7 +199,7 @@ class InnerNormalised(AbstractInnerOptimizer):
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check_lr(self, self.lr)
+        check_learning_rate(self, self.lr)
         _check(self, "momentum", 0 <= self.momentum < 1, "0 <= momentum < 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "a number >= 0")
         _check(self, "eps", 0 < self.eps < math.inf, "a positive number; 1e-8 hardly shortens any step")
@@ -251,7 +251,8 @@ def _check(optimizer: AbstractInnerOptimizer, option: str, fine: bool, expected:
         raise ValueError(f"{type(optimizer).__name__}({option}={getattr(optimizer, option)}): expected {expected}")
 
 
-def _check_lr(optimizer: AbstractInnerOptimizer, lr: LearningRate) -> None:
+def check_learning_rate(optimizer: AbstractInnerOptimizer, lr: LearningRate) -> None:
+    """Refuse a number that is no step size."""
     fine = callable(lr) or 0 < lr < math.inf
     _check(optimizer, "lr", fine, "a positive, finite step size; for no adaptation use num_steps=0")
 

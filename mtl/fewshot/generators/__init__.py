@@ -4,6 +4,7 @@ from mtl.fewshot.generators.base import GENERATORS, AbstractGenerator, AbstractS
 from mtl.fewshot.generators.channelwise import ChannelWise
 from mtl.fewshot.generators.conditioned import SupportConditioned
 from mtl.fewshot.generators.making import make_generator
+from mtl.fewshot.generators.refined import Refined
 from mtl.fewshot.generators.standardising import Standard
 from mtl.fewshot.generators.static import Static
 from mtl.fewshot.generators.task_code import TaskCode
@@ -13,6 +14,7 @@ __all__ = [
     "AbstractGenerator",
     "AbstractSiteGenerator",
     "ChannelWise",
+    "Refined",
     "Standard",
     "Static",
     "StepSizes",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtl.fewshot.generators.standardising import Standardisation
 from mtl.fewshot.statistics import FeatureStatistics
+from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
 from mtl.metagrad.registry import Registry
 from mtl.metagrad.tensors import Tensors
 from mtl.networks import Level
@@ -81,6 +82,9 @@ class AbstractGenerator(nn.Module, abc.ABC):
     reads_levels: ClassVar[bool] = False
     """Whether the class takes ``levels=``, the levels of the features, when it is built."""
 
+    inner_steps: ClassVar[int | None] = None
+    """Inner steps by default; None: 0 where nothing is modulated inside the network, else 5."""
+
     def __init__(
         self, sites: Sequence[Site], width: int, step_size: float, *, levels: Sequence[Level] = (), **options: Any
     ) -> None:
@@ -132,6 +136,10 @@ class AbstractGenerator(nn.Module, abc.ABC):
         """Channels over all sites and the pooled features."""
         return sum(self.widths)
 
+    def optimizer(self) -> AbstractInnerOptimizer:
+        """The inner optimiser by default."""
+        return InnerSGD()
+
     @property
     @abc.abstractmethod
     def adapted_values(self) -> int:
@@ -168,6 +176,14 @@ class AbstractGenerator(nn.Module, abc.ABC):
 
         ``self.standard.fold`` turns scale and shift of standardised features into these.
         """
+
+    def support_kernel(self, weights: Tensors, meta: Tensors) -> Tensor | None:
+        """Inner products of the modulated, centred support features over their width, ``(tasks, n, n)``.
+
+        None, as by default, where they are not at hand without the features. Heads that need no more, see
+        :attr:`AbstractHead.reads_kernel`, then take an inner step without a pass over features.
+        """
+        return None
 
     @abc.abstractmethod
     def step_sizes(self, meta: Tensors) -> tuple[Tensors, Tensor]:

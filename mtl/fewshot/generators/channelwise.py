@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,27 @@ from mtl.networks.modulation import Site
 LIMIT = 6.0  # of log-scales, either way
 EPS = 1e-6
 ALONE = 0.3  # part of the training tasks in which the rule does without the scales common to all
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of the support sets of a batch of tasks.
+
+    Args:
+        values: standardised activations and features, ``(tasks, n, channels)``.
+        statistics: of every channel, see :func:`channel_statistics`.
+        evidence: of every block, see :func:`level_evidence`.
+        shots: examples of the smallest class and of a class on average, ``(tasks, 2)``.
+        size: of the activations of each channel's site, zero for features, ``(tasks, channels)``.
+        standard: statistics of each task that standardise its features, as ``meta`` carries them.
+    """
+
+    values: Tensor
+    statistics: Tensor
+    evidence: Tensor
+    shots: Tensor
+    size: Tensor
+    standard: Tensors
 
 
 @GENERATORS.register("channelwise")
@@ -67,14 +89,15 @@ class ChannelWise(AbstractSiteGenerator):
         blocks = [*inner, *(Block(v.kind, v.stage, v.depth, v.width, v.cells) for v in self.levels)]
         self.network = ChannelNetwork(blocks, hidden, by_index=per_channel)
         self.common = CommonScale(self.modulation_width - width, width, per_channel, self.reads_out)
-        self._blocks = [b.width for b in blocks]
+        self.blocks = tuple(blocks)
 
     def forward(self, view: SupportView) -> Tensors:
         # The generator stays in float32 where the backbone runs in low precision.
         with torch.autocast(view.features.device.type, enabled=False):
-            return self._emit(view)
+            return self.emit(self.read(view))
 
-    def _emit(self, view: SupportView) -> Tensors:
+    def read(self, view: SupportView) -> Reading:
+        """What it reads of the support set."""
         features = view.features.to(self.step_sizes_of.log_lr)
         fixed = self.standard.of_tasks(features, view.standard)
         sites = [a.to(features) for a in view.activations]
@@ -82,14 +105,19 @@ class ChannelWise(AbstractSiteGenerator):
         relative = [a / size for a, size in zip(sites, sizes, strict=True)]
         values = torch.cat([*relative, self.standard.apply_to(features, fixed)], -1)
         statistics = channel_statistics(values, view.labels, view.ways)
-        evidence = level_evidence(values, view.labels, view.ways, self._blocks)
-        emitted = self.network(statistics, evidence, _shots(view.labels, view.ways).to(features))
-        log_scale = emitted[..., 0].clamp(-LIMIT, LIMIT) + self.common.log_scale(features)
-        # Shifts are relative to the site too. Those of the features are left to the head.
+        evidence = level_evidence(values, view.labels, view.ways, [b.width for b in self.blocks])
         of_site = [size[:, 0].expand(-1, a.shape[-1]) for size, a in zip(sizes, sites, strict=True)]
-        shift = emitted[..., 1] * torch.cat([*of_site, torch.zeros_like(features[:, 0])], 1)
+        size = torch.cat([*of_site, torch.zeros_like(features[:, 0])], 1)
+        return Reading(values, statistics, evidence, _shots(view.labels, view.ways).to(features), size, fixed)
+
+    def emit(self, reading: Reading) -> Tensors:
+        """``meta`` from what was read."""
+        emitted = self.network(reading.statistics, reading.evidence, reading.shots)
+        log_scale = emitted[..., 0].clamp(-LIMIT, LIMIT) + self.common.log_scale(reading.values)
+        # Shifts are relative to the site too. Those of the features are left to the head.
+        shift = emitted[..., 1] * reading.size
         log_lr = self.step_sizes_of.log_lr
-        return fixed | self.common.meta() | {"scale": log_scale.exp(), "shift": shift, "log_lr": log_lr}
+        return reading.standard | self.common.meta() | {"scale": log_scale.exp(), "shift": shift, "log_lr": log_lr}
 
     def for_training(self, view: SupportView) -> Tensors:
         """As for adaptation, but some tasks do without the scales that are common to all tasks.
@@ -97,7 +125,10 @@ class ChannelWise(AbstractSiteGenerator):
         So the rule learns to do alone what it can, and new kinds of question profit. Which tasks, their own numbers
         say: a run that is resumed repeats them.
         """
-        meta = self(view)
+        return self.some_alone(self(view), view)
+
+    def some_alone(self, meta: Tensors, view: SupportView) -> Tensors:
+        """``meta`` of a view, without the scales that are common to all tasks in some of them."""
         if (rule := self.rule(meta)) is None:
             return meta
         told = view.features[:, 0].double().abs().sum(-1)
