@@ -142,6 +142,17 @@ def test_train_adapt_and_the_same_again(here: Path, capsys):
     assert facts["network"] == "mtl/glyphs"
 
 
+def test_train_through_a_loop_over_levels(here: Path, capsys):
+    pictures(here / "many", 9, 6)
+    through = LITTLE.replace("--shots 1", "--shots 2").replace("--steps 0", "--steps 2 --inner-steps 3")
+    typed(f"train --data many --backbone mtl/glyphs --out run --generator refined {through}")
+    said = capsys.readouterr().out
+    assert "generator, 3 steps" in said
+    assert "generator, 0 steps" in said
+    learner = mtl.from_pretrained(here / "run" / "refined" / "final")
+    assert (learner.inner_steps, type(learner.optimizer).__name__) == (3, "EmittedSGD")
+
+
 def test_train_on_texts(here: Path, encoder: str):
     with (here / "many.csv").open("w", newline="") as f:
         csv.writer(f).writerows([("text", "label"), *((f"{'a b ' * c}{i}", c) for c in range(9) for i in range(4))])

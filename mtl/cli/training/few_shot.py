@@ -269,20 +269,24 @@ def meta_train(
     """First without the inner loop, then through it: most of what the generator learns does not need the loop."""
     set_seed(config.seed)
     options: dict[str, Any] = {"gate": config.gate} if kind == "dense" else {}
-    generator = mtl.fewshot.make_generator(kind, backbone, step_size=config.step_size, **options)
+    if kind != "refined":  # which measures steps by its own
+        options["step_size"] = config.step_size
+    generator = mtl.fewshot.make_generator(kind, backbone, **options)
     if statistics is not None:
         generator.standardise(statistics)
     # A static start inside the network is so few numbers that it takes, and needs, a larger rate.
     lr = config.outer_lr * (3 if kind == "static" and not generator.reads_out else 1)
     stages = [mtl.fewshot.Stage(0, config.warm_steps, config.tasks_per_step, lr, max(20, config.warm_steps // 4))]
-    if config.inner_steps:
+    # A loop over levels has no static control of its own: the static generator is compared as it is.
+    inner_steps = 0 if config.generator == "refined" and kind == "static" else config.inner_steps
+    if inner_steps:
         fewer, every = max(1, config.tasks_per_step // 2), max(20, config.steps // 4)
-        stages.append(mtl.fewshot.Stage(config.inner_steps, config.steps, fewer, lr / 4, every))
+        stages.append(mtl.fewshot.Stage(inner_steps, config.steps, fewer, lr / 4, every))
     settings = mtl.TrainingConfig(
         tasks_per_chunk=config.tasks_per_chunk, step_size_lr=3e-2, validation_tasks=config.validation_tasks
     )
     folder = Path(config.out) / kind
-    learner = learner_of(config, backbone, generator)
+    learner = learner_of(config, backbone, generator, inner_steps)
     best = mtl.fewshot.train_stages(learner, stages, sources.train, sources.val, settings, folder, accelerator)
     if accelerator.is_main_process:
         for stage in stages:
@@ -291,13 +295,15 @@ def meta_train(
     return best
 
 
-def learner_of(config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.AbstractGenerator) -> mtl.MetaLearner:
+def learner_of(
+    config: Settings, backbone: mtl.Backbone, generator: mtl.fewshot.AbstractGenerator, inner_steps: int
+) -> mtl.MetaLearner:
     return mtl.MetaLearner(
         backbone,
         generator,
         mtl.fewshot.HEADS[config.head](),
-        inner_steps=config.inner_steps,
-        optimizer=config.inner.build(),
+        inner_steps=inner_steps,
+        optimizer=generator.optimizer() if config.generator == "refined" else config.inner.build(),
         estimator=config.estimator.build(),
         lite_examples=config.memory.lite_examples,
     )

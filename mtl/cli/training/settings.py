@@ -27,7 +27,7 @@ from mtl.cli.training.questions import Questions
 from mtl.cli.training.reading import Reading
 
 Head = Literal["centred-ridge", "cosine", "linear", "ncm", "ridge"]  # a key of mtl.fewshot.HEADS
-Generator = Literal["channelwise", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
+Generator = Literal["channelwise", "refined", "dense", "code"]  # a key of mtl.fewshot.GENERATORS
 Estimator = Annotated[mtl.metagrad.EstimatorOptions, tyro.conf.OmitArgPrefixes]  # --estimator NAME, --window N, ...
 Inner = Annotated[mtl.metagrad.InnerOptions, tyro.conf.OmitArgPrefixes]  # --inner-optimizer NAME, --inner-clip N, ...
 TrackerName = Literal[  # accelerate's
@@ -76,7 +76,7 @@ class Settings(Checked):
     levels: Literal["last", "all"] = "all"  # features: the network's own, or mean, deviation and grid of all its stages
     sites: Literal["none", "norm", "ssf"] = "none"  # modulated inside: nothing, normalisations, or linear layers too
     last_k: Count | None = None  # modulate only the last k blocks
-    generator: Generator = "channelwise"  # one small network for all channels; dense: one output per channel
+    generator: Generator = "channelwise"  # one small network for all channels; refined: and a loop over levels
     ways: TwoOrMore = 5  # classes per task
     shots: Counts = (5, 1)  # examples per class; trained on in turn, tested one by one
     queries: Count = 10  # query examples per class; half as many in training through modulated sites
@@ -128,6 +128,10 @@ class Settings(Checked):
             yield f"--last-k {self.last_k} is about blocks that are modulated inside: give --sites norm or ssf too"
         if not self.inner_steps and self.inner != mtl.metagrad.InnerOptions():
             yield "--inner-optimizer and its options are about the inner loop: give --inner-steps 1 or more too"
+        if self.generator == "refined" and not self.inner_steps:
+            yield "--generator refined needs its inner loop: give --inner-steps 50, or take --generator channelwise"
+        if self.generator == "refined" and self.inner != mtl.metagrad.InnerOptions():
+            yield "--generator refined brings its own inner optimiser, whose momentum it emits: leave --inner-... out"
         if self.generator != "dense" and self.gate != Settings.gate:
             yield f"--gate {self.gate} is an option of --generator dense; {self.generator} has no gates"
         yield from complaints_of(

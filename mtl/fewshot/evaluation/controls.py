@@ -101,7 +101,8 @@ def _emit(learner: MetaLearner, episode: Episode) -> Tensors:
 
 
 def _emit_for(learner: MetaLearner, episode: Episode, chosen: Tensor) -> Tensors:
-    return _emit(learner, Episode(episode.support.map(lambda v: v[chosen.to(v.device)]), episode.query, episode.ways))
+    other = Episode(episode.support.map(lambda v: v[chosen.to(v.device)]), episode.query, episode.ways)
+    return {k: v for k, v in _emit(learner, other).items() if k not in learner.generator.of_support}
 
 
 def _emit_for_another_task(learner: MetaLearner, episode: Episode) -> Tensors:

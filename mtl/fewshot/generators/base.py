@@ -82,6 +82,10 @@ class AbstractGenerator(nn.Module, abc.ABC):
     reads_levels: ClassVar[bool] = False
     """Whether the class takes ``levels=``, the levels of the features, when it is built."""
 
+    of_support: ClassVar[frozenset[str]] = frozenset()
+    """Names in ``meta`` of what was computed from the support examples to spare the inner loop time; it does without.
+    Whoever adapts other examples from this ``meta`` leaves them out."""
+
     inner_steps: ClassVar[int | None] = None
     """Inner steps by default; None: 0 where nothing is modulated inside the network, else 5."""
 

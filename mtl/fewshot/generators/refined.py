@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -52,6 +51,7 @@ class Refined(AbstractGenerator):
     """
 
     reads_levels = True
+    of_support: ClassVar[frozenset[str]] = frozenset({"kernels"})
     inner_steps: ClassVar[int | None] = 50
 
     def __init__(
@@ -70,10 +70,7 @@ class Refined(AbstractGenerator):
         self.rule = ChannelWise(sites, width, levels=self.levels, **options)
         self.standard = self.rule.standard
         blocks, self.inside = self.rule.blocks, len(sites)
-        self.rates = BlockNetwork(
-            blocks, (0.0, PLAIN, *2 * (math.log(step_size),)), (START_MOMENTUM, START_DECAY), hidden, per_channel
-        )
-        del self.step_sizes_of  # its step sizes are emitted
+        self.rates = BlockNetwork(blocks, (0.0, PLAIN, 0.0, 0.0), (START_MOMENTUM, START_DECAY), hidden, per_channel)
 
     @property
     def adapted_values(self) -> int:
@@ -104,7 +101,7 @@ class Refined(AbstractGenerator):
     def _emit(self, reading: Reading, meta: Tensors) -> Tensors:
         of_block, of_task = self.rates(reading.statistics, reading.evidence, reading.shots)
         ruled, plain, rate, plain_rate = of_block.unbind(-1)
-        rates = torch.cat([rate, plain_rate[:, self.inside :]], 1)
+        rates = self.step_sizes_of.log_lr[-1] + torch.cat([rate, plain_rate[:, self.inside :]], 1)
         still = reading.shots[:, :1] < 2
         return meta | {
             "strength": torch.cat([ruled, plain[:, self.inside :]], 1),
