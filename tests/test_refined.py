@@ -101,7 +101,8 @@ def test_it_starts_from_a_trained_rule(readout):
     found, expected = made.generator(view), rule(view)
     weights = made.generator.init(found)
     scale = made.generator.modulation(weights, found).scale
-    torch.testing.assert_close(scale, (expected["scale"].square() + torch.tensor(-4.0).exp()).sqrt())
+    start = (expected["scale"].square() + torch.tensor(-4.0).exp()).sqrt()
+    torch.testing.assert_close(scale, start, rtol=1e-2, atol=1e-3)
 
 
 def test_the_identity_is_every_level_as_it_is(readout):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtl.fewshot.generators.channel_network import SHOTS, ByIndex, ByPlace
+from mtl.fewshot.generators.channel_network import SHOTS, START, ByIndex, ByPlace
 from mtl.fewshot.generators.channel_statistics import EVIDENCE, STATISTICS
 from mtl.fewshot.generators.neighbours import Block
 from mtl.fewshot.generators.standardising import level_means
@@ -16,7 +16,7 @@ from mtl.fewshot.generators.standardising import level_means
 class BlockNetwork(nn.Module):
     """Numbers of every site and level, and numbers of the task, from what a support set shows of all of them.
 
-    Starts at the values that it is given, whatever it reads.
+    Starts next to the values that it is given, whatever it reads.
 
     Args:
         blocks: sites and levels in order.
@@ -69,7 +69,7 @@ class BlockNetwork(nn.Module):
 
 def _starting_at(values: Sequence[float], width: int) -> nn.Linear:
     layer = nn.Linear(width, len(values))
-    nn.init.zeros_(layer.weight)
+    nn.init.normal_(layer.weight, std=START)
     with torch.no_grad():
         layer.bias.copy_(torch.tensor(values))
     return layer

@@ -69,6 +69,7 @@ class Refined(AbstractGenerator):
         super().__init__(sites, width, step_size, levels=levels, **options)
         self.rule = ChannelWise(sites, width, levels=self.levels, **options)
         self.standard = self.rule.standard
+        self.rule.step_sizes_of = self.step_sizes_of
         blocks, self.inside = self.rule.blocks, len(sites)
         self.rates = BlockNetwork(blocks, (0.0, PLAIN, 0.0, 0.0), (START_MOMENTUM, START_DECAY), hidden, per_channel)
 
@@ -80,12 +81,13 @@ class Refined(AbstractGenerator):
         return EmittedSGD()
 
     def start_from(self, rule: ChannelWise) -> None:
-        """Take the weights of a trained rule of the same options, its statistics included.
+        """Take the weights of a trained rule of the same options, its statistics included, but not its step sizes.
 
         Raises:
             RuntimeError: it is of other levels or options.
         """
-        self.rule.load_state_dict(rule.state_dict())
+        own = {k: v for k, v in self.rule.state_dict().items() if k.startswith("step_sizes_of.")}
+        self.rule.load_state_dict(rule.state_dict() | own)
 
     def forward(self, view: SupportView) -> Tensors:
         with torch.autocast(view.features.device.type, enabled=False):
