@@ -293,7 +293,17 @@ def _sizes(episode: Episode) -> tuple[int, int, int]:
 
 def _cat(parts: Iterable[Examples]) -> Examples:
     inputs, labels = zip(*((p.inputs, p.labels) for p in parts), strict=True)
+    _check_names(inputs)
     return Examples(Inputs.cat(Inputs.pad(inputs)), torch.cat(labels))
+
+
+def _check_names(inputs: Sequence[Inputs]) -> None:
+    kinds = dict.fromkeys(", ".join(sorted(i.tensors)) if i.named else "a plain tensor" for i in inputs)
+    if len(kinds) > 1:
+        raise ValueError(
+            f"episodes with different inputs ({' and '.join(kinds)}) cannot be one batch: give tasks that one network "
+            "reads, or so many of a kind in a row that a batch has one kind"
+        )
 
 
 def _pad(tokens: Tensor, length: int | None) -> Tensor:

@@ -14,7 +14,7 @@ Stopped at any moment, the same command goes on. mtl/cli/training has what this 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,7 +67,8 @@ class Config(Settings):
 def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
     with accelerator.main_process_first():  # one process makes the small encoder, the others find it
-        name = config.backbone or str(small_encoder(config).resolve())
+        config = config if config.backbone else replace(config, backbone=str(small_encoder(config)))
+    name = str(Path(config.backbone).resolve()) if Path(config.backbone).is_dir() else config.backbone
     backbone = few_shot.backbone_of(config, accelerator, name, pooling=config.pooling, max_length=config.max_length)
     sources = few_shot.Sources.of(maker(config, backbone), config)
     return few_shot.run(config, backbone, sources, accelerator, write_episodes)

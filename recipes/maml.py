@@ -26,7 +26,6 @@ import torch.nn.functional as F
 import tyro
 from helpers import maml_results
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.answers import answer, keeping
@@ -35,6 +34,7 @@ from mtl.cli.training.reading import told
 from mtl.metagrad import InnerOptions
 from mtl.metagrad.tensors import Tensors
 from mtl.tools.memory import LiveBytes
+from mtl.tools.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def train(learner: Learner, name: str, method: Method, exact: dict[str, Any] | N
         adam.load_state_dict(left["adam"])
         for k, v in meta.items():
             v.copy_(left["meta"][k])
-    with tqdm(desc=name, unit="step", initial=step) as bar:
+    with ProgressBar(desc=name, unit="step", initial=step) as bar:
         while len(found["weights"]) < 2:
             episode = learner.batch("train", step * config.tasks, config.tasks)
             begin = clock()

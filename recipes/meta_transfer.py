@@ -39,13 +39,13 @@ from helpers.transfer_runs import (
     train,
 )
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.answers import answer, keeping
 from mtl.cli.options import Checked, Count, Counts, Folder, OneOf, Positives, Seeds, complaints_of
 from mtl.networks.backbones import EMBEDDED
 from mtl.tools.files import atomic_write
+from mtl.tools.progress import ProgressBar
 from mtl.transfer import Source
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
@@ -141,7 +141,7 @@ class Bench:
         """Do what is not done yet, this process its share, and read them all."""
         mine = runs[self.accelerator.process_index :: self.accelerator.num_processes]
         todo = [r for r in mine if not self._file(r).is_file()]
-        for run in tqdm(todo, desc="runs", disable=not todo):
+        for run in ProgressBar(todo, desc="runs", show=bool(todo)):
             self._do(run)
         self.accelerator.wait_for_everyone()
         return [json.loads(self._file(r).read_text()) for r in runs]

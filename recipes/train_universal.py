@@ -27,13 +27,13 @@ import tyro
 from helpers.pupils import Pupil, Pupils, first_of, pupils_of, tasks_of
 from helpers.readouts import Data, Network, joined, open_network
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 import mtl
 from mtl.cli.answers import answer
 from mtl.cli.options import Checked, Count, CountList, CountOrZero, Folder, Positive, Seed, Share
 from mtl.fewshot.ready import save_ready
 from mtl.tools.comparison import SEEN, UNSEEN
+from mtl.tools.progress import ProgressBar
 
 NAME = "universal"
 LITES = tuple(f"mtl/efficientnet-lite{size}" for size in range(3))
@@ -123,7 +123,7 @@ def train(pupils: Pupils, config: Config) -> dict[str, float]:
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
     best: tuple[float, dict[str, float], dict[str, Tensor]] = (-math.inf, {}, {})
-    bar = trange(config.steps, desc="train", unit="step")
+    bar = ProgressBar(range(config.steps), desc="train", unit="step")
     for step, lesson in zip(bar, lessons(pupils, config), strict=False):
         seen = learn(lesson)
         nn.utils.clip_grad_norm_(parameters, 1.0)

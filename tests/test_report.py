@@ -124,6 +124,7 @@ def test_the_page_of_a_finished_run(tmp_path):
     assert "not finished" not in page.text
     assert "5-way 1-shot, unseen families: generator, 0 steps is right on" in page.text
     assert "mtl adapt --generator" in page.text
+    assert "mtl export --task mine.mtl mine_onnx --to onnx" in page.text
     assert "ECE in % accuracy of the surest 90 %" in page.text
     assert "channelwise, 0 inner steps 4 0.5 0.0" in page.text, "median seconds per step, minutes"
     assert page.text.count(EVIL) > 10, "names are text, and all there"

@@ -20,7 +20,7 @@ def words_of(path: str | Path, config: type) -> list[str]:
 
     Args:
         path: of yaml or json, with options by their names on the command line (``last-k`` or ``last_k``); or the folder
-            of a run.
+            of a run, in which an option of another command counts only where it is not at its default.
         config: dataclass of the options.
 
     Raises:
@@ -28,29 +28,33 @@ def words_of(path: str | Path, config: type) -> list[str]:
         ValueError: it is no such file, or has a key that is no option; one line.
     """
     file = Path(path) / RUN if Path(path).is_dir() else Path(path)
-    settings = _read(file)
+    settings, unsaid = _read(file)
     flags, parts = _names(config)
     words: list[str] = []
     for key, value in _leaves(settings, parts):
         name = key.replace("-", "_")
+        if name not in flags and name in unsaid and unsaid[name] == value:
+            continue  # of another command, which nobody told this
         if name not in flags:
             raise ValueError(f"{file}: {key} is no option of this command{_meant(name, flags)}")
         words += _words(flags[name], value, f"{file}: {key}")
     return words
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Settings, and of a run its defaults."""
     if not file.is_file():
         raise FileNotFoundError(f"--config {file}: no such file")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is neither yaml nor json: {' '.join(str(error).split())}") from error
+    unsaid: Any = {}
     if isinstance(found, Mapping) and isinstance(found.get("config"), Mapping):  # with the versions of a run
-        found = found["config"]
+        found, unsaid = found["config"], found.get("defaults")
     if not isinstance(found, Mapping):
         raise ValueError(f"{file}: expected options by name, such as 'shots: [5, 1]', but it holds no names")
-    return found
+    return found, unsaid if isinstance(unsaid, Mapping) else {}
 
 
 def _names(config: type, name: str = "", flag: str = "") -> tuple[dict[str, str], set[str]]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mtl.episode import Examples, Inputs
 from mtl.fewshot.adapted import Adapted
@@ -21,6 +20,7 @@ from mtl.fewshot.many_items import SupportReader
 from mtl.fewshot.raw_items import BAR_DELAY
 from mtl.networks.backbones import Backbone
 from mtl.tools.hints import did_you_mean
+from mtl.tools.progress import ProgressBar
 
 _VALUES_PER_BATCH = 2**25  # numbers of tasks on a readout that are adapted to in one batch, all folds together
 _PER_CHANNEL = 64  # that a generator computes of each channel
@@ -120,7 +120,7 @@ def adapt_to_many(
         group.clear()
 
     reader = SupportReader(backbone, given, batch_size)
-    for name, support in tqdm(reader, total=len(given), unit="task", delay=BAR_DELAY, disable=not progress):
+    for name, support in ProgressBar(reader, total=len(given), unit="task", delay=BAR_DELAY, show=progress):
         if isinstance(support, str):
             failures[name] = support
             continue

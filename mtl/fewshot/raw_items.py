@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mtl.data import open_images, open_texts
 from mtl.data.own.collection import AbstractCollection
 from mtl.episode import Examples, Inputs
 from mtl.items import ItemError, Reads, as_items
 from mtl.networks.backbones import Backbone
+from mtl.tools.progress import ProgressBar
 
 ITEMS_PER_PASS = 64
 BAR_DELAY = 3.0  # seconds; a shorter wait needs no bar
@@ -40,7 +40,7 @@ def batches(backbone: Backbone, given: Any, size: int = ITEMS_PER_PASS, progress
 
 def _batches(backbone: Backbone, items: Iterable[Any], size: int, progress: bool) -> Iterator[Inputs]:
     total, done = len(items) if isinstance(items, Sized) else None, 0
-    with tqdm(total=total, unit="item", delay=BAR_DELAY, disable=not progress) as bar:
+    with ProgressBar(total=total, unit="item", delay=BAR_DELAY, show=progress) as bar:
         for batch in batched(items, size):
             try:
                 inputs = Inputs.of(backbone.preprocess(batch)).with_task_axis()

@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mtl.episode import Inputs, RawInputs, TaskSource
 from mtl.networks.backbones import Backbone
 from mtl.tools.files import write_whole
+from mtl.tools.progress import ProgressBar
 
 FLOOR = 0.05  # of the median standard deviation of a block: what hardly ever moves must not count for the most
 
@@ -58,7 +58,7 @@ class FeatureStatistics:
         Raises:
             ValueError: there is no example, or a feature is not finite.
         """
-        shown = tqdm(batches, desc="feature statistics", unit="batch", total=total, delay=2)
+        shown = ProgressBar(batches, desc="feature statistics", unit="batch", total=total, delay=2)
         return _statistics((_features(backbone, Inputs.of(inputs)) for inputs in shown), level_widths(backbone))
 
     @staticmethod

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from mtl.metagrad.estimators import Rematerialised
 from mtl.planning.choices import activation_options
 from mtl.planning.options import PlanOptions
 from mtl.planning.workbench import Workbench
+from mtl.tools.progress import ProgressBar
 
 GIB = 2**30
 
@@ -39,10 +38,10 @@ def changes(options: PlanOptions, blocks: int, progress: bool) -> tuple[Change, 
         blocks: number of modulated blocks without changes.
     """
     single = list(_singles(options, blocks))
-    tried = [_try(options, [c]) for c in tqdm(single, disable=not progress, unit="run", desc="single changes")]
+    tried = [_try(options, [c]) for c in ProgressBar(single, show=progress, unit="run", desc="single changes")]
     if any(c.fits for c in tried):
         return tuple(tried)
-    for count in tqdm(range(2, len(single) + 1), disable=not progress, unit="run", desc="combined changes"):
+    for count in ProgressBar(range(2, len(single) + 1), show=progress, unit="run", desc="combined changes"):
         tried.append(_try(options, single[:count]))
         if tried[-1].fits:
             break

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from mtl.metagrad.estimators import Exact, FirstOrder, Rematerialised, StructuralZeroWarning
 from mtl.metagrad.options import representatives
 from mtl.metagrad.products import PULLS
@@ -18,6 +16,7 @@ from mtl.planning.networks import META
 from mtl.planning.options import PlanOptions
 from mtl.planning.work import takes_pull, work
 from mtl.planning.workbench import Workbench
+from mtl.tools.progress import ProgressBar
 
 GIB = 2**30
 
@@ -89,7 +88,7 @@ def plan(options: PlanOptions, progress: bool = True) -> Plan:
     """
     bench, meta_bench = Workbench(options), _meta_bench(options)
     stored = activation_options(options)
-    bar = tqdm(total=len(stored) * len(RUN), disable=not progress, unit="run", desc=options.backbone)
+    bar = ProgressBar(total=len(stored) * len(RUN), show=progress, unit="run", desc=options.backbone)
     with bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", StructuralZeroWarning)
         warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # from torch's forward mode
@@ -125,7 +124,7 @@ def _meta_bench(options: PlanOptions) -> Workbench | str:
         return str(e).splitlines()[0]
 
 
-def _measure(bench: Workbench, meta_bench: Workbench | str, activations: Activations, bar: tqdm) -> _Costs:
+def _measure(bench: Workbench, meta_bench: Workbench | str, activations: Activations, bar: ProgressBar) -> _Costs:
     cost = _Costs(activations, {}, bench.arithmetic(activations), [])
     for estimator in RUN:
         used = meta_bench if estimator == FORWARD else bench

@@ -21,13 +21,13 @@ import transformers
 from tokenizers import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.answers import answer
 from mtl.cli.options import Checked, Count, Folder, Positive, Seed, Share
 from mtl.data.embedded.docstrings import all_texts
 from mtl.tools.files import atomic_folder, check_free
+from mtl.tools.progress import ProgressBar
 
 MADE = "pretraining.json"  # in the folder: the settings that made it
 
@@ -115,7 +115,9 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps)
     model.train()
     losses = []
-    progress = tqdm(zip(range(config.steps), pairs(groups, config), strict=False), total=config.steps, desc="pretrain")
+    progress = ProgressBar(
+        zip(range(config.steps), pairs(groups, config), strict=False), total=config.steps, desc="pretrain"
+    )
     for _, (left, right) in progress:
         tokens = tokenizer(left + right, padding=True, truncation=True, return_tensors="pt")
         loss = contrastive(mean_pooled(model, dict(tokens)), config.temperature)

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.answers import answer
 from mtl.cli.options import Checked, Count, Folder, Positive
 from mtl.data.embedded.glyph_images import letter_images
 from mtl.tools.files import atomic_write
+from mtl.tools.progress import ProgressBar
 
 SCRIPTS = (("latin",), ("greek", "cyrillic", "extended_latin"))
 
@@ -64,7 +64,7 @@ def page(seed: int) -> tuple[Tensor, Tensor]:
 def train(network: nn.Module, config: Config) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps)
-    for step in tqdm(range(config.steps)):
+    for step in ProgressBar(range(config.steps)):
         images, labels = page(step + 100)
         optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()

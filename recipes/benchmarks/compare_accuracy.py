@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from command import Checked, Count, Folder, Positive, Seed, answer
-from tqdm.auto import tqdm
 
 import mtl
+from mtl.tools.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def train(
     learner = mtl.MetaLearner(backbone, generator, inner_steps=config.inner_steps, estimator=estimator)
     optimizer = torch.optim.Adam(generator.parameters(), lr=config.outer_lr)
     tasks, steps = mtl.GlyphTasks("train", shots=5, queries=5, seed=config.seed), 0
-    with tqdm(total=config.seconds, desc=str(estimator)[:40], unit="s", bar_format="{l_bar}{bar}| {postfix}") as bar:
+    with ProgressBar(
+        total=config.seconds, desc=str(estimator)[:40], unit="s", bar_format="{l_bar}{bar}| {postfix}"
+    ) as bar:
         spent = 0.0
         while spent < config.seconds:
             first = steps * config.tasks

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from command import Checked, Count, Counts, Folder, answer
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.data.embedded.docstring_tasks import docstring_collection
 from mtl.tools.files import write_csv
+from mtl.tools.progress import ProgressBar
 
 Result = dict[str, str | int | float]
 Judge = Callable[[mtl.ClassTasks, int], float]
@@ -64,7 +64,9 @@ def main(config: Config) -> list[Result]:
     for shots in config.shots:
         tasks = fixed_label_set(config, tokens, shots)
         for name, judge in judges.items():
-            values = [judge(tasks, i) for i in tqdm(range(config.draws), desc=f"{name}, {shots} each", unit="draw")]
+            values = [
+                judge(tasks, i) for i in ProgressBar(range(config.draws), desc=f"{name}, {shots} each", unit="draw")
+            ]
             row: Result = {"method": name, "classes": len(tasks.classes), "shots": shots}
             rows.append(row | {"mean": round(float(np.mean(values)), 2), "std": round(float(np.std(values)), 2)})
             print("{method:28s} {classes:3d} classes, {shots:3d} each: {mean:5.1f} +- {std:.1f}".format(**rows[-1]))

@@ -16,10 +16,10 @@ import compare_estimators
 import torch
 from command import Checked, Count, Folder, Positives, answer
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.tools.files import atomic_write
+from mtl.tools.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main(config: Config) -> dict[str, list[mtl.metagrad.Agreement]]:
     warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # drawn as zero
     found: dict[str, list[mtl.metagrad.Agreement]] = {name: [] for name in ESTIMATORS}
     pulls = []
-    for curvature in tqdm(config.curvatures, unit="step size"):
+    for curvature in ProgressBar(config.curvatures, unit="step size"):
         settings = compare_estimators.Config(depth=config.depth, curvature=curvature, out=config.out)
         pair = compare_estimators.workload("vit", settings)
         problem, meta = compare_estimators.typed_problem(*pair, config.inner_steps)

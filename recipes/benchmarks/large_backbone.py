@@ -20,13 +20,13 @@ import torch
 import tyro
 from command import Checked, Count, Folder, Positive, TwoOrMore, answer
 from measuring import device_of, resident_mib, timed
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.metagrad import EstimatorOptions, FiniteDifference, make_estimator
 from mtl.metagrad.options import option_names
 from mtl.tools.files import write_whole
 from mtl.tools.memory import LiveBytes
+from mtl.tools.progress import ProgressBar
 
 GIB = 2**30
 
@@ -111,7 +111,7 @@ def estimator_of(config: Config) -> mtl.metagrad.AbstractEstimator:
 def meta_step(learner: mtl.MetaLearner, task: mtl.Episode) -> dict[str, Any]:
     """An outer step of training with one task, up to the gradient of the generator's weights."""
     learner.generator.zero_grad()
-    with tqdm(desc="passes through the network", unit="pass") as progress:
+    with ProgressBar(desc="passes through the network", unit="pass") as progress:
         handle = learner.backbone.register_forward_hook(lambda *_: progress.update() and None)
         seconds, result = timed(lambda: learner.meta_step(task))
         handle.remove()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.options import Count, Folder, TwoOrMore
 from mtl.data import DividedFamilies, FamilyRequest, FamilyTasks, InputCache
 from mtl.data.own.collection import AbstractCollection
 from mtl.fewshot import FeatureStatistics
+from mtl.tools.progress import ProgressBar
 from mtl.tools.reliability import Answers
 
 BATCH = 64  # examples in one forward pass
@@ -150,7 +150,7 @@ def _batches(rows: InputCache, divided: DividedFamilies, part: str, shown: str) 
     by_source: dict[str, list[tuple[AbstractCollection, int]]] = {}
     for collection, position in found.values():
         by_source.setdefault(collection.source, []).append((collection, position))
-    with tqdm(total=len(found), desc=shown, unit="example") as bar:
+    with ProgressBar(total=len(found), desc=shown, unit="example") as bar:
         for members in by_source.values():
             collection = members[0][0]
             places = sorted((p for _, p in members), key=lambda p: len(str(collection.identity_of_example(p))))

@@ -14,12 +14,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import mtl
 from helpers.small_convnet import SmallConvNet
 from helpers.transfer_data import Data, Part
 from mtl.cli.options import Count, Positive, PositiveOrZero
+from mtl.tools.progress import ProgressBar
 from mtl.transfer import (
     MatchingWeights,
     PairWeights,
@@ -129,7 +129,7 @@ def train(run: Run, place: Workplace) -> tuple[dict[str, Any], nn.Module]:
     meta_optimizer = torch.optim.Adam(scheme.weighting.parameters(), run.meta_lr or 1.0)
     estimator = method.estimator(run.inner_steps) if method.estimator else None
     start, spent, judged, losses = time.perf_counter(), 0.0, [], []
-    for step in tqdm(range(t.steps), desc=f"{run.method}, K={run.inner_steps}, seed {run.seed}", leave=False):
+    for step in ProgressBar(range(t.steps), desc=f"{run.method}, K={run.inner_steps}, seed {run.seed}", leave=False):
         batch = place.data.minibatch(method.parts, t.batch, run.seed, step, 0)
         loss = objective(method.regulariser, run.beta, scheme, *batch)
         optimizer.zero_grad()

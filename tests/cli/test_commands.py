@@ -177,6 +177,8 @@ def test_compare(here: Path, capsys):
     assert "over the best baseline" in said
     assert "your own generator adds" in said
     assert "mtl adapt --generator runs/compare/channelwise/final --data LABELLED" in said
+    assert "runs/compare/report.html" in said
+    assert "nearest class mean" in Path("runs/compare/report.html").read_text()
     kept = (Path("runs/compare/comparison") / "results.jsonl").read_bytes()
     typed(line)
     assert (Path("runs/compare/comparison") / "results.jsonl").read_bytes() == kept, "nothing is done twice"

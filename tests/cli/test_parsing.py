@@ -117,3 +117,14 @@ def test_compare_trains_as_train_does():
     settings = config.settings
     assert (settings.warm_steps, settings.ways, settings.data) == (7, 3, ("d",))
     assert settings.generator == train.Config().generator
+
+
+def test_a_run_of_another_recipe_can_be_given_back_where_its_own_options_are_at_their_defaults(tmp_path):
+    own = {"encoder": "runs/encoder", "families": ["module", "word"]}
+    facts = {"config": {"ways": 3, "backbone": "n", **own}, "defaults": {"ways": 5, **own}}
+    written(tmp_path, facts, "config.json")
+    assert parse(train.Config, ["--config", str(tmp_path)]) == train.Config(ways=3, backbone="n")
+    facts["config"]["families"] = ["word"]
+    written(tmp_path, facts, "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: families is no option of this command"):
+        parse(train.Config, ["--config", str(tmp_path)])

@@ -19,9 +19,10 @@ import tyro
 
 import mtl
 from mtl.cli.commands import train
-from mtl.cli.commands.closing import closing, command
+from mtl.cli.commands.closing import closing, command, pictures_of
 from mtl.cli.commands.items import check_paths
 from mtl.cli.options import Checked, Count, CountOrZero, Counts, Folder, Seed, TwoOrMore
+from mtl.cli.report import write_report
 from mtl.cli.training import few_shot
 from mtl.cli.training.questions import Questions
 from mtl.cli.training.reading import Reading
@@ -98,6 +99,7 @@ def main(config: Config) -> list[mtl.Comparison]:
         methods += [mtl.learner_method(learner, name) for name, learner in learners.items()]
         found = few_shot.compare_methods(settings, backbone, methods, sources, statistics)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
+    write_report(config.out)
     close(config, found)
     return found
 
@@ -144,4 +146,4 @@ def close(config: Config, found: list[mtl.Comparison]) -> None:
     else:
         given = [] if not config.data else ["--data", *data, "--backbone", network]
         following.append(command("mtl", "compare", *given, "--out", config.out, "--own-steps", "600"))
-    closing({"tables": sorted(out.glob("*-shot.csv")), "pictures": sorted(out.glob("*.png"))}, following)
+    closing({"tables": sorted(out.glob("*-shot.csv")), "pictures": pictures_of(out)}, following)

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from tqdm.auto import tqdm
 
 import mtl
 from mtl.cli.commands.closing import closing
 from mtl.cli.commands.items import ItemOptions, Items, check_columns, check_paths, readable, unlabelled
 from mtl.cli.options import Checked, Count, Device, Folder, Range
 from mtl.tools.files import write_csv
+from mtl.tools.progress import ProgressBar
 
 Chance = Annotated[float, Range(0, 1)]
 NAMED = 5  # files that could not be read, by name
@@ -68,7 +68,7 @@ def predictions(config: Config, task: mtl.AdaptedTask) -> list[dict[str, Any]]:
     items = unlabelled(config.new, task.backbone, config.items)
     read: list[Any] = []
     unreadable: list[str] = []
-    asked = readable(tqdm(items, unit="item", desc="predict", delay=2), read, unreadable)
+    asked = readable(ProgressBar(items, unit="item", desc="predict", delay=2), read, unreadable)
     found = list(task.predict_rows(asked, reject=config.reject, batch_size=config.batch_size, progress=False))
     if unreadable:
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""

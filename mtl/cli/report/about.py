@@ -163,6 +163,7 @@ def following(run: Run) -> Html:
     lines = [
         _command("mtl", "adapt", "--generator", generator, "--data", "labelled/", "--out", "mine.mtl"),
         _command("mtl", "predict", "--task", "mine.mtl", "new/"),
+        _command("mtl", "export", "--task", "mine.mtl", "mine_onnx", "--to", "onnx"),
         _command("mtl", "compare", "--generator", generator, "--data", "labelled/", "--backbone", run.backbone),
     ]
     note = escaped("labelled/ has a folder per class, or is a csv; new/ holds what is to be predicted.")

@@ -7,10 +7,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from tqdm.auto import tqdm
-
 from mtl.episode import Inputs
 from mtl.tools.identity import digest
+from mtl.tools.progress import ProgressBar
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,7 @@ class AbstractCollection(abc.ABC):
         """
         known = self._read_by._digests
         missing = [p for places in self.items.values() for p in places if p not in known]
-        for position in tqdm(missing, desc=f"contents of {self.source}", unit=self.noun, delay=3, leave=False):
+        for position in ProgressBar(missing, desc=f"contents of {self.source}", unit=self.noun, delay=3, leave=False):
             known[position] = self.digest_of_example(position)
         members = list(self.items.items())
         return {

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from mtl.data.own.collection import AbstractCollection
 from mtl.data.own.ranges import at_least
 from mtl.data.own.row_store import RowStore
 from mtl.episode import PREFIX, Identified, Inputs, RawInputs
 from mtl.tools.identity import describe_inputs
+from mtl.tools.progress import ProgressBar
 
 MASK = "attention_mask"
 Preprocess = Callable[[list[Any]], Inputs | RawInputs]
@@ -109,7 +109,7 @@ class InputCache:
         positions = {collection.key(p): p for members in collection.items.values() for p in members}
         here = self._stored_keys(collection, positions) | self._rows.keys()
         missing = [position for key, position in positions.items() if key not in here]
-        with tqdm(total=len(missing), unit=collection.noun, desc=collection.source, disable=not progress) as bar:
+        with ProgressBar(total=len(missing), unit=collection.noun, desc=collection.source, show=progress) as bar:
             for start in range(0, len(missing), examples_per_batch):
                 chunk = missing[start : start + examples_per_batch]
                 self(collection, chunk)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mtl.episode import Episode, TaskSource, stack_by_shape
 from mtl.fewshot.baselines import Method
@@ -18,6 +17,7 @@ from mtl.fewshot.evaluation.controls import learner_method
 from mtl.fewshot.evaluation.results import KeptResults, Result, Results, families_of
 from mtl.fewshot.learner import MetaLearner
 from mtl.tools.comparison import Comparison, MethodResult
+from mtl.tools.progress import ProgressBar
 from mtl.tools.reliability import Answers
 
 WORTH_TELLING = 30.0  # seconds; an estimate of less is not printed
@@ -85,13 +85,13 @@ def _compare(
     """Fill in the results that are not there yet, method by method within a chunk: they share what features cost."""
     todo = _open_chunks(methods, chunks, results)
     total, left = sum(map(len, chunks)), sum(map(len, todo))
-    with tqdm(total=total, initial=total - left, desc=setting, unit="task", disable=not progress) as bar:
+    with ProgressBar(total=total, initial=total - left, desc=setting, unit="task", show=progress) as bar:
         for i, chunk in enumerate(todo):
             begun, spent = time.perf_counter(), {}
             groups = [([chunk[p] for p in ps], e) for ps, e in stack_by_shape([tasks.sample(i) for i in chunk])]
             for at, episode in groups:
                 working = [m for m in methods if tuple(at) not in [r.tasks for r in results.of(m, chunk)]]
-                inner = tqdm(working, unit="method", leave=False, delay=0.5, disable=not progress)
+                inner = ProgressBar(working, unit="method", leave=False, delay=0.5, show=progress)
                 for method in inner:
                     inner.set_description(method.name)
                     start = time.perf_counter()
@@ -124,11 +124,11 @@ def _tell_estimate(spent: Mapping[str, float], seconds: float, times: float, wha
     longest = sorted(spent, key=lambda name: -spent[name])
     lines = [f"{what}: about {_clock(seconds * times)} in all"]
     lines += [f"{_clock(spent[name] * times):>9}  {name}" for name in longest]
-    tqdm.write("\n".join(lines))
+    ProgressBar.write("\n".join(lines))
 
 
 def _clock(seconds: float) -> str:
-    return tqdm.format_interval(seconds)
+    return ProgressBar.format_interval(seconds)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from mtl.episode import TaskSource
 from mtl.fewshot.generators import AbstractGenerator
@@ -24,6 +23,7 @@ from mtl.fewshot.training.shipping import check_shipping
 from mtl.fewshot.training.tracking import warn_of_unused_trackers
 from mtl.tools.claim import claim, is_claimed
 from mtl.tools.identity import as_json, identity_of
+from mtl.tools.progress import ProgressBar
 
 FINAL = "final"  # the result of all stages
 
@@ -92,7 +92,7 @@ def _go_on(run: Run, tasks: TaskSource, validation: TaskSource) -> None:
     """Take the steps that are left."""
     config, accelerator = run.config, run.accelerator
     if (agreement := run.check(tasks)) and accelerator.is_main_process:
-        tqdm.write(f"{agreement}\nwords: docs/glossary.md")
+        ProgressBar.write(f"{agreement}\nwords: docs/glossary.md")
     try:
         _take_steps(run, episode_loader(tasks, config, run.step, accelerator), validation)
     except BaseException as error:  # Ctrl-C too
@@ -113,8 +113,8 @@ def _add_remedy(error: BaseException, config: TrainingConfig) -> None:
 
 
 def _take_steps(run: Run, batches: DataLoader, validation: TaskSource) -> None:
-    config, hidden = run.config, not run.accelerator.is_main_process
-    with tqdm(total=config.steps, initial=run.step, disable=hidden, unit="step", desc=run.folder.name) as progress:
+    config, show = run.config, run.accelerator.is_main_process
+    with ProgressBar(total=config.steps, initial=run.step, show=show, unit="step", desc=run.folder.name) as progress:
         for batch in batches:
             metrics = run.train_step(batch)
             progress.update()

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from tqdm import tqdm
-
 from mtl.data.own.images.collection import ImageCollection, Reader
 from mtl.data.own.images.duplicates import ContentReader, find_duplicates, note_duplicates
 from mtl.data.own.sources.listing import Listing, one_line
 from mtl.items import RANGE_IN_PIXELS, Mode, as_image, reason
+from mtl.tools.progress import ProgressBar
 
 
 def check_collection(
@@ -43,7 +42,7 @@ def find_unreadable(reader: Reader, decode: bool) -> dict[int, str]:
     found: dict[int, str] = {}
     # by the chunk, because a million futures take a gigabyte
     chunks = [range(start, min(start + 64, count)) for start in range(0, count, 64)]
-    with ThreadPoolExecutor() as pool, tqdm(total=count, desc="checking images", disable=count <= 500) as bar:
+    with ThreadPoolExecutor() as pool, ProgressBar(total=count, desc="checking images", show=count > 500) as bar:
         for chunk, reasons in zip(chunks, pool.map(partial(_reasons, reader, decode), chunks), strict=True):
             found |= {i: reason for i, reason in zip(chunk, reasons, strict=True) if reason}
             bar.update(len(chunk))

@@ -1,0 +1,43 @@
+"""Progress bars are for whoever watches; a log gets none."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtl.tools.progress import ProgressBar
+
+ROOT = Path(__file__).parent.parent
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "show", "drawn"), [(Terminal(), True, True), (Terminal(), False, False)])
+def test_a_terminal_shows_bars_that_are_wanted(stream, show, drawn, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(ProgressBar(range(3), show=show, desc="tasks")) == [0, 1, 2]
+    assert ("tasks" in stream.getvalue()) == drawn
+
+
+def test_a_log_shows_none_and_still_counts(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with ProgressBar(total=2, desc="steps") as bar:
+        bar.update()
+        bar.set_postfix(loss="1.0")
+        bar.set_description("other")
+    assert list(ProgressBar(iter("ab"))) == ["a", "b"]
+    assert log.getvalue() == ""
+
+
+def test_there_is_one_kind_of_bar():
+    files = [*(ROOT / "mtl").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    own = [p for p in files if re.search(r"^ *(from|import) tqdm", p.read_text(), re.MULTILINE)]
+    assert own == [ROOT / "mtl" / "tools" / "progress.py"]
