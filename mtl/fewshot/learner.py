@@ -186,7 +186,7 @@ class MetaLearner:
             return cross_entropy(model.support_logits(support, labels, ways, weights, meta, lite(step)), labels)
 
         def query_logits(weights: Tensors, meta: Tensors) -> Tensor:
-            return model.query_logits(support, labels, ways, episode.query.inputs, weights, meta)
+            return model.outer_logits(support, labels, ways, episode.query.inputs, weights, meta)
 
         outer_loss = QueryLoss(query_logits, episode.query.labels)
         return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer, self.backbone.execution)

@@ -76,6 +76,8 @@ class TaskModel:
             lite: the examples that gradients flow through, see :mod:`mtl.fewshot.lite`; None for all.
         """
         weights = self.generator.init(meta)
+        if not self._head_axes:  # nothing of the head to begin with: spare the pass
+            return weights
         head = self.head.init(self.features(support, weights, meta, lite), labels, ways)
         return weights | {HEAD + k: v for k, v in head.items()}
 
@@ -123,6 +125,28 @@ class TaskModel:
         """
         seen = features[:, :0] if support[0] is None else support[0]
         return self._scaled(self.head.logits(features, head_weights(weights), (seen, support[1]), ways), meta)
+
+    def outer_logits(
+        self, support: Prepared, labels: Tensor, ways: int, inputs: Inputs, weights: Tensors, meta: Tensors
+    ) -> Tensor:
+        """The same as :meth:`query_logits` but for rounding, in half the time where queries are a readout.
+
+        What is frozen of their features is multiplied by the classifier with scale and shift folded into it, so that
+        neither way is there anything of the size of the queries' features.
+        """
+        head, standard = self.head, self.generator.standard
+        if self.backbone.sites or not (standard.even and head.keeps_logits):
+            return self.query_logits(support, labels, ways, inputs, weights, meta)
+        modulation = self.generator.modulation(weights, meta)
+        asked = standard.before_scale(at_least_float32(self.backbone(inputs)), meta)
+        seen = self.features(support, weights, meta) if head.needs_support else asked[:, :0]
+        classifier = head.as_linear(head_weights(weights), (seen, labels), ways)
+        assert classifier is not None  # it keeps the logits
+        weight, bias = classifier
+        # Classes first: a wide matrix times the transpose of another is twice as fast as the reverse.
+        of_asked = (weight * modulation.scale.unsqueeze(1)) @ asked.mT
+        of_shift = weight @ modulation.shift.unsqueeze(-1)
+        return self._scaled((of_asked + of_shift + bias.unsqueeze(-1)).mT, meta)
 
     def _scaled(self, logits: Tensor, meta: Tensors) -> Tensor:
         factor = self.generator.logit_scale(meta)

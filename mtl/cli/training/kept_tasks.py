@@ -33,14 +33,18 @@ class KeptTasks:
     def sample(self, index: int) -> mtl.Episode:
         index %= self.count
         if index not in self._kept:
-            episode = self.source.sample(index)
-            self._kept[index] = replace(episode, support=self._read(episode.support), query=self._read(episode.query))
+            self._kept[index] = self._read(self.source.sample(index))
         return self._kept[index]
 
     def read(self, index: int) -> tuple[list[str], list[Any], list[Any]]:
         """Class names, support examples and queries of an episode; see :meth:`mtl.ClassTasks.read`."""
         return self.source.read(index % self.count)
 
-    def _read(self, examples: mtl.Examples) -> mtl.Examples:
-        found = self.backbone.with_prefix(examples.inputs.flatten())
-        return mtl.Examples(mtl.Inputs.of(found).unflatten(examples.inputs.shape[0]), examples.labels)
+    def _read(self, episode: mtl.Episode) -> mtl.Episode:
+        """Support and queries in one pass of the network."""
+        sides, labels = (episode.support, episode.query), episode.support.labels.shape[1]
+        both = mtl.Inputs.cat([side.inputs for side in sides], 1)
+        found = mtl.Inputs.of(self.backbone.with_prefix(both.flatten())).unflatten(both.shape[0])
+        inputs = found.map(lambda t: t[:, :labels]), found.map(lambda t: t[:, labels:])
+        support, query = (mtl.Examples(x, side.labels) for x, side in zip(inputs, sides, strict=True))
+        return replace(episode, support=support, query=query)

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtl.episode import READOUT, Episode, Examples, Inputs
-from mtl.fewshot.baselines.methods import Method, one_by_one
+from mtl.fewshot.baselines.methods import Method, in_chunks, one_by_one
+from mtl.fewshot.baselines.readout_tuning import tune_on_readout
 from mtl.fewshot.baselines.setup import Setup
 from mtl.fewshot.heads import Cosine
 from mtl.fewshot.model import HEAD, at_least_float32, cross_entropy, head_weights
 from mtl.metagrad import tensors
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
+from mtl.networks.backbones.prepared_inputs import examples_per_pass
 from mtl.networks.modulation import Modulation
 
 FIRST_STAGE = 0.6  # share of the steps that the two-stage method gives to its first stage
 
-Features = Callable[[Tensors, Inputs], Tensor]
+Features = Callable[[Tensors, Any], Tensor]
 """From weights and inputs, ``(tasks, n, width)``."""
 
 
 def fine_tune(
-    episode: Episode, start: Tensors, features: Features, lr: float, steps: int, *, head_steps: int = 0
+    episode: Episode,
+    start: Tensors,
+    features: Features,
+    lr: float,
+    steps: int,
+    *,
+    head_steps: int = 0,
+    prepare: Callable[[Inputs], Any] = lambda inputs: inputs,
 ) -> Tensor:
     """Logits of the queries, ``(tasks, m, ways)``, after Adam on the support set.
 
@@ -37,10 +47,12 @@ def fine_tune(
         lr: Adam's step size.
         steps: gradient steps.
         head_steps: steps of a fresh Adam on the head alone after these; the other weights stay as they then are.
+        prepare: makes of the support inputs, once, what ``features`` reads of them in every step.
     """
     head, support, ways = Cosine(), episode.support, episode.ways
     with torch.no_grad():
-        first = head.init(features(start, support.inputs), support.labels, ways)
+        inputs = prepare(support.inputs)
+        first = head.init(features(start, inputs), support.labels, ways)
     # Copies, which Adam changes in place.
     weights = tensors.leaf({k: v.clone() for k, v in (start | {HEAD + k: v for k, v in first.items()}).items()})
 
@@ -48,10 +60,10 @@ def fine_tune(
         logits = head.support_logits(head_weights(weights), (seen, support.labels), ways)
         return cross_entropy(logits, support.labels).sum()
 
-    _descend(weights.values(), lambda: loss(features(weights, support.inputs)), lr, steps)
+    _descend(weights.values(), lambda: loss(features(weights, inputs)), lr, steps)
     if head_steps:
         with torch.no_grad():
-            seen = features(weights, support.inputs)
+            seen = features(weights, inputs)
         _descend(head_weights(weights).values(), lambda: loss(seen), lr, head_steps)
     with torch.no_grad():
         asked = features(weights, episode.query.inputs)
@@ -71,9 +83,8 @@ def head_only(setup: Setup, lr: float) -> Method:
     """The cosine head alone, on the last level (arXiv 1904.04232's Baseline++, per task)."""
 
     def logits(episode: Episode) -> Tensor:
-        seen, asked = setup.plain(episode)
-        fixed = _on_features(episode, seen, asked)
-        return fine_tune(fixed, {}, lambda weights, inputs: inputs.tensor, lr, setup.steps)
+        fixed = _on_features(episode, *setup.plain(episode))
+        return tune_on_readout(fixed, lr, setup.steps, modulated=False)
 
     return setup.method(f"head only, {setup.steps} steps", logits, lambda ways: ways * setup.levels[-1])
 
@@ -114,32 +125,40 @@ class _ScaleAndShift:
         return self.sites + (self.setup.backbone.width if self.on_readout else 0)
 
     def method(self, name: str, lr: float, steps: int, head_steps: int) -> Method:
-        def logits(episode: Episode) -> Tensor:
-            episode, features = self._problem(episode)
-            identity = Modulation.identity(episode.tasks, self.width, device=episode.support.labels.device)
+        def on_readout(episode: Episode) -> Tensor:
+            fixed = _on_features(episode, *self.setup.standardised(episode))
+            return tune_on_readout(fixed, lr, steps, head_steps=head_steps)
+
+        def inside(episode: Episode) -> Tensor:
+            identity = Modulation.identity(episode.tasks, self.width, device=device_of(self.setup.backbone))
             start = {"scale": identity.scale, "shift": identity.shift}
-            return fine_tune(episode, start, features, lr, steps, head_steps=head_steps)
+            episode, features = episode.to(device_of(self.setup.backbone)), self._features(episode)
+            prepare = self.setup.backbone.prepare  # what lies below the first site is the same in every step
+            return fine_tune(episode, start, features, lr, steps, head_steps=head_steps, prepare=prepare)
 
         values = lambda ways: 2 * self.width + ways * self.setup.backbone.width  # noqa: E731
-        return self.setup.method(name, logits, values)
+        return self.setup.method(name, in_chunks(inside, tasks_at_once) if self.sites else on_readout, values)
 
-    def _problem(self, episode: Episode) -> tuple[Episode, Features]:
-        """The episode where the network is, and its features as a function of scale and shift."""
+    def _features(self, episode: Episode) -> Features:
+        """Features as a function of scale and shift, where there are sites."""
         backbone, sites = self.setup.backbone, self.sites
-        if not sites:
-            seen, asked = self.setup.standardised(episode)
-            fixed = _on_features(episode, seen, asked)
-            return fixed, lambda weights, inputs: _modulated(inputs.tensor, weights["scale"], weights["shift"])
         standardise = self.setup.standardiser(self.setup.features(episode.support.inputs)) if self.on_readout else None
 
-        def features(weights: Tensors, inputs: Inputs) -> Tensor:
+        def features(weights: Tensors, inputs: Any) -> Tensor:
             scale, shift = weights["scale"], weights["shift"]
             found = at_least_float32(backbone(inputs, Modulation(scale[:, :sites], shift[:, :sites])))
             if standardise is None:
                 return found
             return _modulated(standardise(found), scale[:, sites:], shift[:, sites:])
 
-        return episode.to(device_of(backbone)), features
+        return features
+
+
+def tasks_at_once(episode: Episode) -> int:
+    """Tasks whose support sets pass through a network together while activations are kept for gradients."""
+    inputs = episode[:1].support.inputs
+    most = examples_per_pass(inputs)
+    return episode.tasks if most is None else max(1, most // inputs.shape[1])
 
 
 def _modulated(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -78,4 +78,16 @@ class Method:
 
 def one_by_one(predict: Predict) -> Predict:
     """A batch of tasks, each on its own; of labels or of logits."""
-    return lambda episode: torch.cat([predict(episode[t : t + 1]) for t in range(episode.tasks)])
+    return in_chunks(predict, lambda episode: 1)
+
+
+def in_chunks(predict: Predict, at_once: Callable[[Episode], int]) -> Predict:
+    """A batch of tasks, so many at a time as ``at_once`` says of it; of labels or of logits."""
+
+    def solve(episode: Episode) -> Tensor:
+        size = at_once(episode)
+        if size >= episode.tasks:
+            return predict(episode)
+        return torch.cat([predict(episode[t : t + size]) for t in range(0, episode.tasks, size)])
+
+    return solve

@@ -30,6 +30,7 @@ class ChannelNetwork(nn.Module):
     """
 
     level: Tensor
+    widths: Tensor
 
     def __init__(
         self, blocks: Sequence[Block], hidden: int = 48, by_index: bool = False, size: int = 12, task: int = 24
@@ -46,8 +47,9 @@ class ChannelNetwork(nn.Module):
         self.layers = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 2))
         nn.init.normal_(self.layers.get_parameter("3.weight"), std=START)
         nn.init.zeros_(self.layers.get_parameter("3.bias"))
-        level = torch.repeat_interleave(torch.arange(self.blocks), torch.tensor([b.width for b in blocks]))
-        self.register_buffer("level", level, persistent=False)
+        widths = torch.tensor([b.width for b in blocks])
+        self.register_buffer("widths", widths, persistent=False)
+        self.register_buffer("level", torch.repeat_interleave(torch.arange(self.blocks), widths), persistent=False)
 
     def forward(self, statistics: Tensor, evidence: Tensor, shots: Tensor) -> Tensor:
         """Log-scale and shift of every channel.
@@ -68,7 +70,8 @@ class ChannelNetwork(nn.Module):
         task = self.task(self.of_level(block).mean(1, keepdim=True)).expand(-1, self.blocks, -1)
         context = self.of_block(torch.cat([block, task], -1))
         read = torch.cat([statistics, neighbour_statistics(statistics, self.neighbourhoods)], -1)
-        return self.layers(self.of_channel(read) + context[:, self.level])
+        of_block = context.repeat_interleave(self.widths, 1, output_size=len(self.level))  # way back: no index_put
+        return self.layers(self.of_channel(read) + of_block)
 
 
 class ByIndex(nn.Module):

@@ -103,7 +103,8 @@ class ChannelWise(AbstractSiteGenerator):
         sites = [a.to(features) for a in view.activations]
         sizes = [a.square().mean((1, 2), keepdim=True).sqrt().clamp_min(EPS) for a in sites]
         relative = [a / size for a, size in zip(sites, sizes, strict=True)]
-        values = torch.cat([*relative, self.standard.apply_to(features, fixed)], -1)
+        own = self.standard.apply_to(features, fixed)
+        values = torch.cat([*relative, own], -1) if relative else own
         statistics = channel_statistics(values, view.labels, view.ways)
         evidence = level_evidence(values, view.labels, view.ways, [b.width for b in self.blocks])
         of_site = [size[:, 0].expand(-1, a.shape[-1]) for size, a in zip(sizes, sites, strict=True)]
