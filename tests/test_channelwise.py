@@ -131,6 +131,24 @@ def test_levels_of_every_example_are_of_one_size():
     assert made.standard.fold(modulation, {}) is modulation
 
 
+def test_levels_are_of_one_size_with_a_gradient_too():
+    made, seen = generator(even=True), view()
+    plain = made.standard.apply_to(seen.features, {})
+    given = seen.features.clone().requires_grad_()
+    torch.testing.assert_close(made.standard.apply_to(given, {}), plain)
+    zeros = torch.zeros_like(seen.features).requires_grad_()
+    (slope,) = torch.autograd.grad(made.standard.apply_to(zeros, {}).sum(), zeros, create_graph=True)
+    assert torch.autograd.grad(slope.square().sum(), zeros)[0].isfinite().all(), "an example of nothing but zeros"
+
+
+def test_standardising_leaves_the_features_as_they_are():
+    for even in (True, False):
+        made, seen = generator(even=even), view()
+        before = seen.features.clone()
+        made.standard.apply_to(seen.features, {})
+        assert torch.equal(seen.features, before)
+
+
 def test_training_leaves_out_the_common_scales_in_some_tasks_and_the_same_ones_again():
     made = generator()
     with torch.no_grad():

@@ -149,6 +149,25 @@ def test_meta_steps_add_up_to_the_gradient_of_the_mean_loss(kind):
         assert torch.allclose(p.grad, whole[name], rtol=1e-3, atol=1e-4 * float(whole[name].abs().max())), name
 
 
+@pytest.mark.parametrize("head", [mtl.CentredRidge(), mtl.fewshot.Linear(), mtl.Cosine()], ids=repr)
+def test_an_outer_step_on_a_readout_has_the_gradient_of_plain_predictions(head):
+    torch.manual_seed(0)
+    b, e = backbone(levels="all", sites="none"), episodes(2)
+    made = mtl.MetaLearner(b, head=head, inner_steps=1)
+    made.generator.standardise(mtl.fewshot.FeatureStatistics.of_tasks(b, Blobs(), 4))
+    meta = {k: v + 0.1 * torch.rand_like(v) for k, v in emitted(made, e).items()}
+    found = made.meta_gradient(e, meta)
+
+    def plainly(*args) -> torch.Tensor:
+        return mtl.fewshot.model.TaskModel.query_logits(made.model, *args)
+
+    object.__setattr__(made.model, "outer_logits", plainly)
+    expected = made.meta_gradient(e, meta)
+    torch.testing.assert_close(found.losses, expected.losses)
+    for name, value in expected.grads.items():
+        torch.testing.assert_close(found.grads[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_a_meta_step_that_is_not_finite_adds_nothing():
     made, e = learner(inner_steps=2), episodes(2)
     made.meta_step(e)

@@ -124,16 +124,22 @@ def test_the_second_stage_moves_the_head_alone(episode):
 
 def test_two_stages_share_the_steps(network, without_sites, episode, monkeypatch):
     calls = []
-    spy = lambda *args, head_steps: (calls.append((args, head_steps)), args[0].query.labels)[1]  # noqa: E731
-    monkeypatch.setattr(fine_tuning, "fine_tune", spy)
+    inside = lambda e, start, features, lr, steps, *, head_steps, prepare: (  # noqa: E731
+        calls.append((steps, head_steps, start["scale"].shape)),
+        e.query.labels,
+    )[1]
+    on_readout = lambda e, lr, steps, *, head_steps: (  # noqa: E731
+        calls.append((steps, head_steps, (e.tasks, e.support.inputs.shape[-1]))),
+        e.query.labels,
+    )[1]
+    monkeypatch.setattr(fine_tuning, "fine_tune", inside)
+    monkeypatch.setattr(fine_tuning, "tune_on_readout", on_readout)
     for b in (network, without_sites):
         channels = b.modulation_width + b.width
         for key, steps in (("modulation", (5, 0)), ("two_stage", (3, 2))):
             found = method(b, key)
             found(episode)
-            (_, start, _, _, first), head_steps = calls.pop()
-            assert (first, head_steps) == steps
-            assert start["scale"].shape == (3, channels)
+            assert calls.pop() == (*steps, (3, channels))
             assert found.adapted_values(3) == 2 * channels + 3 * b.width
 
 
