@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -271,33 +269,3 @@ def test_what_cannot_be_batched_is_named():
         functional(functional.weights(2), torch.ones(2, 3, 2))
     with pytest.raises(RuntimeError, match="Expected size"):  # any other mistake keeps its own words
         Functional(nn.Linear(2, 2))(Functional(nn.Linear(2, 2)).weights(2), torch.ones(2, 3, 5))
-
-
-@pytest.mark.parametrize("what", ["network", "functional"])
-def test_compiled_networks_have_first_derivatives_and_say_so(what: str):
-    network = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
-    compiled = torch.compile(network, backend="aot_eager")
-    functional = Functional(compiled) if what == "network" else Functional(network)
-    weights, x = functional.weights(), torch.ones(1, 2, 4)
-    call = functional if what == "network" else torch.compile(functional, backend="aot_eager")
-    problem = mtl.InnerProblem(
-        lambda meta: weights,
-        lambda w, meta, step: call(w, x * meta["size"]).square().mean((1, 2)),
-        lambda w, meta: call(w, x).square().mean((1, 2)),
-        num_steps=2,
-        optimizer=mtl.InnerSGD(0.1),
-    )
-    meta = {"size": torch.tensor(2.0)}
-    plain = replace(problem, inner_loss=lambda w, meta, step: loss_of(network, w, x * meta["size"]))
-    expected = mtl.FirstOrder()(problem, meta)
-    for estimator in (mtl.metagrad.Exact(), mtl.Rematerialised()):
-        with pytest.raises(RuntimeError, match=r"compiled code has no second derivative.*finite-difference"):
-            estimator(problem, meta)
-    found = mtl.Rematerialised(mtl.metagrad.FiniteDifference(1e-2))(problem, meta)
-    assert torch.allclose(expected.losses, found.losses)
-    assert torch.allclose(found.grads["size"], mtl.metagrad.Exact()(plain, meta).grads["size"], rtol=1e-2, atol=1e-5)
-
-
-def loss_of(network: nn.Module, weights: dict, x: torch.Tensor) -> torch.Tensor:
-    named = {k.removeprefix("_orig_mod."): v for k, v in weights.items()}
-    return Functional(network)(named, x).square().mean((1, 2))

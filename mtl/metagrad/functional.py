@@ -56,6 +56,11 @@ class Functional:
     **Derivatives.** Reverse and finite-difference pulls work wherever the network has the derivatives. Forward over
     reverse works through convolutions and batch normalisation; PyTorch has no formula for group normalisation.
 
+    **Compiled networks** work in every estimator: ``torch.compile`` and ``network.compile()`` speed up first-order
+    passes of a single task (inner gradients, finite differences); second derivatives, which compiled code lacks, and
+    several tasks at once run it as it was written. The names of a network that ``torch.compile`` wrapped begin with
+    ``_orig_mod.``; ``network.compile()`` leaves them as they were.
+
     Dropout in training mode draws anew in every call, which no inner problem allows: set it to zero.
 
     Args:

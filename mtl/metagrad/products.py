@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtl.metagrad import tensors
+from mtl.metagrad.compiling import AS_WRITTEN, not_compiled
 from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.shared import SharedSetting
 from mtl.metagrad.tensors import Tensors
@@ -35,21 +36,21 @@ _COMPILED = ("donated buffers", "aot_autograd")
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Use the one attention kernel that has a second derivative, and give the choice back after.
+    """Use the one attention kernel that has a second derivative, and compiled code as it was written; undone after.
 
-    The fused ones have none (PyTorch issue 116350). PyTorch chooses for the whole process.
+    The fused kernels have none (PyTorch issue 116350), nor has compiled code. Both are settings of the whole process.
 
     Raises:
-        RuntimeError: a network that ``torch.compile`` compiled was differentiated twice.
+        RuntimeError: code that was compiled in another way than by ``torch.compile`` was differentiated twice.
     """
     try:
-        with _MATH_ATTENTION.held():
+        with _MATH_ATTENTION.held(), AS_WRITTEN.held():
             yield
     except RuntimeError as e:
         if not any(words in str(e) for words in _COMPILED):
             raise
         raise RuntimeError(
-            "compiled code has no second derivative: give the network without torch.compile, or use "
+            "compiled code has no second derivative: give the network or the losses uncompiled, or use "
             "pull='finite-difference', as in Windowed(pull='finite-difference'), or FirstOrder"
         ) from e
 
@@ -76,6 +77,7 @@ class Reverse(AbstractPull):
     def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
         return self.with_gradient(problem, weights, meta, step)[1]
 
+    @not_compiled
     def with_gradient(
         self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int
     ) -> tuple[Tensors, Products]:
@@ -91,6 +93,7 @@ class Reverse(AbstractPull):
         size, unscale = (None, 1.0) if scale is None else (1.0, 1.0 / scale)
         unscaled = lambda group: {k: v * unscale for k, v in group.items()}  # noqa: E731
 
+        @not_compiled
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             seeds = [cotangent[k] for k in gradient]
             with twice_differentiable():  # checkpointed activations are recomputed here
@@ -139,6 +142,7 @@ class ForwardOverReverse(AbstractPull):
         problem.execution.require_second_order()
         scale = problem.execution.loss_scale
 
+        @not_compiled
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             # Contiguous: a tangent is written to, and an expanded tensor has one place for several elements.
             theta, phi = (tensors.leaf({k: v.contiguous() for k, v in group.items()}) for group in (weights, meta))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mtl.metagrad import tensors
+from mtl.metagrad.compiling import not_compiled
 from mtl.metagrad.estimators.base import AbstractEstimator
 from mtl.metagrad.problem import InnerProblem, draw, replaying
 from mtl.metagrad.products import require_double_backward, twice_differentiable
@@ -25,6 +26,7 @@ class Exact(AbstractEstimator):
         RuntimeError: when an operation of the network has no second derivative, or the network runs in float16.
     """
 
+    @not_compiled
     def __call__(self, problem: InnerProblem, meta: Tensors) -> MetaGradient:
         problem.execution.require_second_order()
         if problem.execution.loss_scale is not None:

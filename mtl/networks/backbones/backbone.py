@@ -26,7 +26,7 @@ from mtl.networks.modulation import (
     Modulator,
     SiteKind,
     find_sites,
-    uncompiled,
+    restore_compiled_parts,
     without_nested_tensors,
 )
 from mtl.networks.readout import Choice, Level, Readout, precise
@@ -40,7 +40,8 @@ class Backbone(AbstractRecognisable):
     Threads may call it at once. It can be copied and pickled, unless its weights are sharded or spread.
 
     Args:
-        model: the network; its parameters stop requiring gradients, and it gets a forward hook per site.
+        model: the network; its parameters stop requiring gradients, and it gets a forward hook per site. What
+            ``torch.compile`` did to it or to its parts is undone, because compiled code may ignore hooks.
         adapter: how to feed it.
         name: for messages and saved files.
         sites: which layers are modulated, see :func:`mtl.networks.modulation.find_sites`.
@@ -72,7 +73,7 @@ class Backbone(AbstractRecognisable):
         placement: Placement | None = None,
     ) -> None:
         super().__init__()
-        self.model = uncompiled(model).requires_grad_(False).eval()
+        self.model = restore_compiled_parts(model).requires_grad_(False).eval()
         self.adapter = adapter
         self.name = name
         self.load_args = load_args

@@ -7,7 +7,13 @@ What they apply belongs to the call, see :class:`CallLocal`, so many threads may
 
 from mtl.networks.modulation.finding import find_sites
 from mtl.networks.modulation.hooks import FirstSite, Modulator, modulate
-from mtl.networks.modulation.layers import hook_point, is_norm, uncompiled, without_nested_tensors
+from mtl.networks.modulation.layers import (
+    hook_point,
+    is_norm,
+    restore_compiled_parts,
+    uncompiled,
+    without_nested_tensors,
+)
 from mtl.networks.modulation.local import CallLocal, CopyableLock
 from mtl.networks.modulation.sites import Modulation, Site, SiteKind
 from mtl.networks.modulation.watching import Hook, LastingHook, changing, plain_copy, watching
@@ -28,6 +34,7 @@ __all__ = [
     "is_norm",
     "modulate",
     "plain_copy",
+    "restore_compiled_parts",
     "uncompiled",
     "watching",
     "without_nested_tensors",

@@ -17,6 +17,21 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def restore_compiled_parts(model: nn.Module) -> nn.Module:
+    """The module with all of its parts as they were before ``torch.compile``, in place: wrapped ones, those compiled by
+    ``module.compile()``, and single methods. Compiled code may ignore the hooks that parts get later."""
+    model = uncompiled(model)
+    for part in list(model.modules()):
+        vars(part).pop("_compiled_call_impl", None)
+        for name, child in list(part._modules.items()):
+            if child is not None and child is not uncompiled(child):
+                part._modules[name] = uncompiled(child)
+        methods = {k: v for k, v in vars(part).items() if "_torchdynamo_orig_callable" in getattr(v, "__dict__", ())}
+        for name, method in methods.items():
+            setattr(part, name, method._torchdynamo_orig_callable)
+    return model
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether the module normalises over one channel axis."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
