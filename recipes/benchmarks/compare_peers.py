@@ -1,12 +1,14 @@
-"""The same inner loop through other libraries: seconds and peak memory of one exact meta-gradient, each in a process.
+"""A user's own module through other libraries and through ours: seconds and memory of one meta-gradient.
 
     pip install -e ".[bench]"
     python recipes/benchmarks/compare_peers.py
-    python recipes/benchmarks/compare_peers.py --depth 12   # the full vit_tiny
+    python recipes/benchmarks/compare_peers.py --modules vit bert --inner-steps 5 20 --repeats 3
 
-5-way 5-shot with 75 queries, scale and shift after every layer of a frozen vit_tiny at 64 px and a cosine head adapted
-by plain gradient descent, one task, one thread. Every process builds the same problem from the same seed; its gradient
-is compared with plain PyTorch's. Peak is resident memory above that before the meta-gradient. Ten minutes by default.
+The module is one that knows nothing of this toolkit: a frozen transformer of timm or transformers with scales and shifts
+after its norms and linear layers and a linear head, called through `torch.func.functional_call`. 5-way 5-shot with 75 queries, plain gradient descent on scales, shifts and head, one
+task, one thread. Every way runs in a process of its own, which builds the same problem from the same seed; its gradient
+is compared with plain PyTorch's. MiB is the most resident memory above what the process had before. With both modules
+and two lengths of the loop a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -15,34 +17,41 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from command import Checked, Count, Counts, Device, Folder, Positive, answer
-from measuring import device_of, measure
+from measuring import Cost, device_of, measure
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import mtl
 from mtl.tools.files import write_csv
 
+Module = Literal["vit", "bert"]
+
 
 @dataclass(frozen=True)
 class Config(Checked):
-    backbone: str = "vit_tiny_patch16_224"  # a vision transformer of timm, with random weights
-    depth: Count = 4  # number of blocks
-    inner_steps: Counts = (5, 10, 20)  # inner steps, K
+    modules: tuple[Module, ...] = ("vit",)  # whose own module: one with convolutional patches, or with words
+    backbone: str = "vit_tiny_patch16_224"  # the vit, by its name in timm; random weights
+    depth: Count = 12  # number of blocks of either
+    inner_steps: Counts = (5, 20)  # inner steps, K
     step_size: Positive = 0.002  # step size of the inner loop
     image_size: Count = 64  # width and height of images, in pixels
     device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
     repeats: Count = 2  # timed runs; the fastest counts
     out: Folder = "runs/compare_estimators"  # folder for peers.csv
-    only: str | None = None  # measure one library in this process; used by the benchmark itself
+    only: str | None = None  # measure one way in this process; used by the benchmark itself
 
 
-WAYS, SHOTS, QUERIES = 5, 5, 15
+WAYS, SHOTS, QUERIES, WORDS, VOCABULARY = 5, 5, 15, 24, 1000
 OURS: dict[str, mtl.metagrad.AbstractEstimator] = {
+    "mtl, exact": mtl.Exact(),
     "mtl, rematerialised": mtl.Rematerialised(),
     "mtl, rematerialised, all kept": mtl.Rematerialised(budget=float("inf")),
     "mtl, rematerialised, finite difference": mtl.Rematerialised("finite-difference"),
@@ -53,115 +62,187 @@ OURS: dict[str, mtl.metagrad.AbstractEstimator] = {
 }
 
 
-class Adapted(nn.Module):
-    """What the inner loop moves, as a module, which is what the other libraries ask for."""
+# --- the user's module ---
 
-    def __init__(self, backbone: mtl.Backbone, images: Tensor, labels: Tensor) -> None:
+
+class ScaledAndShifted(nn.Module):
+    """A frozen layer, and a trainable scale and shift of what it returns."""
+
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.frozen = [backbone]  # in a list: no submodule, so that nobody copies the frozen weights
-        identity = torch.ones(1, backbone.modulation_width, device=images.device)
-        self.scale, self.shift = nn.Parameter(identity), nn.Parameter(torch.zeros_like(identity))
-        with torch.no_grad():
-            self.head = nn.Parameter(mtl.Cosine().init(backbone(images), labels, WAYS)["weight"])
+        self.layer = layer
+        size = int(next(layer.parameters()).shape[0])  # norms and linear layers alike: their outputs
+        self.scale, self.shift = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return loss_of(self.frozen[0], {"scale": self.scale, "shift": self.shift, "head": self.head}, images, labels)
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs) * self.scale + self.shift
 
 
-def loss_of(backbone: mtl.Backbone, weights: dict[str, Tensor], images: Any, labels: Tensor) -> Tensor:
-    features = backbone(images, mtl.networks.Modulation(weights["scale"], weights["shift"]))
-    logits = mtl.Cosine().logits(features, {"weight": weights["head"]}, (features[:, :0], labels), WAYS)
-    return nn.functional.cross_entropy(logits[0], labels[0])
+class Modulated(nn.Module):
+    """A frozen network with a trainable scale and shift after some of its layers, and a linear head.
+
+    Args:
+        layers: names of the layers to modulate.
+        features: what the network makes of its inputs, ``(n, width)``.
+    """
+
+    def __init__(
+        self, network: nn.Module, layers: list[str], width: int, features: Callable[[nn.Module, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.network, self._features = network.requires_grad_(False).eval(), features
+        for name in layers:
+            network.set_submodule(name, ScaledAndShifted(network.get_submodule(name)))
+        self.head = nn.Linear(width, WAYS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self._features(self.network, inputs))
 
 
-def plain(model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
-    start = list(model.parameters())
-    names, weights = [n for n, _ in model.named_parameters()], start
+def vit(config: Config) -> Modulated:
+    import timm
+
+    options: dict[str, Any] = {"img_size": config.image_size, "depth": config.depth, "num_classes": 0}
+    network = timm.create_model(config.backbone, **options)
+    inside = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    layers = [f"blocks.{i}.{name}" for i in range(config.depth) for name in inside]
+    return Modulated(network, [*layers, "norm"], int(network.num_features), lambda network, x: network(x))
+
+
+def bert(config: Config) -> Modulated:
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    described = transformers.BertConfig(num_hidden_layers=config.depth, vocab_size=VOCABULARY, **sizes)
+    network = transformers.BertModel(described, add_pooling_layer=False)
+    inside = ("attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
+    layers = [f"encoder.layer.{i}.{name}" for i in range(config.depth) for name in inside]
+    return Modulated(network, layers, 192, lambda network, x: network(x).last_hidden_state[:, 0])
+
+
+def inputs_of(module: Module, n: int, config: Config) -> Tensor:
+    if module == "bert":
+        return torch.randint(VOCABULARY, (n, WORDS))
+    return torch.randn(n, 3, config.image_size, config.image_size)
+
+
+Examples = tuple[Tensor, Tensor]
+Task = tuple[Modulated, Examples, Examples]
+
+
+def task_of(module: Module, config: Config) -> Task:
+    """The module, and support and query examples; the same ones every time."""
+    torch.manual_seed(0)
+    device = device_of(config.device)
+    with device:  # random weights of a large network take long on a CPU
+        model = {"vit": vit, "bert": bert}[module](config).to(device)
+    torch.manual_seed(1)
+    examples = lambda n: (  # noqa: E731
+        inputs_of(module, WAYS * n, config).to(device),
+        torch.arange(WAYS, device=device).repeat(n),
+    )
+    return model, examples(SHOTS), examples(QUERIES)
+
+
+# --- ways to its meta-gradient ---
+
+
+def fast_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def loss_of(model: nn.Module, weights: dict[str, Tensor], examples: Examples) -> Tensor:
+    inputs, labels = examples
+    return nn.functional.cross_entropy(functional_call(model, weights, (inputs,)), labels)
+
+
+def plain(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
+    start = fast_weights(model)
+    weights = start
     for _ in range(k):
-        loss = loss_of(model.frozen[0], dict(zip(names, weights, strict=True)), *support)
-        weights = [
-            w - lr * g for w, g in zip(weights, torch.autograd.grad(loss, weights, create_graph=True), strict=True)
-        ]
-    loss = loss_of(model.frozen[0], dict(zip(names, weights, strict=True)), *query)
-    return list(torch.autograd.grad(loss, start))
+        loss = loss_of(model, weights, support)
+        found = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        weights = {name: w - lr * g for (name, w), g in zip(weights.items(), found, strict=True)}
+    return list(torch.autograd.grad(loss_of(model, weights, query), list(start.values())))
 
 
-def with_higher(model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+def with_checkpoints(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
+    start = {name: p.detach().requires_grad_() for name, p in fast_weights(model).items()}
+
+    def step(*values: Tensor) -> tuple[Tensor, ...]:
+        again = torch.is_grad_enabled()  # the second time, on the way back
+        with torch.enable_grad():
+            values = values if again else tuple(v.detach().requires_grad_() for v in values)
+            loss = loss_of(model, dict(zip(start, values, strict=True)), support)
+            found = torch.autograd.grad(loss, values, create_graph=again)
+        return tuple(w - lr * g for w, g in zip(values, found, strict=True))
+
+    values: Any = tuple(start.values())
+    for _ in range(k):
+        values = checkpoint(step, *values, use_reentrant=True)
+    loss_of(model, dict(zip(start, values, strict=True)), query).backward()
+    return [p.grad for p in start.values() if p.grad is not None]
+
+
+def plain_first_order(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
+    weights = {name: p.detach().requires_grad_() for name, p in fast_weights(model).items()}
+    for _ in range(k):
+        found = torch.autograd.grad(loss_of(model, weights, support), list(weights.values()))
+        with torch.no_grad():
+            weights = {n: (w - lr * g).requires_grad_() for (n, w), g in zip(weights.items(), found, strict=True)}
+    return list(torch.autograd.grad(loss_of(model, weights, query), list(weights.values())))
+
+
+def with_higher(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
     import higher  # pyright: ignore[reportMissingImports]
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    start = list(fast_weights(model).values())
+    loss = lambda adapted, examples: nn.functional.cross_entropy(adapted(examples[0]), examples[1])  # noqa: E731
+    optimizer = torch.optim.SGD(start, lr=lr)
     with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (adapted, differentiable):
         for _ in range(k):
-            differentiable.step(adapted(*support))
-        return list(torch.autograd.grad(adapted(*query), list(model.parameters())))
+            differentiable.step(loss(adapted, support))
+        return list(torch.autograd.grad(loss(adapted, query), start))
 
 
-def with_torchopt(model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+def with_torchopt(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
     import torchopt  # pyright: ignore[reportMissingImports]
 
-    start = list(model.parameters())
+    start = list(fast_weights(model).values())
     optimizer = torchopt.MetaSGD(model, lr=lr)
     for _ in range(k):
-        optimizer.step(model(*support))
-    return list(torch.autograd.grad(model(*query), start))
+        optimizer.step(nn.functional.cross_entropy(model(support[0]), support[1]))
+    found = list(torch.autograd.grad(nn.functional.cross_entropy(model(query[0]), query[1]), start))
+    for name, value in zip(names_of(model), start, strict=True):  # it has put tensors of its graph in their place
+        owner, _, last = name.rpartition(".")
+        model.get_submodule(owner)._parameters[last] = value
+    return found
 
 
-PEERS = {"plain PyTorch, unrolled": plain, "higher": with_higher, "torchopt": with_torchopt}
+PEERS = {
+    "plain PyTorch, unrolled": plain,
+    "plain PyTorch, reentrant checkpoint per step": with_checkpoints,
+    "plain PyTorch, first-order": plain_first_order,
+    "higher": with_higher,
+    "torchopt": with_torchopt,
+}
 
 
 def with_mtl(
-    estimator: mtl.metagrad.AbstractEstimator, model: Adapted, support: Any, query: Any, k: int, lr: float
+    estimator: mtl.metagrad.AbstractEstimator, model: Modulated, support: Examples, query: Examples, k: int, lr: float
 ) -> list[Tensor]:
-    backbone, (images, labels) = model.frozen[0], support
-    seen = backbone.prepare(images)
+    of_task = lambda weights: {name: w[0] for name, w in weights.items()}  # noqa: E731
     problem = mtl.InnerProblem(
-        init=lambda meta: meta,
-        inner_loss=lambda w, meta, step: loss_of(backbone, w, seen, labels)[None],
-        outer_loss=lambda w, meta: loss_of(backbone, w, *query)[None],
+        init=lambda meta: {name: v[None] for name, v in meta.items()},
+        inner_loss=lambda weights, meta, step: loss_of(model, of_task(weights), support)[None],
+        outer_loss=lambda weights, meta: loss_of(model, of_task(weights), query)[None],
         num_steps=k,
         optimizer=mtl.InnerSGD(lr),
     )
-    grads = estimator(problem, {n: p.detach() for n, p in model.named_parameters()}).grads
-    return [grads[n] for n, _ in model.named_parameters()]
+    return list(estimator(problem, {name: p.detach() for name, p in fast_weights(model).items()}).grads.values())
 
 
-def measure_here(name: str, config: Config) -> list[dict[str, Any]]:
-    """Seconds, MiB and the gradient of one library, in this process, for each K."""
-    torch.set_num_threads(1)
-    device = device_of(config.device)
-    backbone = network(config, device)
-    rows = []
-    for k in config.inner_steps:
-        task = task_of(backbone, config)
-        grads, cost = measure(
-            lambda k=k, task=task: solve(name, *task, k, config.step_size), config.repeats, live=False
-        )
-        rows.append({"library": name, "K": k, "seconds": cost.seconds, "MiB": cost.peak_mib})
-        torch.save(torch.cat([g.detach().flatten().cpu() for g in grads]), Path(config.out) / f"{name}-{k}.pt")
-    return rows
-
-
-Task = tuple[Adapted, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def network(config: Config, device: torch.device) -> mtl.Backbone:
-    """The frozen network with random weights, made where it is used: a CPU takes long over a large one."""
-    options: dict[str, Any] = {"img_size": config.image_size, "depth": config.depth, "sites": "ssf"}
-    with device:
-        return mtl.load_backbone(config.backbone, pretrained=False, **options)
-
-
-def task_of(backbone: mtl.Backbone, config: Config) -> Task:
-    """What is adapted, and support and query examples; the same ones every time."""
-    torch.manual_seed(0)
-    device, size = backbone.device, config.image_size
-    labels = lambda n: torch.arange(WAYS, device=device).repeat(n)[None]  # noqa: E731
-    support = torch.randn(1, WAYS * SHOTS, 3, size, size).to(device), labels(SHOTS)
-    query = torch.randn(1, WAYS * QUERIES, 3, size, size).to(device), labels(QUERIES)
-    return Adapted(backbone, *support), support, query
-
-
-def solve(name: str, model: Adapted, support: Any, query: Any, k: int, lr: float) -> list[Tensor]:
+def solve(name: str, model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
     """The meta-gradient by one library or estimator."""
     if name in PEERS:  # fused attention has no second derivative; ours looks after itself
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -169,21 +250,42 @@ def solve(name: str, model: Adapted, support: Any, query: Any, k: int, lr: float
     return with_mtl(OURS[name], model, support, query, k, lr)
 
 
-def measure_apart(name: str, k: int, config: Config) -> dict[str, Any]:
+# --- the comparison ---
+
+
+def measure_here(name: str, module: Module, config: Config) -> list[dict[str, Any]]:
+    """Seconds, MiB and the gradient of one way, in this process, for each K."""
+    torch.set_num_threads(1)
+    task, rows = task_of(module, config), []
+    for k in config.inner_steps:
+        call = lambda k=k: solve(name, *task, k, config.step_size)  # noqa: E731
+        grads, cost = measure(call, config.repeats, live=False)
+        rows.append(row_of(name, module, k, cost))
+        gradient = torch.cat([g.detach().flatten().cpu() for g in grads])
+        torch.save(gradient, Path(config.out) / f"{module}-{name}-{k}.pt")
+    return rows
+
+
+def row_of(name: str, module: Module, k: int, cost: Cost) -> dict[str, Any]:
+    return {"module": module, "library": name, "K": k, "seconds": cost.seconds, "MiB": cost.peak_mib}
+
+
+def measure_apart(name: str, module: Module, k: int, config: Config) -> dict[str, Any]:
     """In a process of its own, whose memory can be read; an accelerator's can be read here.
 
     Raises:
         RuntimeError, ImportError: its last line, where it could not be measured.
     """
+    config = replace(config, inner_steps=(k,), modules=(module,))
     if device_of(config.device).type == "cuda":
         try:
-            return measure_here(name, replace(config, inner_steps=(k,)))[0]
+            return measure_here(name, module, config)[0]
         except torch.OutOfMemoryError as error:
             raise RuntimeError(str(error).split(".")[0]) from None
         finally:
             gc.collect()
             torch.cuda.empty_cache()
-    settings = asdict(replace(config, inner_steps=(k,), only=name))
+    settings = asdict(replace(config, only=name))
     done = subprocess.run([sys.executable, __file__, *options(settings)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -200,32 +302,38 @@ def main(config: Config) -> list[dict[str, Any]]:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if config.only:
-        rows = measure_here(config.only, config)
+        rows = measure_here(config.only, config.modules[0], config)
         print(json.dumps(rows))
         return rows
     rows: list[dict[str, Any]] = []
-    print(f"{'K':>3} {'library':39} {'seconds':>8} {'time':>6} {'MiB':>8} {'cosine':>8} {'largest error':>14}")
-    for k in config.inner_steps:
-        for name in [*PEERS, *OURS]:
-            try:
-                row = measure_apart(name, k, config)
-            except (RuntimeError, ImportError) as error:
-                print(f"{k:>3} {name:39} not measured: {error}", flush=True)
-                continue
-            rows.append(row | against(rows, row, out))
-            print("{K:>3} {library:39} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
-            print("{cosine:8.4f} {error:14.1e}".format(**rows[-1]), flush=True)
+    print(f"{'':4} {'K':>3} {'library':44} {'seconds':>8} {'time':>6} {'MiB':>8} {'memory':>6} {'cosine':>8} {'error':>8}")
+    for module in config.modules:
+        for k in config.inner_steps:
+            for name in [*PEERS, *OURS]:
+                try:
+                    row = measure_apart(name, module, k, config)
+                except (RuntimeError, ImportError) as error:
+                    print(f"{module:4} {k:>3} {name:44} not measured: {error}", flush=True)
+                    continue
+                rows.append(row | against(rows, row, out))
+                print("{module:4} {K:>3} {library:44} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
+                print("{memory:6.2f} {cosine:8.4f} {error:8.1e}".format(**rows[-1]), flush=True)
     write_csv(rows, out / "peers.csv")
     return rows
 
 
 def against(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> dict[str, float]:
-    """Time relative to plain PyTorch at the same K, and how far the gradients differ."""
-    first = next(iter(PEERS))
-    unit = next((r["seconds"] for r in rows if (r["library"], r["K"]) == (first, row["K"])), row["seconds"])
-    found, exact = (torch.load(out / f"{n}-{row['K']}.pt") for n in (row["library"], first))
-    error = float((found - exact).abs().max() / exact.abs().max())
-    return {"time": row["seconds"] / unit, "cosine": float(torch.cosine_similarity(found, exact, 0)), "error": error}
+    """Beside plain PyTorch at the same K: time to the unrolled gradient's, memory to the first-order one's, error."""
+    unrolled, _, first_order, _ = PEERS
+    module, k = row["module"], row["K"]
+    beside = {r["library"]: r for r in [*rows, row] if (r["module"], r["K"]) == (module, k)}
+    found, exact = (torch.load(out / f"{module}-{name}-{k}.pt") for name in (row["library"], unrolled))
+    return {
+        "time": row["seconds"] / beside[unrolled]["seconds"],
+        "memory": row["MiB"] / beside[first_order]["MiB"] if first_order in beside else float("nan"),
+        "cosine": float(torch.cosine_similarity(found, exact, 0)),
+        "error": float((found - exact).abs().max() / exact.abs().max()),
+    }
 
 
 if __name__ == "__main__":
