@@ -10,7 +10,7 @@ from problems import OPTIMIZERS, regression
 
 from mtl.metagrad import tensors
 from mtl.metagrad.optimizers import InnerAdam, InnerNormalised, InnerSGD, clipped
-from mtl.metagrad.problem import unroll
+from mtl.metagrad.trajectory import unroll
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 

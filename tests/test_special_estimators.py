@@ -15,7 +15,7 @@ from mtl.metagrad import tensors
 from mtl.metagrad.estimators import evograd
 from mtl.metagrad.estimators.evograd import perturbations
 from mtl.metagrad.optimizers import InnerSGD
-from mtl.metagrad.problem import unroll
+from mtl.metagrad.trajectory import unroll
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 

@@ -11,8 +11,8 @@ from estimator_tables import ALL
 from problems import regression
 
 import mtl
-from mtl.metagrad import tensors
-from mtl.metagrad.storage import StoredStates
+from mtl.metagrad import OnHost, Regrouped, tensors
+from mtl.metagrad.storage import AbstractRows, StoredStates
 from mtl.tools.memory import LiveBytes
 
 
@@ -20,17 +20,25 @@ from mtl.tools.memory import LiveBytes
 class Elsewhere(mtl.metagrad.StateStorage):
     """Bytes instead of tensors: stands in for the host of a device that the tests do not have."""
 
-    def put(self, tensors):
-        torch.save(tensors, buffer := io.BytesIO())
-        return buffer.getvalue()
+    def rows(self, count, like):
+        return Bytes()
 
-    def fetch(self, kept):
-        return torch.load(io.BytesIO(kept))
+
+class Bytes(AbstractRows):
+    def __init__(self):
+        self.rows = {}
+
+    def write(self, row, values):
+        torch.save(torch.cat([v.flatten() for v in values]), buffer := io.BytesIO())
+        self.rows[row] = buffer.getvalue()
+
+    def read(self, row):
+        return torch.load(io.BytesIO(self.rows[row]))
 
 
 @pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("storage", [Elsewhere(), mtl.metagrad.OnHost()])
+@pytest.mark.parametrize("storage", [Elsewhere(), OnHost(), Regrouped(), Regrouped(steps=4)], ids=str)
 def test_every_estimator_gives_the_same_numbers(name, storage):
     problem, meta = regression(5, momentum=0.9, fixed_batch=False)
     expected = ALL[name](problem, meta)
@@ -68,20 +76,40 @@ def test_states_elsewhere_make_memory_flat_in_the_number_of_steps(estimator):
     assert here - many > 20 * (2 if lazy else 3) * one
 
 
-def test_a_repeated_item_is_put_away_once():
-    class Counting(Elsewhere):
-        puts = 0
+def test_states_lie_in_one_buffer_with_a_row_for_each():
+    first = {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3), "b": torch.ones(2, 1)}
+    kept = StoredStates(mtl.metagrad.OnDevice(), 2)
+    kept.append(first)
+    kept.append(second := {k: v + 1 for k, v in first.items()})
+    assert [list(item) for item in kept] == [["a", "n", "b"]] * 2
+    for k, v in second.items():
+        torch.testing.assert_close(kept[1][k], v, rtol=0, atol=0)
+        torch.testing.assert_close(kept[-2:][0][k], first[k], rtol=0, atol=0)
+    storages = {kept[i][k].untyped_storage().data_ptr() for i in range(2) for k in "ab"}
+    assert len(storages) == 1
 
-        def put(self, tensors):
-            Counting.puts += 1
-            return super().put(tensors)
 
-    kept = StoredStates(Counting(), [{"a": torch.zeros(2)}])
-    kept.append({"a": torch.ones(2)})
-    kept.repeat()
-    assert Counting.puts == 2
-    assert len(kept) == 3
-    assert [k["a"].tolist() for k in kept[1:]] == [[1.0, 1.0]] * 2
+def test_items_of_another_shape_are_stored_beside_the_others():
+    kept = StoredStates(mtl.metagrad.OnDevice(), 3)
+    for n in (1, 2, 1):
+        kept.append({"a": torch.full((n,), float(n))})
+    assert [k["a"].tolist() for k in kept] == [[1.0], [2.0, 2.0], [1.0]]
+
+
+@pytest.mark.parametrize("estimator", [mtl.Rematerialised(), mtl.Windowed(4), mtl.metagrad.Truncated(40)])
+def test_regrouped_states_grow_with_the_square_root_of_the_steps(estimator):
+    one = 50_000 * 4
+    few, many = (peak(estimator, *wide(k, Regrouped())) for k in (16, 64))
+    # two groups of sqrt(K) steps and the first of each: from 3 sqrt(16) to 3 sqrt(64) times three tensors
+    assert many - few < 3 * 16 * one
+    assert peak(estimator, *wide(64, mtl.metagrad.OnDevice())) - many > 100 * one
+
+
+def test_a_regrouping_is_refused_where_it_makes_no_sense():
+    with pytest.raises(ValueError, match="steps=-1"):
+        Regrouped(steps=-1)
+    with pytest.raises(ValueError, match="expected a storage that stores"):
+        Regrouped(Regrouped())
 
 
 @pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
@@ -108,4 +136,7 @@ def test_on_host_leaves_the_device():
     expected = mtl.Rematerialised()(replace(problem, storage=mtl.metagrad.OnDevice()), meta)
     found = mtl.Rematerialised()(problem, meta)
     assert found.grads["rate"].equal(expected.grads["rate"])
-    assert mtl.metagrad.OnHost().put(expected.weights)["w"][1].device.type == "cpu"
+    rows = mtl.metagrad.OnHost().rows(1, expected.weights["w"][0])
+    rows.write(0, [expected.weights["w"]])
+    assert rows._rows[0].device.type == "cpu"
+    assert rows.read(0).equal(expected.weights["w"][0])

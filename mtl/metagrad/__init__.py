@@ -11,11 +11,12 @@ from mtl.metagrad.estimators import *  # noqa: F403 (its __all__ is part of ours
 from mtl.metagrad.functional import Functional
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerNormalised, InnerSGD
 from mtl.metagrad.options import EstimatorOptions, InnerOptions, make_estimator, representatives
-from mtl.metagrad.problem import InnerProblem, solve, unroll
+from mtl.metagrad.problem import InnerProblem, solve
 from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.metagrad.registry import Registry
-from mtl.metagrad.storage import OnDevice, OnHost, StateStorage
+from mtl.metagrad.storage import OnDevice, OnHost, Regrouped, StateStorage
 from mtl.metagrad.sweep import Sweep
+from mtl.metagrad.trajectory import unroll
 
 __all__ = [
     "INNER_OPTIMIZERS",
@@ -35,6 +36,7 @@ __all__ = [
     "OnDevice",
     "OnHost",
     "Registry",
+    "Regrouped",
     "Reverse",
     "StateStorage",
     "Sweep",

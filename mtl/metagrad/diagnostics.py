@@ -13,10 +13,11 @@ from torch import Tensor
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, Rematerialised
 from mtl.metagrad.optimizers import InnerSGD
-from mtl.metagrad.problem import InnerProblem, draw, inner_gradient, replaying, unroll
+from mtl.metagrad.problem import InnerProblem, draw, inner_gradient, replaying
 from mtl.metagrad.products import AbstractPull, FiniteDifference, Reverse, as_pull
 from mtl.metagrad.sweep import Adjoint, outer_adjoint, through_updates
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import unroll
 
 
 @dataclass(frozen=True)

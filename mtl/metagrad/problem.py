@@ -1,4 +1,4 @@
-r"""The inner problem (:class:`InnerProblem`), and its loop without a graph (:func:`unroll`, :func:`solve`).
+r"""The inner problem (:class:`InnerProblem`), its gradient, and its solution (:func:`solve`).
 
 An inner step :math:`k` maps fast weights and optimiser state :math:`(\theta_k, s_k)` to
 :math:`(\theta_{k+1}, s_{k+1}) = U(\theta_k, s_k, g_k, \phi)` with :math:`g_k = \partial L_k / \partial \theta`
@@ -20,7 +20,7 @@ from torch import Tensor
 from mtl.metagrad import tensors
 from mtl.metagrad.execution import Execution
 from mtl.metagrad.optimizers import AbstractInnerOptimizer, InnerSGD
-from mtl.metagrad.storage import OnDevice, StateStorage, StoredStates
+from mtl.metagrad.storage import OnDevice, StateStorage
 from mtl.metagrad.tensors import Tensors
 
 
@@ -41,8 +41,8 @@ class InnerProblem:
         num_steps: K >= 0; with 0 the initial weights are used as they are (amortised adaptation).
         optimizer: takes a step.
         execution: what the network under the losses demands of a derivative; the default demands nothing.
-        storage: keeps the states of the inner loop until the backward sweep: :class:`mtl.metagrad.OnHost` for large
-            fast weights.
+        storage: keeps the states of the inner loop until the backward sweep: :class:`mtl.metagrad.OnHost` or
+            :class:`mtl.metagrad.Regrouped` for large fast weights.
         sample: ``(theta_k, meta, step) -> drawn``, what a step draws with the *current* weights, such as the roll-out
             of a policy (on-policy learning): named tensors, which the inner loss gets as its fourth argument. It is
             called once per gradient of the inner loop, outside every graph; what it drew is stored and replayed in
@@ -66,28 +66,6 @@ class InnerProblem:
             raise ValueError(
                 f"InnerProblem(num_steps={self.num_steps}): expected 0 (no refinement) or more inner steps"
             )
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Record of the inner loop: no graph, only numbers of the size of the fast weights.
-
-    Args:
-        weights: ``theta_0 .. theta_K``.
-        states: optimiser states, the same length.
-        gradients: the gradient applied at each of the K steps.
-        evaluations: number of gradients that were evaluated.
-        reached: names of the meta-parameters on which the initial weights (``"init"``), the first inner loss
-            (``"inner"``), the last (``"last"``) and, once it is known, the outer loss (``"outer"``) depend.
-        draws: what each of the K steps drew, see :class:`InnerProblem`.
-    """
-
-    weights: Sequence[Tensors]
-    states: Sequence[Tensors]
-    gradients: Sequence[Tensors]
-    evaluations: int
-    reached: dict[str, set[str]] = field(default_factory=dict)
-    draws: Sequence[Tensors] = ()
 
 
 def draw(problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Tensors:
@@ -115,66 +93,6 @@ def inner_gradient(problem: InnerProblem, weights: Tensors, meta: Tensors, step:
     with torch.enable_grad():
         loss = problem.inner_loss(weights, meta, step).sum()
     return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0]
-
-
-def _gradient_and_reached(
-    problem: InnerProblem, weights: Tensors, meta: Tensors, step: int
-) -> tuple[Tensors, set[str]]:
-    """The same, and the names of the meta-parameters that the loss depends on, read off its graph."""
-    weights, meta = tensors.leaf(weights), tensors.leaf(meta)
-    with torch.enable_grad():
-        loss = problem.inner_loss(weights, meta, step).sum()
-    reached = tensors.reaches([loss], meta)
-    return tensors.grad(loss, weights, magnitude=problem.execution.loss_scale)[0], reached
-
-
-GradientAt = Callable[[InnerProblem, Tensors, int], Tensors]
-"""``(problem, weights, step) -> gradient`` of the inner loss; the problem replays what the step drew."""
-
-
-@torch.no_grad()
-def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: GradientAt | None = None) -> Trajectory:
-    """Take the K inner steps without graph.
-
-    Args:
-        reuse: evaluate the gradient once per so many steps and apply it that often (lazy windows); 1 is ordinary
-            descent.
-        gradient_at: evaluates a gradient, :func:`inner_gradient` by default.
-    """
-    phi = tensors.leaf(meta)
-    with torch.enable_grad():
-        initial = problem.init(phi)
-    reached: dict[str, set[str]] = {"init": tensors.reaches(initial.values(), phi), "inner": set(), "last": set()}
-    meta, weights = tensors.detach(meta), tensors.detach(initial)
-    del initial, phi  # their graph is of the size of an inner step's
-    state = problem.optimizer.init(weights)
-    weights_at, states, gradients = (
-        StoredStates(problem.storage, [weights]),
-        StoredStates(problem.storage, [state]),
-        StoredStates(problem.storage),
-    )
-    gradient: Tensors = {}
-    draws, drawing = StoredStates(problem.storage), problem
-    problem = replaying(drawing, draws)
-    for step in range(problem.num_steps):
-        if step % reuse:
-            gradients.repeat()
-            draws.repeat()
-        else:
-            draws.append(draw(drawing, weights, meta, step))
-            ends = [end for end, at in (("inner", 0), ("last", problem.num_steps - 1)) if at == step]
-            if gradient_at is not None:
-                gradient = gradient_at(problem, weights, step)
-            elif ends:
-                gradient, names = _gradient_and_reached(problem, weights, meta, step)
-                reached |= dict.fromkeys(ends, names)
-            else:
-                gradient = inner_gradient(problem, weights, meta, step)
-            gradients.append(gradient)
-        weights, state = problem.optimizer.update(weights, state, gradient, meta)
-        weights_at.append(weights)
-        states.append(state)
-    return Trajectory(weights_at, states, gradients, -(-problem.num_steps // reuse), reached, draws)
 
 
 def solve(problem: InnerProblem, meta: Tensors) -> Tensors:

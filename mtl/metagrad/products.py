@@ -10,11 +10,12 @@ differ in cost and in what they ask of the network.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -116,12 +117,17 @@ def require_double_backward(gradient: Tensors) -> None:
     Raises:
         RuntimeError: naming the fast weight.
     """
-    for name, value in gradient.items():
-        if any(node.name().endswith(NOT_AGAIN) for node in tensors.nodes([value])):
-            raise RuntimeError(
-                f"the inner gradient of {name!r} has no second derivative (a fused kernel in the network?); "
-                "use pull='finite-difference', or load the backbone with an eager attention implementation"
-            )
+    if not _cut(gradient.values()):  # one walk for all of them; the culprit is looked for when there is one
+        return
+    name = next(name for name, value in gradient.items() if _cut([value]))
+    raise RuntimeError(
+        f"the inner gradient of {name!r} has no second derivative (a fused kernel in the network?); "
+        "use pull='finite-difference', or load the backbone with an eager attention implementation"
+    )
+
+
+def _cut(gradient: Iterable[Tensor]) -> bool:
+    return any(node.name().endswith(NOT_AGAIN) for node in tensors.nodes(gradient))
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class ForwardOverReverse(AbstractPull):
         return products
 
 
-def _tangents(values: Tensors, length: torch.Tensor | float) -> Tensors:
+def _tangents(values: Tensors, length: Tensor | float) -> Tensors:
     pairs = {k: (v, forward_ad.unpack_dual(v).tangent) for k, v in values.items()}
     # No tangent: the gradient does not change along the cotangent.
     return {k: torch.zeros_like(v) if t is None else t.detach() / length for k, (v, t) in pairs.items()}
@@ -188,7 +194,7 @@ class FiniteDifference(AbstractPull):
             )
 
     def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
-        def gradient(at: Tensors, seeds: torch.Tensor) -> tuple[Tensors, Tensors]:
+        def gradient(at: Tensors, seeds: Tensor) -> tuple[Tensors, Tensors]:
             theta, phi = tensors.leaf(at), tensors.leaf(meta)
             with torch.enable_grad():
                 losses = problem.inner_loss(theta, phi, step)

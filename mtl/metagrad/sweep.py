@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from mtl.metagrad import tensors
-from mtl.metagrad.problem import InnerProblem, Trajectory, replaying, unroll
+from mtl.metagrad.problem import InnerProblem, replaying
 from mtl.metagrad.products import Products, PullChoice, as_pull
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import Trajectory, unroll
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class Sweep:
         self.release()
         reached = init or self.problem.num_steps == 0
         grads = through_init(self.problem, self.meta, self.adjoint) if reached else self.adjoint.meta
-        evaluations, weights = self.trajectory.evaluations, self.trajectory.weights[-1]
+        # A copy: the last row of a buffer would keep all of it.
+        evaluations, weights = self.trajectory.evaluations, tensors.clone(self.trajectory.weights[-1])
         return MetaGradient(self.losses, grads, weights, evaluations, self.pulls, self.diagnostics)
 
     def look(self, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensors]:

@@ -40,6 +40,11 @@ def detach(tensors: Mapping[str, Tensor]) -> Tensors:
     return {k: v.detach() for k, v in tensors.items()}
 
 
+def clone(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies with memory of their own."""
+    return {k: v.clone() for k, v in tensors.items()}
+
+
 def usable(tensor: Tensor) -> Tensor:
     """The tensor, or a copy where it was made in inference mode: no graph takes one of those."""
     return tensor.clone() if tensor.is_inference() else tensor

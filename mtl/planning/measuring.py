@@ -13,10 +13,11 @@ from mtl.episode import Episode
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import MetaGradient
-from mtl.metagrad.problem import InnerProblem, Trajectory, inner_gradient
+from mtl.metagrad.problem import InnerProblem, inner_gradient
 from mtl.metagrad.products import AbstractPull
 from mtl.metagrad.sweep import outer_adjoint, through_init
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import Trajectory
 from mtl.planning.work import Work
 from mtl.tools.memory import AbstractWatcher, LiveBytes, stored_bytes
 

@@ -4,11 +4,12 @@
     python recipes/benchmarks/compare_peers.py
     python recipes/benchmarks/compare_peers.py --modules vit bert --inner-steps 5 20 --repeats 3
 
-The module is one that knows nothing of this toolkit: a frozen transformer of timm or transformers with scales and shifts
-after its norms and linear layers and a linear head, called through `torch.func.functional_call`. 5-way 5-shot with 75 queries, plain gradient descent on scales, shifts and head, one
-task, one thread. Every way runs in a process of its own, which builds the same problem from the same seed; its gradient
-is compared with plain PyTorch's. MiB is the most resident memory above what the process had before. With both modules
-and two lengths of the loop a quarter of an hour.
+The module is one that knows nothing of this toolkit: a frozen transformer of timm or transformers with scales and
+shifts after its norms and linear layers and a linear head, called through `torch.func.functional_call`. 5-way 5-shot
+with 75 queries, plain gradient descent on scales, shifts and head, one task, one thread. Every way runs in a process of
+its own, which builds the same problem from the same seed; its gradient is compared with plain PyTorch's. MiB is the
+most resident memory above what the process had before, time is relative to the unrolled gradient and memory to the plain
+first-order one. With both modules and two lengths of the loop half an hour.
 """
 
 from __future__ import annotations
@@ -115,7 +116,13 @@ def bert(config: Config) -> Modulated:
     sizes: dict[str, Any] = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     described = transformers.BertConfig(num_hidden_layers=config.depth, vocab_size=VOCABULARY, **sizes)
     network = transformers.BertModel(described, add_pooling_layer=False)
-    inside = ("attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
+    inside = (
+        "attention.output.dense",
+        "attention.output.LayerNorm",
+        "intermediate.dense",
+        "output.dense",
+        "output.LayerNorm",
+    )
     layers = [f"encoder.layer.{i}.{name}" for i in range(config.depth) for name in inside]
     return Modulated(network, layers, 192, lambda network, x: network(x).last_hidden_state[:, 0])
 
@@ -208,12 +215,12 @@ def with_higher(model: Modulated, support: Examples, query: Examples, k: int, lr
 def with_torchopt(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
     import torchopt  # pyright: ignore[reportMissingImports]
 
-    start = list(fast_weights(model).values())
+    names, start = zip(*fast_weights(model).items(), strict=True)
     optimizer = torchopt.MetaSGD(model, lr=lr)
     for _ in range(k):
         optimizer.step(nn.functional.cross_entropy(model(support[0]), support[1]))
     found = list(torch.autograd.grad(nn.functional.cross_entropy(model(query[0]), query[1]), start))
-    for name, value in zip(names_of(model), start, strict=True):  # it has put tensors of its graph in their place
+    for name, value in zip(names, start, strict=True):  # it has put tensors of its graph in their place
         owner, _, last = name.rpartition(".")
         model.get_submodule(owner)._parameters[last] = value
     return found
@@ -306,7 +313,9 @@ def main(config: Config) -> list[dict[str, Any]]:
         print(json.dumps(rows))
         return rows
     rows: list[dict[str, Any]] = []
-    print(f"{'':4} {'K':>3} {'library':44} {'seconds':>8} {'time':>6} {'MiB':>8} {'memory':>6} {'cosine':>8} {'error':>8}")
+    print(
+        f"{'':4} {'K':>3} {'library':44} {'seconds':>8} {'time':>6} {'MiB':>8} {'memory':>6} {'cosine':>8} {'error':>8}"
+    )
     for module in config.modules:
         for k in config.inner_steps:
             for name in [*PEERS, *OURS]:
@@ -316,7 +325,9 @@ def main(config: Config) -> list[dict[str, Any]]:
                     print(f"{module:4} {k:>3} {name:44} not measured: {error}", flush=True)
                     continue
                 rows.append(row | against(rows, row, out))
-                print("{module:4} {K:>3} {library:44} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" ")
+                print(
+                    "{module:4} {K:>3} {library:44} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" "
+                )
                 print("{memory:6.2f} {cosine:8.4f} {error:8.1e}".format(**rows[-1]), flush=True)
     write_csv(rows, out / "peers.csv")
     return rows

@@ -26,6 +26,7 @@ from measuring import MIB, flat, measure
 from torch import Tensor
 
 import mtl
+from mtl.metagrad.storage import AbstractRows
 from mtl.metagrad.tensors import Tensors
 from mtl.tools.files import write_csv
 from mtl.tools.memory import LiveBytes
@@ -62,12 +63,20 @@ class Config(Checked):
 class Serialised(mtl.metagrad.StateStorage):
     """Bytes that are no tensors."""
 
-    def put(self, tensors: Tensors) -> Any:
-        torch.save(tensors, buffer := io.BytesIO())
-        return buffer.getbuffer()
+    def rows(self, count: int, like: Tensor) -> AbstractRows:
+        return _Bytes()
 
-    def fetch(self, kept: Any) -> Tensors:
-        return torch.load(io.BytesIO(kept))
+
+class _Bytes(AbstractRows):
+    def __init__(self) -> None:
+        self._rows: dict[int, memoryview] = {}
+
+    def write(self, row: int, values: list[Tensor]) -> None:
+        torch.save(torch.cat([v.flatten() for v in values]), buffer := io.BytesIO())
+        self._rows[row] = buffer.getbuffer()
+
+    def read(self, row: int) -> Tensor:
+        return torch.load(io.BytesIO(self._rows[row]))
 
 
 def estimators(window: int, k: int) -> dict[str, mtl.metagrad.AbstractEstimator]:

@@ -9,9 +9,10 @@ import warnings
 import torch
 
 from mtl.metagrad import tensors
-from mtl.metagrad.problem import InnerProblem, Trajectory
+from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.sweep import MetaGradient
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import Trajectory
 
 
 class StructuralZeroWarning(UserWarning):

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
-from mtl.metagrad.problem import InnerProblem, unroll
+from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import Products, PullChoice, as_pull
 from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep, through_updates
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import unroll
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 
 from mtl.metagrad.estimators.base import AbstractEstimator
-from mtl.metagrad.problem import InnerProblem, Trajectory, inner_gradient, unroll
+from mtl.metagrad.problem import InnerProblem, inner_gradient
 from mtl.metagrad.products import Products, PullChoice, Reverse, as_pull
 from mtl.metagrad.sweep import MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import Trajectory, unroll
 
 
 @dataclass(frozen=True)

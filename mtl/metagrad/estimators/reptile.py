@@ -8,9 +8,10 @@ import torch
 
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
-from mtl.metagrad.problem import InnerProblem, unroll
+from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.sweep import Adjoint, MetaGradient, through_init
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import unroll
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,4 @@ class Reptile(AbstractEstimator):
         share = torch.full_like(losses, 1 / len(losses))
         direction = tensors.scale(tensors.add(first, last, -1.0), share)
         grads = through_init(problem, meta, Adjoint(direction, {}, tensors.zeros_like(meta)))
-        return MetaGradient(losses, grads, last, trajectory.evaluations, 0)
+        return MetaGradient(losses, grads, tensors.clone(last), trajectory.evaluations, 0)

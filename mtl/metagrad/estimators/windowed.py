@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator
-from mtl.metagrad.problem import InnerProblem, unroll
+from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import PullChoice, as_pull
 from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
+from mtl.metagrad.trajectory import unroll
 
 Mode = Literal["adaptive", "exact-forward", "lazy"]
 Anchor = Literal["start", "middle", "end"]
