@@ -78,6 +78,61 @@ def test_finite_difference_error_falls_with_the_square_of_the_radius():
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
+def test_a_one_sided_difference_needs_no_second_gradient_where_it_is_known():
+    problem, meta = regression(momentum=0.5)
+    calls = 0
+
+    def counted(weights, meta, step):
+        nonlocal calls
+        calls += 1
+        return problem.inner_loss(weights, tensors.detach(meta), step)
+
+    exact = mtl.Exact()(replace(problem, inner_loss=counted), meta).grads
+    errors, calls = [], 0
+    for radius in (4e-3, 2e-3, 1e-3):
+        pull = mtl.metagrad.FiniteDifference(radius, sides=1)
+        found = mtl.Rematerialised(pull)(replace(problem, inner_loss=counted), meta)
+        errors.append(error(found.grads, exact))
+    assert calls == 3 * 2 * problem.num_steps, "one in the loop, one for the product"
+    assert errors[2] < 1e-2
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
+
+
+def test_a_one_sided_difference_sees_meta_parameters_of_any_step():
+    """One that acts in a middle step only, so that neither the first loss nor the last shows it."""
+    problem, meta = regression(steps=5)
+    own = lambda w, meta, step: problem.inner_loss(w, meta if step == 2 else tensors.detach(meta), step)  # noqa: E731
+    problem = replace(problem, inner_loss=own)
+    exact = mtl.Exact()(problem, meta).grads
+    pull = mtl.metagrad.FiniteDifference(1e-4, sides=1)
+    assert exact["inner"].any()
+    assert error(mtl.Rematerialised(pull)(problem, meta).grads, exact) < 1e-3
+    lazy = mtl.Windowed(2, mode="lazy")(problem, meta).grads
+    assert error(mtl.Windowed(2, mode="lazy", pull=pull)(problem, meta).grads, lazy) < 1e-3
+
+
+@pytest.mark.parametrize(("tolerance", "reverse"), [(0.5, 1), (1e-12, 7)])
+def test_auto_takes_differences_where_they_agree_with_the_exact_products(tolerance, reverse, monkeypatch):
+    taken = 0
+    evaluate = mtl.metagrad.Reverse.with_gradient
+
+    def counted(*args):
+        nonlocal taken
+        taken += 1
+        return evaluate(*args)
+
+    monkeypatch.setattr(mtl.metagrad.Reverse, "with_gradient", counted)
+    problem, meta = regression(steps=7)
+    found = mtl.Rematerialised(mtl.metagrad.Automatic(tolerance))(problem, meta)
+    assert taken == reverse
+    assert found.pulls == 7
+    assert error(found.grads, mtl.Exact()(problem, meta).grads) < 1e-2
+    no_second = replace(problem, execution=mtl.metagrad.execution.Execution(no_double_backward_reason="sharded"))
+    assert error(mtl.Rematerialised("auto")(no_second, meta).grads, found.grads) < 1e-2
+    assert taken == reverse
+
+
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize(("estimator", "zero"), [(e, z) for e, _, _, z in INEXACT.values()], ids=INEXACT)
 def test_structural_zeros_are_exact_and_announced(estimator, zero, steps):
@@ -272,6 +327,8 @@ def test_memory_is_flat_in_the_number_of_steps():
         (lambda: InnerNormalised(weight_decay=-1), "weight_decay=-1"),
         (lambda: InnerNormalised(eps=0), "eps=0"),
         (lambda: InnerSGD(clip=math.inf), "clip=inf"),
+        (lambda: mtl.metagrad.FiniteDifference(sides=3), "sides=3"),
+        (lambda: mtl.metagrad.Automatic(tolerance=0), "tolerance=0"),
         (lambda: InnerSGD(lr=0.0), "positive"),
         (lambda: InnerSGD(momentum=1.0), "momentum"),
         (lambda: InnerSGD(weight_decay=-1), "weight_decay"),

@@ -12,7 +12,7 @@ from mtl.metagrad.functional import Functional
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, InnerAdam, InnerNormalised, InnerSGD
 from mtl.metagrad.options import EstimatorOptions, InnerOptions, make_estimator, representatives
 from mtl.metagrad.problem import InnerProblem, solve
-from mtl.metagrad.products import AbstractPull, FiniteDifference, ForwardOverReverse, Reverse
+from mtl.metagrad.products import AbstractPull, Automatic, FiniteDifference, ForwardOverReverse, Reverse
 from mtl.metagrad.registry import Registry
 from mtl.metagrad.storage import OnDevice, OnHost, Regrouped, StateStorage
 from mtl.metagrad.sweep import Sweep
@@ -23,6 +23,7 @@ __all__ = [
     "AbstractInnerOptimizer",
     "AbstractPull",
     "Agreement",
+    "Automatic",
     "EmittedSGD",
     "EstimatorOptions",
     "FiniteDifference",

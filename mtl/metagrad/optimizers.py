@@ -76,7 +76,10 @@ class InnerSGD(AbstractInnerOptimizer):
         direction = tensors.add(gradient, weights, self.weight_decay) if self.weight_decay else gradient
         if self.momentum:
             direction = state = tensors.add(direction, state, self.momentum)
-        step = {k: lr[k] * v for k, v in direction.items()}
+        if isinstance(self.lr, float):
+            step = tensors.times(direction, self.lr)
+        else:
+            step = {k: lr[k] * v for k, v in direction.items()}
         return tensors.add(weights, step, -1.0), state
 
 

@@ -11,7 +11,7 @@ from mtl.metagrad.estimators.windowed import Anchor, Mode
 from mtl.metagrad.optimizers import INNER_OPTIMIZERS, AbstractInnerOptimizer, LearningRate
 from mtl.metagrad.registry import Registry
 
-PullName = Literal["reverse", "forward-over-reverse", "finite-difference"]
+PullName = Literal["reverse", "forward-over-reverse", "finite-difference", "one-sided-difference", "auto"]
 
 
 def make_estimator(name: str, **options: object) -> AbstractEstimator:

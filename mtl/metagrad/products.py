@@ -60,8 +60,18 @@ class AbstractPull(abc.ABC):
     """How ``(H c, M c)`` is evaluated."""
 
     @abc.abstractmethod
-    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
-        """Linearise the inner gradient of ``step`` at ``weights``; the result may be called several times."""
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
+        """Linearise the inner gradient of ``step`` at ``weights``; the result may be called several times.
+
+        Args:
+            gradient: the inner gradient there, where it is known already.
+        """
+
+    def for_sweep(self) -> AbstractPull:
+        """The pull of one backward sweep: itself, unless it learns from one anchor for the next."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ class Reverse(AbstractPull):
         RuntimeError: when an operation of the network has no second derivative.
     """
 
-    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
         return self.with_gradient(problem, weights, meta, step)[1]
 
     @not_compiled
@@ -92,7 +104,7 @@ class Reverse(AbstractPull):
         require_double_backward(gradient)
         # The graph stays at the scale of the loss, so that what flows through it a second time does too.
         size, unscale = (None, 1.0) if scale is None else (1.0, 1.0 / scale)
-        unscaled = lambda group: {k: v * unscale for k, v in group.items()}  # noqa: E731
+        unscaled = lambda group: tensors.times(group, unscale)  # noqa: E731
 
         @not_compiled
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
@@ -144,7 +156,9 @@ class ForwardOverReverse(AbstractPull):
         RuntimeError: when an operation has no forward-mode formula.
     """
 
-    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
         problem.execution.require_second_order()
         scale = problem.execution.loss_scale
 
@@ -169,7 +183,7 @@ def _tangents(values: Tensors, length: Tensor | float) -> Tensors:
 
 @dataclass(frozen=True)
 class FiniteDifference(AbstractPull):
-    r"""Central difference of two plain gradients, task by task.
+    r"""Difference of two plain gradients, task by task.
 
     .. math:: (H c, M c) \approx \frac{\nabla L(\theta + \epsilon c) - \nabla L(\theta - \epsilon c)}{2 \epsilon},
               \qquad \epsilon = \text{radius} / \lVert c \rVert
@@ -178,42 +192,129 @@ class FiniteDifference(AbstractPull):
     checkpointing and sharded weights keep working. The error falls as ``radius**2`` until rounding takes over. ReLU
     networks have kinks that a difference crosses: prefer ``Reverse`` there.
 
+    With ``sides=1`` the second gradient is the one at :math:`\theta`, which the forward loop has evaluated already:
+    half the cost, where no meta-parameter acts inside the inner loss. The error falls as ``radius`` only, so the radius
+    has to be smaller; in low precision, where it has to be larger, take both sides.
+
     Args:
-        radius: Euclidean length of the displacement of one task's fast weights. 1e-2 .. 1e-1 in float32.
+        radius: Euclidean length of the displacement of one task's fast weights. In float32 1e-2 .. 1e-1 for two sides,
+            about 1e-3 for one.
+        sides: 2 for a central difference, 1 for a one-sided one.
 
     Raises:
-        ValueError: when ``radius`` is not positive.
+        ValueError: when ``radius`` is not positive, or ``sides`` neither 1 nor 2.
     """
 
     radius: float = 1e-2
+    sides: int = 2
 
     def __post_init__(self) -> None:
         if not self.radius > 0:
             raise ValueError(
                 f"FiniteDifference(radius={self.radius}): expected a positive length, 1e-2 .. 1e-1 in float32"
             )
+        if self.sides not in (1, 2):
+            raise ValueError(f"FiniteDifference(sides={self.sides}): expected 1 or 2")
 
-    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
-        def gradient(at: Tensors, seeds: Tensor) -> tuple[Tensors, Tensors]:
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
+        def evaluate(at: Tensors, seeds: Tensor, look: bool = False) -> tuple[Tensors, Tensors, bool]:
             theta, phi = tensors.leaf(at), tensors.leaf(meta)
             with torch.enable_grad():
                 losses = problem.inner_loss(theta, phi, step)
-            # The seeds divide by 2 epsilon before tasks are summed:
+            acts = look and bool(tensors.reaches([losses], phi))
+            # The seeds divide by epsilon before tasks are summed:
             # a meta-parameter shared by tasks sees each task with its own epsilon.
             scale = problem.execution.loss_scale
             h, m = tensors.grad(losses, theta, phi, cotangents=[seeds.to(losses.dtype)], magnitude=scale)
-            return h, m
+            return h, m, acts
 
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
             length = tensors.norm(cotangent)
             epsilon = self.radius / length.clamp_min(torch.finfo(length.dtype).tiny ** 0.5)
-            offset = tensors.scale(cotangent, epsilon)
-            seeds = 0.5 / epsilon
-            h_plus, m_plus = gradient(tensors.add(weights, offset), seeds)
-            h_minus, m_minus = gradient(tensors.add(weights, offset, -1.0), -seeds)
+            offset, seeds = tensors.scale(cotangent, epsilon), 1 / (self.sides * epsilon)
+            h_plus, m_plus, acts = evaluate(tensors.add(weights, offset), seeds, look=gradient is not None)
+            if self.sides == 1 and gradient is not None and not acts:
+                return tensors.add(h_plus, tensors.scale(gradient, seeds), -1.0), m_plus
+            away = tensors.add(weights, offset, -1.0) if self.sides == 2 else weights
+            h_minus, m_minus, _ = evaluate(away, -seeds)
             return tensors.add(h_plus, h_minus), tensors.add(m_plus, m_minus)
 
         return products
+
+
+@dataclass(frozen=True)
+class Automatic(AbstractPull):
+    """One-sided finite differences where they are as good as the exact products, and those elsewhere.
+
+    Decided anew in every sweep: the first products are exact, and are compared with the difference along the same
+    cotangent. A network without second derivatives gets two-sided differences, without a comparison.
+
+    Cost: that of ``Reverse`` and of one difference at the first anchor; then that of what was chosen. Worth it from
+    three anchors upwards.
+
+    Args:
+        tolerance: largest relative error of either product, of any task, at which differences are taken.
+        radius: of the differences.
+
+    Raises:
+        ValueError: when either is not positive.
+    """
+
+    tolerance: float = 0.01
+    radius: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0 or not self.radius > 0:
+            raise ValueError(
+                f"Automatic(tolerance={self.tolerance}, radius={self.radius}): expected two positive numbers"
+            )
+
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
+        return self.for_sweep().at(problem, weights, meta, step, gradient)
+
+    def for_sweep(self) -> AbstractPull:
+        return _Deciding(self)
+
+
+class _Deciding(AbstractPull):
+    """Takes the exact products until it has compared one."""
+
+    def __init__(self, options: Automatic) -> None:
+        self._options, self._difference = options, FiniteDifference(options.radius, sides=1)
+        self._chosen: AbstractPull | None = None
+
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
+        if self._chosen is None and problem.execution.no_double_backward_reason:
+            self._chosen = FiniteDifference()
+        if self._chosen is not None:
+            return self._chosen.at(problem, weights, meta, step, gradient)
+        exact = Reverse().at(problem, weights, meta, step, gradient)
+        difference = self._difference.at(problem, weights, meta, step, gradient)
+
+        def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+            found = exact(cotangent)
+            if self._chosen is None:
+                errors = [_error(a, b) for a, b in zip(difference(cotangent), found, strict=True)]
+                good = float(problem.execution.sync_max(torch.stack(errors).amax())) <= self._options.tolerance
+                self._chosen = self._difference if good else Reverse()
+            return found
+
+        return products
+
+
+def _error(found: Tensors, exact: Tensors) -> Tensor:
+    """Largest relative error of what belongs to one task, or of all that tasks share; not a number is a large one."""
+    errors = [((found[k] - v).norm(), v.norm()) for k, v in exact.items()]
+    if not errors:
+        return torch.zeros(())
+    off, length = (torch.stack(values).norm() for values in zip(*errors, strict=True))
+    return (off / length.clamp_min(torch.finfo(length.dtype).tiny)).nan_to_num(float("inf"))
 
 
 PullChoice = str | AbstractPull
@@ -223,6 +324,8 @@ PULLS: dict[str, Callable[[], AbstractPull]] = {
     "reverse": Reverse,
     "forward-over-reverse": ForwardOverReverse,
     "finite-difference": FiniteDifference,
+    "one-sided-difference": lambda: FiniteDifference(1e-3, sides=1),
+    "auto": Automatic,
 }
 
 

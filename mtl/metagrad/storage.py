@@ -51,7 +51,8 @@ class StateStorage(abc.ABC):
 
 class _DeviceRows(AbstractRows):
     def __init__(self, buffer: Tensor) -> None:
-        self._rows = buffer.unbind()
+        # Each with a version of its own, or a graph that holds one row would take writing the next for a change of it.
+        self._rows = [row.data for row in buffer.unbind()]
 
     def write(self, row: int, values: list[Tensor]) -> None:
         torch.cat([v.reshape(-1) for v in values], out=self._rows[row])

@@ -69,7 +69,7 @@ class Adjoint:
 
     def times(self, factor: float) -> Adjoint:
         """All of it, scaled."""
-        return Adjoint(*({k: v * factor for k, v in g.items()} for g in (self.weights, self.state, self.meta)))
+        return Adjoint(*(tensors.times(g, factor) for g in (self.weights, self.state, self.meta)))
 
     def with_products(self, h: Tensors, m: Tensors) -> Adjoint:
         """With the network's share ``(H c, M c)`` added."""
@@ -103,7 +103,7 @@ class Sweep:
         kept: dict[int, Products] | None = None,
     ) -> None:
         trajectory = trajectory or unroll(problem, meta)
-        self.problem, self.meta, self.pull = replaying(problem, trajectory.draws), meta, as_pull(pull)
+        self.problem, self.meta, self.pull = replaying(problem, trajectory.draws), meta, as_pull(pull).for_sweep()
         self.losses, self.adjoint, outer = outer_adjoint(problem, meta, trajectory)
         self.trajectory = replace(trajectory, reached=trajectory.reached | {"outer": outer})
         self.pulls = 0
@@ -155,8 +155,9 @@ class Sweep:
         """One pull: ``(H c, M c)`` at the weights of step ``anchor``. Its graph stays until another is asked for."""
         if self._products is None or anchor != self._anchor:
             self.release()
-            weights, kept = self.trajectory.weights[anchor], self._kept.pop(anchor, None)
-            self._products = kept or self.pull.at(self.problem, weights, self.meta, anchor)
+            t, kept = self.trajectory, self._kept.pop(anchor, None)
+            known = t.gradients[anchor] if t.fresh(anchor) else None
+            self._products = kept or self.pull.at(self.problem, t.weights[anchor], self.meta, anchor, known)
             self._anchor = anchor
         self.pulls += 1
         return self._products(cotangent)

@@ -28,6 +28,7 @@ class Trajectory:
         reached: names of the meta-parameters on which the initial weights (``"init"``), the first inner loss
             (``"inner"``), the last (``"last"``) and, once it is known, the outer loss (``"outer"``) depend.
         draws: what each of the K steps drew, see :class:`InnerProblem`.
+        reuse: steps that share a gradient.
     """
 
     weights: Sequence[Tensors]
@@ -36,6 +37,11 @@ class Trajectory:
     evaluations: int
     reached: dict[str, set[str]] = field(default_factory=dict)
     draws: Sequence[Tensors] = ()
+    reuse: int = 1
+
+    def fresh(self, step: int) -> bool:
+        """Whether the gradient applied at a step was evaluated at that step's weights."""
+        return 0 <= step < len(self.gradients) and step % self.reuse == 0
 
 
 GradientAt = Callable[[InnerProblem, Tensors, int], Tensors]
@@ -78,7 +84,7 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
     if every is None:
         steps = range(problem.num_steps)
         found = _record(_walk(problem, meta, start, steps, reuse, first_time), start, steps, reuse, problem.storage)
-        return Trajectory(found.weights, found.states, found.gradients, evaluations, reached, draws)
+        return Trajectory(found.weights, found.states, found.gradients, evaluations, reached, draws, reuse)
 
     def again(start: _Point, steps: range) -> _Record:
         gradient = lambda weights, step: inner_gradient(replayed, weights, meta, step)  # noqa: E731
@@ -88,7 +94,7 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
     walk = _walk(problem, meta, start, range(problem.num_steps), reuse, first_time)
     groups = _Groups(walk, start, every, problem, again)
     weights, states, gradients = (groups.column(name) for name in ("weights", "states", "gradients"))
-    return Trajectory(weights, states, gradients, evaluations, reached, draws)
+    return Trajectory(weights, states, gradients, evaluations, reached, draws, reuse)
 
 
 _Point = tuple[Tensors, Tensors]

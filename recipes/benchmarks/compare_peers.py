@@ -8,8 +8,8 @@ The module is one that knows nothing of this toolkit: a frozen transformer of ti
 shifts after its norms and linear layers and a linear head, called through `torch.func.functional_call`. 5-way 5-shot
 with 75 queries, plain gradient descent on scales, shifts and head, one task, one thread. Every way runs in a process of
 its own, which builds the same problem from the same seed; its gradient is compared with plain PyTorch's. MiB is the
-most resident memory above what the process had before, time is relative to the unrolled gradient and memory to the plain
-first-order one. With both modules and two lengths of the loop half an hour.
+most resident memory above what the process had before, time is relative to the unrolled gradient and memory to the
+plain first-order one. With both modules and two lengths of the loop half an hour.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ OURS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "mtl, exact": mtl.Exact(),
     "mtl, rematerialised": mtl.Rematerialised(),
     "mtl, rematerialised, all kept": mtl.Rematerialised(budget=float("inf")),
+    "mtl, rematerialised, auto": mtl.Rematerialised("auto"),
     "mtl, rematerialised, finite difference": mtl.Rematerialised("finite-difference"),
     "mtl, windowed(5), adaptive": mtl.Windowed(),
     "mtl, windowed(5), finite difference": mtl.Windowed(pull="finite-difference"),
+    "mtl, windowed(5), one-sided difference": mtl.Windowed(pull="one-sided-difference"),
+    "mtl, windowed(5), auto": mtl.Windowed(pull="auto"),
     "mtl, windowed(5), lazy": mtl.Windowed(mode="lazy"),
+    "mtl, windowed(5), lazy, one-sided difference": mtl.Windowed(mode="lazy", pull="one-sided-difference"),
     "mtl, first-order": mtl.FirstOrder(),
 }
 
@@ -314,7 +318,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         return rows
     rows: list[dict[str, Any]] = []
     print(
-        f"{'':4} {'K':>3} {'library':44} {'seconds':>8} {'time':>6} {'MiB':>8} {'memory':>6} {'cosine':>8} {'error':>8}"
+        f"{'':4} {'K':>3} {'library':46} {'seconds':>8} {'time':>6} {'MiB':>8} {'memory':>6} {'cosine':>8} {'error':>8}"
     )
     for module in config.modules:
         for k in config.inner_steps:
@@ -322,11 +326,11 @@ def main(config: Config) -> list[dict[str, Any]]:
                 try:
                     row = measure_apart(name, module, k, config)
                 except (RuntimeError, ImportError) as error:
-                    print(f"{module:4} {k:>3} {name:44} not measured: {error}", flush=True)
+                    print(f"{module:4} {k:>3} {name:46} not measured: {error}", flush=True)
                     continue
                 rows.append(row | against(rows, row, out))
                 print(
-                    "{module:4} {K:>3} {library:44} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" "
+                    "{module:4} {K:>3} {library:46} {seconds:8.2f} {time:6.2f} {MiB:8.0f}".format(**rows[-1]), end=" "
                 )
                 print("{memory:6.2f} {cosine:8.4f} {error:8.1e}".format(**rows[-1]), flush=True)
     write_csv(rows, out / "peers.csv")
