@@ -101,9 +101,9 @@ def test_a_one_sided_difference_needs_no_second_gradient_where_it_is_known():
 
 def test_a_one_sided_difference_sees_meta_parameters_of_any_step():
     """One that acts in a middle step only, so that neither the first loss nor the last shows it."""
-    problem, meta = regression(steps=5)
-    own = lambda w, meta, step: problem.inner_loss(w, meta if step == 2 else tensors.detach(meta), step)  # noqa: E731
-    problem = replace(problem, inner_loss=own)
+    base, meta = regression(steps=5)
+    own = lambda w, meta, step: base.inner_loss(w, meta if step == 2 else tensors.detach(meta), step)  # noqa: E731
+    problem = replace(base, inner_loss=own)
     exact = mtl.Exact()(problem, meta).grads
     pull = mtl.metagrad.FiniteDifference(1e-4, sides=1)
     assert exact["inner"].any()

@@ -239,6 +239,14 @@ def test_the_estimator_is_checked_before_the_first_step(tmp_path, capsys):
     )
 
 
+def test_cheaper_products_are_recommended_where_they_agree(tmp_path, capsys, monkeypatch):
+    for name, good in (("a", 0.99), ("b", 1.1)):
+        monkeypatch.setattr("mtl.fewshot.training.check.AS_GOOD", good)
+        learner = fresh(estimator=mtl.Windowed(window=2))
+        mtl.train(learner, Blobs(), Blobs(), replace(CONFIG, steps=1), tmp_path / name)
+        assert ("--pull one-sided-difference agrees" in capsys.readouterr().out) == (good < 1)
+
+
 def test_a_poor_estimator_and_a_cliff_are_told_of_once(tmp_path):
     torch.manual_seed(0)
     b = backbone()

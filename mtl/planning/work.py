@@ -84,7 +84,9 @@ class _Counting(AbstractPull):
     def __init__(self) -> None:
         self.anchors = self.products = 0
 
-    def at(self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int) -> Products:
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+    ) -> Products:
         self.anchors += 1
         evaluate = as_pull("reverse").at(problem, weights, meta, step)
 
