@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ def test_all_ways_of_serving_agree(tmp_path: Path, monkeypatch):
         ("fan-out, readout", "loop"),
     }
     assert max(row["off"] for row in rows) < 1e-5
-    assert (tmp_path / "saved.csv").exists()
+    [saved] = csv.DictReader((tmp_path / "saved.csv").open())
+    numbers = 3 * (5 * 64 + 5 + 2 * serve_tasks.network("tiny", tmp_path, config).modulation_width)
+    assert float(saved["mib_of_tensors"]) == round(4 * numbers / 2**20, 3) > 0
+    assert float(saved["seconds_to_load"]) > 0
     fill = serve_tasks.Switching._fill
     monkeypatch.setattr(serve_tasks.Switching, "_fill", lambda self, name, part: name == "1" or fill(self, name, part))
     with pytest.raises(RuntimeError, match="grouped on tiny: logits differ"):
