@@ -17,6 +17,7 @@ RECIPES = [
 BENCHMARKS = [
     "adapt_many", "calibrate_planning", "compare_accuracy", "compare_estimators", "compare_peers", "compare_precision",
     "compare_speed", "compare_text", "compare_transfer_costs", "draw_cliff", "gpu", "horizon", "large_backbone",
+    "training_speed",
 ]  # fmt: skip
 ASSETS = ["assets.pretrain_docstrings", "assets.pretrain_glyphs", "assets.pretrain_scans"]
 
