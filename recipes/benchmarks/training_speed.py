@@ -33,7 +33,22 @@ from mtl.cli.training.kept_tasks import KeptTasks
 from mtl.tools.files import write_whole
 
 Network = Literal["glyphs", "vit", "minilm", "smollm2"]
-WORDS = "the quick brown fox jumps over a lazy dog and runs away from very large bears in dark woods".split()
+WORDS = (
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dog",
+    "runs",
+    "away",
+    "from",
+    "large",
+    "bears",
+    "in",
+    "woods",
+)
 
 
 @dataclass(frozen=True)
