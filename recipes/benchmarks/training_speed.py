@@ -3,15 +3,16 @@
     python recipes/benchmarks/training_speed.py
     python recipes/benchmarks/training_speed.py --networks glyphs   # the default run of few_shot_vision.py alone
 
-Seconds of processor time on a CPU, so that a busy machine matters less; the fastest repeat counts. Ten minutes by default
-on one thread.
+Seconds of processor time on a CPU, so that a busy machine matters less; the fastest repeat counts. Ten minutes by
+default on one thread.
 
     glyphs      the default run: a readout of all levels, 16 tasks, no inner step; and drawing and reading new ones
     vit         ViT-S at 224 px with random weights, five inner steps through scale and shift of the last four blocks
     minilm      a sentence encoder with all of its norms modulated
     smollm2     a decoder of 135 M weights, its last four blocks
 
-A network whose package is missing is left out. Baselines are tuned on the glyphs: on the readout, and inside the network.
+A network whose package is missing is left out. Baselines are tuned on the glyphs: on the readout, and inside the
+network.
 """
 
 from __future__ import annotations
@@ -33,22 +34,7 @@ from mtl.cli.training.kept_tasks import KeptTasks
 from mtl.tools.files import write_whole
 
 Network = Literal["glyphs", "vit", "minilm", "smollm2"]
-WORDS = (
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dog",
-    "runs",
-    "away",
-    "from",
-    "large",
-    "bears",
-    "in",
-    "woods",
-)
+WORDS = ("quick", "brown", "fox", "jumps", "over", "lazy", "dog", "runs", "from", "large", "bears", "in", "woods")
 
 
 @dataclass(frozen=True)
