@@ -94,7 +94,7 @@ def _through(name: Network, config: Config) -> Iterator[tuple[str, float]]:
         options: dict[str, Any] = {"pretrained": False, "img_size": config.image_size, "last_k": 4}
         backbone = mtl.load_backbone("vit_small_patch16_224", **options)
     else:
-        backbone = mtl.load_backbone(f"mtl/{name}", **({"last_k": 4} if name == "smollm2" else {}))
+        backbone = mtl.load_backbone(f"mtl/{name}", last_k=4 if name == "smollm2" else None)
     backbone.to(device_of(config.device))
     learner = mtl.MetaLearner(backbone, inner_steps=config.inner_steps)
     batch = [mtl.Episode(_examples(backbone, config, 0), _examples(backbone, config, 1), 5)]
