@@ -11,7 +11,7 @@ import mtl
 from mtl.cli.answers import parse
 
 RECIPES = [
-    "compare_readouts", "few_shot_text", "few_shot_vision", "maml", "meta_transfer", "reweighting",
+    "compare_readouts", "few_shot_text", "few_shot_vision", "finetune", "maml", "meta_transfer", "reweighting",
     "train_universal",
 ]  # fmt: skip
 BENCHMARKS = [
