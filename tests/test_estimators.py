@@ -169,6 +169,7 @@ def test_counts(name, estimator, gradients, pulls):
     result = estimator(counted, meta)
     assert (result.gradients, result.pulls) == (gradients, pulls)
     shared = {"substepped(3)": 3, "binomial(1)": 7, "binomial(2)": 7, "neumann(4)": 1, "imaml(2)": 1, "sama": 2}
+    shared |= {"binomial(2), damped": 7, "kfac(2)": 2}  # factors of layers are read off a gradient
     shared["evograd"] = 3  # forward passes of the copies
     assert len(calls) == gradients + shared.get(name, pulls), "pulls at one anchor share its graph"
 
@@ -310,6 +311,10 @@ def test_memory_is_flat_in_the_number_of_steps():
         (lambda: mtl.metagrad.ImplicitMAML(strength=0), "positive"),
         (lambda: mtl.metagrad.ImplicitMAML(iterations=0), "at least one"),
         (lambda: mtl.metagrad.ImplicitMAML(damping=-1), "damping=-1"),
+        (lambda: mtl.metagrad.KFAC(iterations=-1), "iterations=-1"),
+        (lambda: mtl.metagrad.KFAC(damping=-1), "damping=-1"),
+        (lambda: mtl.metagrad.KFAC(factor_damping=0), "factor_damping=0"),
+        (lambda: mtl.metagrad.KFAC(tolerance=-1), "tolerance=-1"),
         (lambda: mtl.metagrad.OneStep(pull="x"), "reverse"),
         (lambda: mtl.metagrad.EvoGrad(copies=1), "copies=1"),
         (lambda: mtl.metagrad.EvoGrad(sigma=0), "positive"),

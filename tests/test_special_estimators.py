@@ -64,6 +64,40 @@ def test_binomial_is_the_expansion_on_a_quadratic(order):
     assert error(found, {"start": carried(5), "inner": -0.4 * sum(carried(j) for j in range(5))}) < 1e-10
 
 
+def test_the_damped_binomial_is_that_of_its_authors_code():
+    """Scalar: each factor 1 - alpha h of K = 5, at a product of .302; by hand and with curvature L/K of what it is."""
+    factor = 0.302 ** (1 / 5)
+    problem = mtl.InnerProblem(
+        lambda meta: {"w": meta["start"]},
+        lambda w, meta, step: 0.5 * (1 - factor) * w["w"].square().sum(1),
+        lambda w, meta: w["w"].sum(1),
+        num_steps=5,
+        optimizer=InnerSGD(1.0),
+    )
+    meta = {"start": torch.ones(1, 1, dtype=torch.float64)}
+    found = lambda *options: mtl.metagrad.Binomial(*options)(problem, meta).grads["start"].item()  # noqa: E731
+    h = 1 - factor
+    for order in range(1, 6):
+        expected = sum(math.comb(5, j) * (-h * order / 5) ** j for j in range(order + 1))
+        assert found(order, "reverse", True) == pytest.approx(expected, rel=1e-12)
+    assert found(1, "reverse", True) == pytest.approx(0.788, abs=1e-3)
+    assert found(1, "reverse", False) == pytest.approx(-0.064, abs=1e-3)
+    assert found(5, "reverse", True) == pytest.approx(0.302, abs=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "order"), [(20, 3), (7, 1), (7, 6), (4, 4), (3, 5), (1, 1)])
+def test_the_cascade_lets_go_of_sums_that_reach_nothing(steps, order):
+    problem, meta = quadratic(steps, curvature=1.0, lr=0.1)
+    alone = {"start": meta["start"]}
+    outside = replace(
+        problem, inner_loss=lambda w, m, step: problem.inner_loss(w, {**meta, **m} | {"inner": meta["inner"]}, step)
+    )
+    result, full = mtl.metagrad.Binomial(order)(outside, alone), mtl.metagrad.Binomial(order)(problem, meta)
+    least = min(order, steps)
+    assert result.pulls == least * (steps - least + 1) <= full.pulls
+    assert error(result.grads, {"start": full.grads["start"]}) < 1e-12
+
+
 def test_neumann_is_its_series_and_tends_to_the_implicit_gradient():
     problem, meta = quadratic(3, curvature=1.0, lr=0.9)
     hessian, v = _hessian(problem, meta), _outer_gradient(problem, meta)

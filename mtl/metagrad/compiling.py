@@ -12,7 +12,8 @@ import torch
 
 from mtl.metagrad.shared import SharedSetting
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _as_written() -> AbstractContextManager[None]:
@@ -34,7 +35,7 @@ def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     Within such code, ``torch.autograd.grad(..., create_graph=True)`` gives gradients that are constants.
     """
-    apart = torch._disable_dynamo(function)
+    apart = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateImportUsage]
 
     @wraps(function)
     def call(*args: P.args, **named: P.kwargs) -> R:

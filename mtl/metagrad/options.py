@@ -70,6 +70,7 @@ class EstimatorOptions:
     budget: float | None = field(default=None, metadata=_help("MiB of graphs kept instead of rebuilt"))
     last_steps: int | None = field(default=None, metadata=_help("inner steps at the end that are differentiated"))
     order: int | None = field(default=None, metadata=_help("most curvatures in a term"))
+    damped: bool | None = field(default=None, metadata=_help("curvature counts order / K of what it is"))
     decay: float | None = field(default=None, metadata=_help("weight of a step relative to the one after it, 0 .. 1"))
     terms: int | None = field(default=None, metadata=_help("of the Neumann series"))
     strength: float | None = field(default=None, metadata=_help("of the tie to the initial weights"))
@@ -80,6 +81,9 @@ class EstimatorOptions:
     temperature: float | None = field(default=None, metadata=_help("of the softmax over the copies' losses"))
     noise_seed: int | None = field(default=None, metadata=_help("of the perturbations"))
     penalty: float | None = field(default=None, metadata=_help("weight of the gap in the outer loss"))
+    factor_damping: float | None = field(
+        default=None, metadata=_help("added to each factor's diagonal, in units of its mean eigenvalue")
+    )
     damping: float | None = field(default=None, metadata=_help("added to the diagonal of the system"))
 
     def build(self) -> AbstractEstimator:

@@ -106,16 +106,21 @@ class Reverse(AbstractPull):
         size, unscale = (None, 1.0) if scale is None else (1.0, 1.0 / scale)
         unscaled = lambda group: tensors.times(group, unscale)  # noqa: E731
 
-        @not_compiled
         def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
-            seeds = [cotangent[k] for k in gradient]
-            with twice_differentiable():  # checkpointed activations are recomputed here
-                h, m = tensors.grad(
-                    gradient.values(), weights, meta, cotangents=seeds, retain_graph=True, magnitude=size
-                )
+            h, m = _pull_back(gradient, weights, meta, cotangent, size)
             return (h, m) if scale is None else (unscaled(h), unscaled(m))
 
         return unscaled(tensors.detach(gradient)), products
+
+
+@not_compiled  # no closure: it would stand in a cycle, and keep the graph until the garbage collector comes
+def _pull_back(
+    gradient: Tensors, weights: Tensors, meta: Tensors, cotangent: Tensors, size: float | None
+) -> tuple[Tensors, Tensors]:
+    seeds = [cotangent[k] for k in gradient]
+    with twice_differentiable():  # checkpointed activations are recomputed here
+        h, m = tensors.grad(gradient.values(), weights, meta, cotangents=seeds, retain_graph=True, magnitude=size)
+    return h, m
 
 
 NOT_AGAIN = ("NotImplemented", "autograd::Error")
@@ -160,19 +165,21 @@ class ForwardOverReverse(AbstractPull):
         self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
     ) -> Products:
         problem.execution.require_second_order()
-        scale = problem.execution.loss_scale
+        return lambda cotangent: _push_forward(problem, weights, meta, step, cotangent)
 
-        @not_compiled
-        def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
-            # Contiguous: a tangent is written to, and an expanded tensor has one place for several elements.
-            theta, phi = (tensors.leaf({k: v.contiguous() for k, v in group.items()}) for group in (weights, meta))
-            length = 1.0 if scale is None else tensors.power_of_two(cotangent.values())
-            with torch.enable_grad(), twice_differentiable(), forward_ad.dual_level():
-                dual = {k: forward_ad.make_dual(v, (cotangent[k] * length).to(v.dtype)) for k, v in theta.items()}
-                h, m = tensors.grad(problem.inner_loss(dual, phi, step).sum(), dual, phi, magnitude=scale)
-                return _tangents(h, length), _tangents(m, length)
 
-        return products
+@not_compiled
+def _push_forward(
+    problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, cotangent: Tensors
+) -> tuple[Tensors, Tensors]:
+    scale = problem.execution.loss_scale
+    # Contiguous: a tangent is written to, and an expanded tensor has one place for several elements.
+    theta, phi = (tensors.leaf({k: v.contiguous() for k, v in group.items()}) for group in (weights, meta))
+    length = 1.0 if scale is None else tensors.power_of_two(cotangent.values())
+    with torch.enable_grad(), twice_differentiable(), forward_ad.dual_level():
+        dual = {k: forward_ad.make_dual(v, (cotangent[k] * length).to(v.dtype)) for k, v in theta.items()}
+        h, m = tensors.grad(problem.inner_loss(dual, phi, step).sum(), dual, phi, magnitude=scale)
+        return _tangents(h, length), _tangents(m, length)
 
 
 def _tangents(values: Tensors, length: Tensor | float) -> Tensors:

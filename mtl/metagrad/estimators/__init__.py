@@ -6,6 +6,7 @@ from mtl.metagrad.estimators.evograd import EvoGrad
 from mtl.metagrad.estimators.exact import Exact
 from mtl.metagrad.estimators.first_order import FirstOrder
 from mtl.metagrad.estimators.implicit import ImplicitMAML, Neumann, proximal
+from mtl.metagrad.estimators.kfac import KFAC
 from mtl.metagrad.estimators.mixing import HorizonMixing, TruncationMixing
 from mtl.metagrad.estimators.one_step import SAMA, OneStep
 from mtl.metagrad.estimators.rematerialised import Rematerialised
@@ -29,6 +30,7 @@ _row("horizon-mixing", HorizonMixing, help="judges the weights after every inner
 _row("truncation-mixing", TruncationMixing, help="credits late inner steps more than early ones")
 _row("neumann", Neumann, help="implicit gradient of a solved inner problem, by a Neumann series")
 _row("imaml", ImplicitMAML, help="implicit gradient of an inner problem tied to its start")
+_row("kfac", KFAC, help="implicit gradient, preconditioned by the factors of linear layers")
 _row("one-step", OneStep, help="differentiates the last inner step only (T1-T2)")
 _row("sama", SAMA, help="one implicit step with the optimiser's own Jacobian, no second derivative")
 _row("first-order", FirstOrder, help="drops every second derivative (FOMAML)")
@@ -38,6 +40,7 @@ _row("reptile", Reptile, help="moves the initial weights towards the adapted one
 
 __all__ = [
     "ESTIMATORS",
+    "KFAC",
     "SAMA",
     "SHOT",
     "AbstractEstimator",

@@ -60,10 +60,7 @@ def warn_of_zeros(
     """
     if problem.num_steps == 0:
         return
-    phi = tensors.leaf(meta)
-    with torch.enable_grad():
-        updated, _ = problem.optimizer.update(trajectory.weights[0], trajectory.states[0], trajectory.gradients[0], phi)
-    reached = trajectory.reached | {"update": tensors.reaches(updated.values(), phi)}
+    reached = trajectory.reached | {"update": _reached_by_update(problem, meta, trajectory)}
     trained = set().union(*(reached[route] for route in follows))
     lost: dict[str, list[str]] = {}
     for name in sorted(set().union(*reached.values()) - trained):
@@ -76,3 +73,16 @@ def warn_of_zeros(
             StructuralZeroWarning,
             stacklevel=4,
         )
+
+
+def acts_within(problem: InnerProblem, meta: Tensors, trajectory: Trajectory) -> bool:
+    """Whether a meta-parameter acts in the inner loss or in the update, not before and after the inner loop alone."""
+    reached = trajectory.reached
+    return bool(reached["inner"] | reached["last"] | _reached_by_update(problem, meta, trajectory))
+
+
+def _reached_by_update(problem: InnerProblem, meta: Tensors, trajectory: Trajectory) -> set[str]:
+    phi = tensors.leaf(meta)
+    with torch.enable_grad():
+        updated, _ = problem.optimizer.update(trajectory.weights[0], trajectory.states[0], trajectory.gradients[0], phi)
+    return tensors.reaches(updated.values(), phi)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator, warn_of_zeros
 from mtl.metagrad.problem import InnerProblem
-from mtl.metagrad.products import Products, PullChoice, as_pull
+from mtl.metagrad.products import PullChoice, as_pull
 from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep, through_updates
 from mtl.metagrad.tensors import Tensors
 from mtl.metagrad.trajectory import unroll
@@ -134,33 +135,50 @@ class ImplicitMAML(AbstractEstimator):
         problem, meta, adjoint = sweep.problem, sweep.meta, sweep.adjoint
         products = sweep.pull.at(problem, sweep.trajectory.weights[-1], meta, problem.num_steps - 1)
         decay = getattr(problem.optimizer, "weight_decay", 0.0) / self.strength
-        x, used, residual = self._solve(problem, products, adjoint.weights, 1 + self.damping + decay)
+        diagonal = 1 + self.damping + decay
+        matrix = lambda p: {k: diagonal * p[k] + h / self.strength for k, h in products(p)[0].items()}  # noqa: E731
+        x, used, residual = conjugate_gradients(problem, matrix, adjoint.weights, self.iterations, self.tolerance)
         _, m = products(tensors.scale(x, torch.full_like(sweep.losses, -1 / self.strength)))
         sweep.adjoint = Adjoint(x, {}, tensors.add(adjoint.meta, m))
         sweep.pulls, sweep.diagnostics["residual"] = used + 1, residual
 
-    def _solve(
-        self, problem: InnerProblem, products: Products, v: Tensors, diagonal: float
-    ) -> tuple[Tensors, int, Tensor]:
-        """Conjugate gradients on every task at once; a task that is done keeps its answer."""
-        x, r = tensors.zeros_like(v), dict(v)
-        p, rr = r, tensors.dot(r, r)
-        goal = rr * self.tolerance**2
-        tiny, used = torch.finfo(rr.dtype).tiny, 0
-        open_ = rr > tiny
-        going = lambda: bool(problem.execution.sync_max((open_ & (rr > goal)).any().float()))  # noqa: E731
-        while used < self.iterations and going():
-            h, _ = products(p)
-            ap = {k: diagonal * p[k] + h[k] / self.strength for k in p}
-            used += 1
-            curvature = tensors.dot(p, ap)
-            open_ = open_ & (curvature > 0) & (rr > goal)
-            a = torch.where(open_, rr / curvature.clamp_min(tiny), 0.0)
-            x, r = tensors.add(x, tensors.scale(p, a)), tensors.add(r, tensors.scale(ap, a), -1.0)
-            new = tensors.dot(r, r)
-            p = tensors.add(r, tensors.scale(p, torch.where(open_, new / rr.clamp_min(tiny), 0.0)))
-            rr = new
-        return x, used, (rr / tensors.dot(v, v).clamp_min(tiny)).sqrt().amax()
+
+def conjugate_gradients(
+    problem: InnerProblem,
+    matrix: Callable[[Tensors], Tensors],
+    v: Tensors,
+    iterations: int,
+    tolerance: float,
+    precondition: Callable[[Tensors], Tensors] = lambda r: r,
+) -> tuple[Tensors, int, Tensor]:
+    """Solve ``matrix(x) = v`` for every task at once; one that is done, or meets negative curvature, keeps its answer.
+
+    Args:
+        matrix: symmetric, task by task.
+        tolerance: relative residual at which a task is done.
+        precondition: applies an approximate inverse, symmetric and positive definite.
+
+    Returns:
+        The solution, the products that it took, and the largest relative residual.
+    """
+    x, r, z = tensors.zeros_like(v), dict(v), precondition(v)
+    p, rr, rz = z, tensors.dot(r, r), tensors.dot(r, z)
+    goal = rr * tolerance**2
+    tiny, used = torch.finfo(rr.dtype).tiny, 0
+    open_ = rr > tiny
+    going = lambda: bool(problem.execution.sync_max((open_ & (rr > goal)).any().float()))  # noqa: E731
+    while used < iterations and going():
+        ap = matrix(p)
+        used += 1
+        curvature = tensors.dot(p, ap)
+        open_ = open_ & (curvature > 0) & (rr > goal)
+        a = torch.where(open_, rz / curvature.clamp_min(tiny), 0.0)
+        x, r = tensors.add(x, tensors.scale(p, a)), tensors.add(r, tensors.scale(ap, a), -1.0)
+        z = precondition(r)
+        new = tensors.dot(r, z)
+        p = tensors.add(z, tensors.scale(p, torch.where(open_, new / rz.clamp_min(tiny), 0.0)))
+        rr, rz = tensors.dot(r, r), new
+    return x, used, (rr / tensors.dot(v, v).clamp_min(tiny)).sqrt().amax()
 
 
 def proximal(problem: InnerProblem, meta: Tensors, strength: float) -> InnerProblem:

@@ -69,8 +69,10 @@ class TruncationMixing(AbstractMixing):
     .. math:: \text{acc} \mathrel{-}= \text{decay}^{K-1-k} \alpha M_k \lambda, \qquad
               \lambda \mathrel{-}= \alpha H_k \lambda
 
-    The expectation over truncations of random length, had each kept the exact cotangent (the idea of arXiv 2111.00206,
-    which mixes estimators of different horizons). Learned step sizes are weighted as well; the initial weights are not.
+    Read as TD(:math:`\lambda`): with :math:`g_n` the meta-gradient through the last n updates alone, it is the
+    geometric average :math:`\sum_{n<K} (1-\text{decay})\,\text{decay}^{n-1} g_n + \text{decay}^{K-1} g_K`, as a
+    :math:`\lambda`-return averages n-step returns (arXiv 2111.00206, which mixes meta-gradients of one to K updates of
+    an agent to trade bias for variance). Learned step sizes are weighted as well; the initial weights are not.
 
     Cost: K gradients and K pulls; memory of one step.
     Equals: :class:`mtl.Exact` for ``decay=1``; on the initial weights for any.
