@@ -36,7 +36,7 @@ class Binomial(AbstractEstimator):
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
         damped: curvature counts L/K of what it is, as in the code that the paper's authors released. Another estimator
             than the formula, exact for ``order >= K`` too: its limit of convergence is K/L times as far, and in return
-            it sees less curvature than there is (for K = 5, L = 1 and a factor of .302: .788, the formula -.059).
+            it sees less curvature than there is (for K = 5, L = 1 and a factor of .302: .787, the formula -.064).
 
     Raises:
         ValueError: when ``order`` is negative.
