@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Literal, overload
 
 import torch
@@ -57,13 +56,12 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
             descent.
         gradient_at: evaluates a gradient, :func:`inner_gradient` by default.
     """
-    phi = tensors.leaf(meta)
-    with torch.enable_grad():
-        initial = problem.init(phi)
-    reached: dict[str, set[str]] = {"init": tensors.reaches(initial.values(), phi), "inner": set(), "last": set()}
-    meta, weights = tensors.detach(meta), tensors.detach(initial)
-    del initial, phi  # their graph is of the size of an inner step's
-    start = weights, problem.optimizer.init(weights)
+    meta, every = tensors.detach(meta), problem.storage.every
+    if every is not None:  # a window lies in one group
+        every = reuse * -(-(every or max(1, math.isqrt(problem.num_steps))) // reuse)
+    count = problem.num_steps + 1 if every is None else -(-problem.num_steps // every) + 1
+    weights, states = StoredStates(problem.storage, count), StoredStates(problem.storage, count)
+    reached = {"init": _begin(problem, meta, weights, states), "inner": set(), "last": set()}
     evaluations = -(-problem.num_steps // reuse)
     drawn = StoredStates(problem.storage, evaluations)
     draws = _Repeated(drawn, reuse, problem.num_steps)
@@ -80,21 +78,40 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
         reached.update(dict.fromkeys(ends, names))
         return gradient
 
-    every = problem.storage.every
+    walk = _walk(problem, meta, (weights[0], states[0]), range(problem.num_steps), reuse, first_time)
     if every is None:
-        steps = range(problem.num_steps)
-        found = _record(_walk(problem, meta, start, steps, reuse, first_time), start, steps, reuse, problem.storage)
+        found = _record(walk, weights, states, problem.num_steps, reuse, problem.storage)
         return Trajectory(found.weights, found.states, found.gradients, evaluations, reached, draws, reuse)
 
-    def again(start: _Point, steps: range) -> _Record:
+    def again(number: int, steps: range) -> _Record:
+        near = StoredStates(OnDevice(), len(steps) + 1), StoredStates(OnDevice(), len(steps) + 1)
+        near[0].append(weights[number])
+        near[1].append(states[number])
         gradient = lambda weights, step: inner_gradient(replayed, weights, meta, step)  # noqa: E731
-        return _record(_walk(problem, meta, start, steps, reuse, gradient), start, steps, reuse, OnDevice())
+        walk = _walk(problem, meta, (near[0][0], near[1][0]), steps, reuse, gradient)
+        return _record(walk, *near, len(steps), reuse, OnDevice())
 
-    every = reuse * -(-(every or max(1, math.isqrt(problem.num_steps))) // reuse)  # a window lies in one group
-    walk = _walk(problem, meta, start, range(problem.num_steps), reuse, first_time)
-    groups = _Groups(walk, start, every, problem, again)
-    weights, states, gradients = (groups.column(name) for name in ("weights", "states", "gradients"))
-    return Trajectory(weights, states, gradients, evaluations, reached, draws, reuse)
+    for step, (_, point) in enumerate(walk, 1):
+        if step % every == 0 or step == problem.num_steps:
+            weights.append(point[0])
+            states.append(point[1])
+    groups = _Groups(weights, states, problem.num_steps, every, again)
+    columns = (groups.column(name) for name in ("weights", "states", "gradients"))
+    return Trajectory(*columns, evaluations, reached, draws, reuse)
+
+
+def _begin(problem: InnerProblem, meta: Tensors, weights: StoredStates, states: StoredStates) -> set[str]:
+    """Store the initial weights and state; the names of the meta-parameters that the weights depend on.
+
+    They go when this returns, and so does their graph, which is of the size of an inner step's.
+    """
+    phi = tensors.leaf(meta)
+    with torch.enable_grad():
+        initial = problem.init(phi)
+    detached = tensors.detach(initial)
+    weights.append(detached)
+    states.append(problem.optimizer.init(detached))
+    return tensors.reaches(initial.values(), phi)
 
 
 _Point = tuple[Tensors, Tensors]
@@ -111,6 +128,7 @@ def _walk(
 ) -> Iterator[tuple[Tensors | None, _Point]]:
     """The inner steps one by one: the gradient where it is a new one, and where the step has led."""
     (weights, state), gradient = start, {}
+    del start  # or it would stay as long as the walk
     for step in steps:
         new = step % reuse == 0
         gradient = gradient_at(weights, step) if new else gradient
@@ -128,18 +146,21 @@ class _Record:
 
 
 def _record(
-    walk: Iterable[tuple[Tensors | None, _Point]], start: _Point, steps: range, reuse: int, storage: StateStorage
+    walk: Iterable[tuple[Tensors | None, _Point]],
+    weights: StoredStates,
+    states: StoredStates,
+    length: int,
+    reuse: int,
+    storage: StateStorage,
 ) -> _Record:
-    weights, states = StoredStates(storage, len(steps) + 1), StoredStates(storage, len(steps) + 1)
-    gradients = StoredStates(storage, -(-len(steps) // reuse))
-    weights.append(start[0])
-    states.append(start[1])
+    """Store where each step leads, behind the start, and the gradients."""
+    gradients = StoredStates(storage, -(-length // reuse))
     for gradient, (new_weights, new_state) in walk:
         if gradient is not None:
             gradients.append(gradient)
         weights.append(new_weights)
         states.append(new_state)
-    return _Record(weights, states, _Repeated(gradients, reuse, len(steps)))
+    return _Record(weights, states, _Repeated(gradients, reuse, length))
 
 
 class _Repeated(Sequence[Tensors]):
@@ -162,24 +183,26 @@ class _Repeated(Sequence[Tensors]):
 
 
 class _Groups:
-    """Steps of which the first of each group is stored; the two groups looked at last are there in full."""
+    """Steps of which the first of each group is stored; the two groups looked at last are there in full.
+
+    Args:
+        weights, states: of the first step of each group, and of the end.
+        length: steps in all.
+        every: steps in a group.
+        again: takes the steps of a group, by its number, once more.
+    """
 
     def __init__(
         self,
-        walk: Iterable[tuple[Tensors | None, _Point]],
-        start: _Point,
+        weights: StoredStates,
+        states: StoredStates,
+        length: int,
         every: int,
-        problem: InnerProblem,
-        again: Callable[[_Point, range], _Record],
+        again: Callable[[int, range], _Record],
     ) -> None:
-        self._every, self._length, self._again = every, problem.num_steps, again
-        count = -(-self._length // every) + 1
-        self._weights, self._states = StoredStates(problem.storage, count), StoredStates(problem.storage, count)
+        self._weights, self._states = weights, states
+        self._length, self._every, self._again = length, every, again
         self._there: dict[int, _Record] = {}
-        for step, (_, point) in enumerate(chain([(None, start)], walk)):
-            if step % every == 0 or step == self._length:
-                self._weights.append(point[0])
-                self._states.append(point[1])
 
     def column(self, name: _Name) -> _Column:
         return _Column(self, name, self._length + (name != "gradients"))
@@ -196,7 +219,7 @@ class _Groups:
             first = number * self._every
             steps = range(first, min(first + self._every, self._length))
             with torch.no_grad():
-                self._there[number] = self._again((self._weights[number], self._states[number]), steps)
+                self._there[number] = self._again(number, steps)
         return getattr(self._there[number], name)[within]
 
 

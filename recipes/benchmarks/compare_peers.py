@@ -339,7 +339,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def against(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> dict[str, float]:
     """Beside plain PyTorch at the same K: time to the unrolled gradient's, memory to the first-order one's, error."""
-    unrolled, _, first_order, _ = PEERS
+    unrolled, first_order = "plain PyTorch, unrolled", "plain PyTorch, first-order"
     module, k = row["module"], row["K"]
     beside = {r["library"]: r for r in [*rows, row] if (r["module"], r["K"]) == (module, k)}
     found, exact = (torch.load(out / f"{module}-{name}-{k}.pt") for name in (row["library"], unrolled))

@@ -3,7 +3,7 @@
     python recipes/benchmarks/gpu.py --out runs/gpu   # about two minutes on an H100
     python recipes/benchmarks/gpu.py --parts large
 
-    peers       one meta-gradient through vit_small at 224 px: plain PyTorch and estimators; seconds, MiB, cosine
+    peers       one meta-gradient through a user's own vit_small at 224 px: plain PyTorch and estimators
     precision   bfloat16 and float16 against float32 on vit_tiny at 64 px: cosine of the meta-gradient
     large       one outer step of ViT-L/16 with every block modulated, weights stored in bfloat16; GiB beside the
                 planner's prediction
@@ -94,14 +94,16 @@ def _cell(value: Any) -> str:
 EXACT = "mtl, rematerialised"
 COMPARED = (
     EXACT, "plain PyTorch, unrolled", "mtl, rematerialised, finite difference", "mtl, windowed(5), adaptive",
-    "mtl, windowed(5), finite difference", "mtl, windowed(5), lazy", "mtl, first-order",
+    "mtl, windowed(5), one-sided difference", "mtl, windowed(5), auto", "mtl, windowed(5), lazy", "mtl, first-order",
 )  # fmt: skip
 
 
 def peers(config: Config, device: torch.device) -> Iterator[Row]:
     """Seconds, MiB above weights and inputs, and cosine to the exact meta-gradient, by K and method."""
-    sizes = compare_peers.Config(backbone=config.peers, depth=config.depth, image_size=config.peers_size)
-    task = compare_peers.task_of(compare_peers.network(sizes, device), sizes)
+    sizes = compare_peers.Config(
+        backbone=config.peers, depth=config.depth, image_size=config.peers_size, device=str(device)
+    )
+    task = compare_peers.task_of("vit", sizes)
     for k in config.inner_steps:
         exact = torch.zeros(0)
         for name in COMPARED:

@@ -63,17 +63,23 @@ def test_comparison_shows_memory_flat_in_the_number_of_steps(tmp_path, monkeypat
 def test_peers_agree_and_one_that_fails_is_named(tmp_path, capsys, monkeypatch):
     import compare_peers
 
-    def here(name, k, config):
+    def here(name, module, k, config):
         if name == "missing":
             raise ImportError("No module named 'missing'")
-        return compare_peers.measure_here(name, replace(config, inner_steps=(k,)))[0]
+        return compare_peers.measure_here(name, module, replace(config, inner_steps=(k,)))[0]
 
     monkeypatch.setattr(compare_peers, "PEERS", {k: v for k, v in compare_peers.PEERS.items() if "plain" in k})
-    monkeypatch.setattr(compare_peers, "OURS", {"mtl, rematerialised": mtl.Rematerialised(), "missing": None})
+    ours = {name: compare_peers.OURS[name] for name in ("mtl, exact", "mtl, rematerialised", "mtl, first-order")}
+    monkeypatch.setattr(compare_peers, "OURS", ours | {"missing": None})
     monkeypatch.setattr(compare_peers, "measure_apart", here)
-    rows = compare_peers.main(compare_peers.Config(depth=1, inner_steps=(2,), repeats=1, out=str(tmp_path)))
-    assert [r["library"] for r in rows] == ["plain PyTorch, unrolled", "mtl, rematerialised"]
-    assert rows[1]["error"] < 1e-5
+    sizes = {"modules": ("vit", "bert"), "depth": 1, "inner_steps": (2,), "image_size": 32, "repeats": 1}
+    rows = compare_peers.main(compare_peers.Config(**sizes, out=str(tmp_path)))
+    assert [(r["module"], r["library"]) for r in rows] == [
+        (module, name) for module in ("vit", "bert") for name in (*compare_peers.PEERS, *ours)
+    ]
+    exact = [r for r in rows if "first-order" not in r["library"]]
+    assert all(r["error"] < 1e-4 for r in exact)
+    assert len({round(r["error"], 4) for r in rows if "first-order" in r["library"] and r["module"] == "vit"}) == 1
     assert re.search("missing +not measured: No module", capsys.readouterr().out)
 
 
@@ -82,7 +88,7 @@ def test_peers_are_measured_in_processes_of_their_own(tmp_path):
 
     config = compare_peers.Config(depth=1, repeats=1, device="cpu", out=str(tmp_path))
     with pytest.raises(RuntimeError, match="missing"):
-        compare_peers.measure_apart("missing", 2, config)
+        compare_peers.measure_apart("missing", "vit", 2, config)
 
 
 def test_accuracy_at_equal_wall_clock(tmp_path):
