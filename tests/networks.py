@@ -14,6 +14,7 @@ from mtl.episode import Inputs
 from mtl.fewshot.model import head_weights
 from mtl.networks.backbones import Backbone, load_backbone
 from mtl.networks.modulation import Modulation
+from mtl.networks.modulation.watching import LastingForward
 
 SIZES = {
     "hidden_size": 16,
@@ -110,6 +111,12 @@ def random_modulation(tasks: int, width: int, size: float = 0.2, dtype: torch.dt
 
 def modulation_of(backbone: Backbone, tasks: int = 2, size: float = 0.2) -> Modulation:
     return random_modulation(tasks, backbone.modulation_width, size)
+
+
+def patched(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules whose forward somebody has replaced, beside the modulator itself."""
+    replaced = [m for m in model.modules() if "forward" in vars(m)]
+    return [m for m in replaced if not isinstance(vars(m)["forward"], LastingForward)]
 
 
 def problem_of(network: mtl.Backbone, k: int = 4) -> tuple[mtl.InnerProblem, dict[str, torch.Tensor]]:

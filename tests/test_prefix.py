@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, batch, build, modulation_of
+from networks import NETWORKS, batch, build, modulation_of, patched
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -39,7 +39,7 @@ def test_replay_changes_no_number(name: str, sites: Any, last_k: int | None, tmp
         for found, expected in zip(gradients(backbone, prepared, modulation), plain, strict=True):
             # The prefix ran with another attention kernel.
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-    assert not any("forward" in m.__dict__ for m in backbone.model.modules()), "the model is left as it was"
+    assert not patched(backbone.model), "the model is left as it was"
 
 
 def test_blocks_below_the_first_site_are_not_computed_again(tmp_path: Path):
@@ -70,7 +70,7 @@ def test_a_failing_forward_leaves_the_model_alone(tmp_path: Path):
     with pytest.raises(ZeroDivisionError):
         backbone(prepared, modulation_of(backbone))
     handle.remove()
-    assert not any("forward" in m.__dict__ for m in backbone.model.modules())
+    assert not patched(backbone.model)
 
 
 def test_a_module_used_on_both_sides_is_computed():

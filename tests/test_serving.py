@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import stress_serving
 import torch
-from networks import batch, build, modulation_of
+from networks import batch, build, modulation_of, patched
 from serving import adapted_tasks, learner_of, queries_of, served
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ def test_the_first_calls_of_all_threads_find_the_prefix_together(name: str, opti
     first = at_once([lambda i=i: adapt(i) for i in range(THREADS)])
     for i, found in enumerate(first):
         assert torch.equal(found, adapt(i))
-    assert not any("forward" in m.__dict__ for m in learner.backbone.model.modules()), "the model is left as it was"
+    assert not patched(learner.backbone.model), "the model is left as it was"
 
 
 @pytest.mark.parametrize("options", [{"checkpoint_blocks": True}, {"examples_per_chunk": 2}])
@@ -168,14 +168,14 @@ def test_patches_are_those_of_a_thread():
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     plain = layer(x)
 
-    def patched(i: int) -> bool:
+    def sees_its_own(i: int) -> bool:
         right = True
         for _ in range(200):
             with patch_forwards({layer: lambda x: x * i}):
                 right &= torch.equal(layer(x), x * i)
         return right
 
-    assert all(at_once([lambda i=i: patched(i) for i in range(4)]))
+    assert all(at_once([lambda i=i: sees_its_own(i) for i in range(4)]))
     assert torch.equal(layer(x), plain)
     assert "forward" not in layer.__dict__
 

@@ -127,6 +127,21 @@ def test_outer_steps_and_tuning_are_timed(tmp_path, capsys):
     assert capsys.readouterr().out.count("times as fast together") == 4
 
 
+def test_what_modulation_costs(tmp_path):
+    import modulation_cost
+
+    config = modulation_cost.Config(
+        networks=("test_efficientnet", "bert"), image_size=32, length=4, depth=1, examples=4, tasks=2, repeats=1,
+        out=str(tmp_path),
+    )  # fmt: skip
+    rows = modulation_cost.main(config)
+    assert [(r["network"], r["pass"]) for r in rows] == [
+        (network, what) for network in config.networks for what in ("forward", "forward and backward")
+    ]
+    assert all(r["plain seconds"] > 0 and r["one task"] > 0 and r["several tasks"] > 0 for r in rows)
+    assert len(list(csv.DictReader((tmp_path / "modulation_cost.csv").open()))) == 4
+
+
 def test_precision_is_compared(tmp_path):
     import compare_precision
 

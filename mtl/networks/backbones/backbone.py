@@ -14,6 +14,7 @@ from mtl.episode import READOUT, Inputs, RawInputs
 from mtl.metagrad.execution import Execution, autocast
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.finding import once
+from mtl.networks.backbones.layout import takes_channels_last, with_channels_last
 from mtl.networks.backbones.options import LOSS_SCALE, ForwardOptions, Placement
 from mtl.networks.backbones.packing import Packing, find_packing
 from mtl.networks.backbones.passes import Passes
@@ -88,10 +89,13 @@ class Backbone(AbstractRecognisable):
         self.modulator = Modulator(self.model, self.sites)
         self.modulation_width = self.modulator.width
         self.readout: Readout | None = None
+        self._channels_last = False
         with torch.no_grad():
             own = self._check(self.features(inputs)).shape[-1]
         if levels != "last":
             self.readout = self._read_levels(levels, grid)
+        if self._convolutional:
+            self._channels_last = takes_channels_last(self._own, inputs)
         self.levels = self.readout.levels if self.readout else (Level("own", "own", 0, 1.0, own),)
         self.width = sum(level.width for level in self.levels)
         self.eval()
@@ -189,7 +193,7 @@ class Backbone(AbstractRecognisable):
         own, _ = divided(inputs)
         assert own is not None
         check_like(own, self._expected, self.name)
-        inputs, read = own.to(like.device, like.dtype), partial(_features_of, self.adapter, model)
+        inputs, read = self._laid_out(own.to(like.device, like.dtype)), partial(_features_of, self.adapter, model)
         return read(inputs) if self.readout is None else self.readout.read(model, inputs, read)
 
     def _features(self, inputs: Inputs) -> Tensor:
@@ -205,10 +209,15 @@ class Backbone(AbstractRecognisable):
         return self._own(own) if self.readout is None else self.readout.read(self.model, own, self._own)
 
     def _laid_out(self, inputs: Inputs) -> Inputs:
-        """Images of a convolutional network with channels last in memory, unless only its last level is read."""
-        if self.readout is None or not self.readout.convolutional:
-            return inputs
-        return inputs.map(lambda x: x.contiguous(memory_format=torch.channels_last))
+        """Images of a convolutional network with channels last in memory."""
+        return with_channels_last(inputs) if self._channels_last else inputs
+
+    @property
+    def _convolutional(self) -> bool:
+        """Whether the stages that are read, or else the modulated ones, are all maps."""
+        if self.readout is not None:
+            return self.readout.convolutional
+        return bool(self.sites) and all(site.channel_dim == 1 for site in self.sites)
 
     def _blank(self, n: int) -> Inputs:
         """Images that nobody looks at, without memory for each."""

@@ -1,12 +1,14 @@
 """Where a frozen network is modulated, and how: scale and shift after chosen layers, by forward hooks.
 
 Hooks are the one mechanism that reaches any module of any library, keeps ``state_dict`` keys, and takes a different
-vector for every task of a batch. They are installed once; a call that modulates nothing pays three look-ups per site.
-What they apply belongs to the call, see :class:`CallLocal`, so many threads may call one network.
+vector for every task of a batch. They are installed once; a call that modulates nothing pays one look-up per site.
+Norms of common kinds get a forward beside the hook, which folds scale and shift into the norm and saves a pass over the
+activation. What is applied belongs to the call, see :class:`CallLocal`, so many threads may call one network.
 """
 
 from mtl.networks.modulation.finding import find_sites
-from mtl.networks.modulation.hooks import FirstSite, Modulator, modulate
+from mtl.networks.modulation.folding import modulate
+from mtl.networks.modulation.hooks import FirstSite, Modulator
 from mtl.networks.modulation.layers import (
     hook_point,
     is_norm,

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mtl.networks.modulation.folding import AbstractFold, fold_of, modulate
 from mtl.networks.modulation.layers import hook_point, uncompiled
 from mtl.networks.modulation.local import CallLocal
 from mtl.networks.modulation.sites import Modulation, Site
-from mtl.networks.modulation.watching import Hook, LastingHook, changing, remove_hooks
+from mtl.networks.modulation.watching import Hook, LastingForward, LastingHook, changing, remove_hooks
 
 PerSite = list[tuple[Tensor, Tensor]]
 """Scale and shift of every site, each ``(tasks, C)``."""
@@ -24,6 +25,21 @@ class _Recording:
     examples: int
     mask: Tensor | None
     means: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class _Call(NamedTuple):
+    """What a call in progress wants of the sites."""
+
+    modulation: PerSite | None = None
+    recording: _Recording | None = None
+    stopping: bool = False
+
+    @property
+    def tasks(self) -> int:
+        """How many there are, where modulating is all that is wanted; else none."""
+        if self.modulation is None or self.stopping or self.recording is not None:
+            return 0
+        return len(self.modulation[0][0])
 
 
 class Modulator:
@@ -40,9 +56,8 @@ class Modulator:
         self.model = uncompiled(model)
         self.sites = tuple(sites)
         self.width = sum(s.width for s in self.sites)
-        self._active: CallLocal[PerSite | None] = CallLocal(None)
-        self._recording: CallLocal[_Recording | None] = CallLocal(None)
-        self._stopping = CallLocal(default=False)
+        self._call = CallLocal(_Call())
+        self._folds: dict[int, AbstractFold] = {}
         self._installed = False
         self.install()
 
@@ -51,13 +66,20 @@ class Modulator:
         with changing():
             if not self._installed:
                 for i, site in enumerate(self.sites):
-                    target, before = hook_point(self.model.get_submodule(site.name))
-                    Hook(target, _SiteHook(self, i), before).register()
+                    self._install_at(i, self.model.get_submodule(site.name))
             self._installed = True
+
+    def _install_at(self, i: int, layer: nn.Module) -> None:
+        target, before = hook_point(layer)
+        Hook(target, _SiteHook(self, i, layer), before).register()
+        if (fold := fold_of(layer)) is not None:
+            self._folds[i] = fold
+            layer.forward = _SiteForward(self, i, layer)
 
     def remove(self) -> None:
         """Take the hooks off the model, for all threads; :meth:`install` puts them back."""
-        remove_hooks(self.model, lambda hook: isinstance(hook, _SiteHook) and hook.modulator is self)
+        remove_hooks(self.model, lambda it: isinstance(it, _SiteHook | _SiteForward) and it.modulator is self)
+        self._folds.clear()
         self._installed = False
 
     def modulating(self, modulation: Modulation | None) -> AbstractContextManager[None]:
@@ -66,15 +88,16 @@ class Modulator:
         Raises:
             ValueError: the modulation is not as wide as the sites together.
         """
-        return self._active.set_to(None if modulation is None else self._per_site(modulation))
+        per_site = None if modulation is None else self._per_site(modulation)
+        return self._call.set_to(self._call.get()._replace(modulation=per_site))
 
     def as_now(self) -> AbstractContextManager[None]:
         """A context in which forwards see the modulation of this moment; it may be entered often, and in any thread."""
-        return self._active.set_to(self._active.get())
+        return self._call.set_to(self._call.get())
 
     def stopping(self) -> AbstractContextManager[None]:
         """Forwards of this thread inside end with :class:`FirstSite` where the first site is reached."""
-        return self._stopping.set_to(True)
+        return self._call.set_to(self._call.get()._replace(stopping=True))
 
     @contextmanager
     def recording(self, examples: int, mask: Tensor | None = None) -> Iterator[list[Tensor]]:
@@ -85,7 +108,7 @@ class Modulator:
         """
         found: list[Tensor] = []
         recording = _Recording(examples, mask)
-        with self._recording.set_to(recording):
+        with self._call.set_to(self._call.get()._replace(recording=recording)):
             yield found
         calls = [recording.means[i] for i in range(len(self.sites))]
         found.extend(torch.stack(means).mean(0) for means in calls)
@@ -99,16 +122,30 @@ class Modulator:
         widths = [s.width for s in self.sites]
         return list(zip(modulation.scale.split(widths, 1), modulation.shift.split(widths, 1), strict=True))
 
-    def at_site(self, i: int, x: Tensor) -> Tensor | None:
+    def at_site(self, i: int, layer: nn.Module, x: Tensor) -> Tensor | None:
         """What becomes of the activation of a site; None leaves it as it is."""
-        if self._stopping.get():
+        call = self._call.get()
+        if call.stopping:
             raise FirstSite
-        if (recording := self._recording.get()) is not None:
-            means = recording.means.setdefault(i, [])
-            means.append(_position_mean(x, self.sites[i].channel_dim, recording))
-        if (active := self._active.get()) is None:
+        if call.recording is not None:
+            means = call.recording.means.setdefault(i, [])
+            means.append(_position_mean(x, self.sites[i].channel_dim, call.recording))
+        if call.modulation is None or self._fold(i, layer, call) is not None:
             return None
-        return modulate(x, *active[i], self.sites[i].channel_dim)
+        return modulate(x, *call.modulation[i], self.sites[i].channel_dim)
+
+    def forward_at(self, i: int, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Output of a layer that can fold its modulation in, with it if this call has one, else without."""
+        call = self._call.get()
+        fold = self._fold(i, layer, call)
+        if fold is None or call.modulation is None:
+            return type(layer).forward(layer, *args, **kwargs)
+        return fold(layer, *args, *kwargs.values(), *call.modulation[i])
+
+    def _fold(self, i: int, layer: nn.Module, call: _Call) -> AbstractFold | None:
+        """How the forward of a layer has modulated its output in this call; None where the hook has to."""
+        fold = self._folds.get(i)
+        return fold if fold is not None and call.tasks and fold.applies(layer, call.tasks) else None
 
 
 class FirstSite(Exception):
@@ -116,30 +153,19 @@ class FirstSite(Exception):
 
 
 class _SiteHook(LastingHook):
-    def __init__(self, modulator: Modulator, site: int) -> None:
-        self.modulator, self.site = modulator, site
+    def __init__(self, modulator: Modulator, site: int, layer: nn.Module) -> None:
+        self.modulator, self.site, self.layer = modulator, site, layer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Tensor | None:
-        return self.modulator.at_site(self.site, (output or args)[0])
+        return self.modulator.at_site(self.site, self.layer, (output or args)[0])
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor, channel_dim: int) -> Tensor:
-    """``scale * x + shift`` in the dtype of ``x``.
+class _SiteForward(LastingForward):
+    def __init__(self, modulator: Modulator, site: int, layer: nn.Module) -> None:
+        self.modulator, self.site, self.layer = modulator, site, layer
 
-    Args:
-        x: ``(tasks * rows, ...)``, rows of one task together.
-        scale: ``(tasks, C)``, any float dtype; kept in float32 outside and cast here.
-        shift: ``(tasks, C)``.
-        channel_dim: the axis of ``x`` that has size ``C``: 1 or -1.
-    """
-    tasks, width = scale.shape
-    rows = x.shape[0] // tasks  # len(x) would become a constant of an exported program
-    shape = [x.shape[0]] + [1] * (x.dim() - 1)
-    shape[channel_dim] = width
-    # The vectors are repeated by row, rather than x grouped by task, so that the result is no view: where a network
-    # works in place on a view, the hooks that gather sharded weights for the way back are lost.
-    scale, shift = (v.to(x.dtype).unsqueeze(1).expand(tasks, rows, width).reshape(shape) for v in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.modulator.forward_at(self.site, self.layer, *args, **kwargs)
 
 
 def _position_mean(x: Tensor, channel_dim: int, recording: _Recording) -> Tensor:

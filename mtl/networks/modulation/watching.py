@@ -49,6 +49,14 @@ class LastingHook(abc.ABC):
         """As torch calls it: without the output before the module, with it after."""
 
 
+class LastingForward(abc.ABC):
+    """In place of a module's forward for as long as the network lives; copied with it like a :class:`LastingHook`."""
+
+    @abc.abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch calls it."""
+
+
 @contextmanager
 def watching(hooks: Iterable[Hook]) -> Iterator[None]:
     """Hooks for the calls of this thread inside; other threads that call the network meanwhile do not run them."""
@@ -68,13 +76,18 @@ def watching(hooks: Iterable[Hook]) -> Iterator[None]:
                 remove()
 
 
-def remove_hooks(model: nn.Module, wanted: Callable[[LastingHook], bool] = lambda hook: True) -> None:
-    """Take the lasting hooks off a network, or some of them."""
+def remove_hooks(
+    model: nn.Module, wanted: Callable[[LastingHook | LastingForward], bool] = lambda lasting: True
+) -> None:
+    """Take the lasting hooks and forwards off a network, or some of them."""
     with changing():
         for module in model.modules():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [k for k, h in hooks.items() if isinstance(h, LastingHook) and wanted(h)]:
                     del hooks[key]
+            forward = vars(module).get("forward")
+            if isinstance(forward, LastingForward) and wanted(forward):
+                del module.forward
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
