@@ -140,7 +140,8 @@ class Modulator:
         fold = self._fold(i, layer, call)
         if fold is None or call.modulation is None:
             return type(layer).forward(layer, *args, **kwargs)
-        return fold(layer, *args, *kwargs.values(), *call.modulation[i])
+        (x,), (scale, shift) = (*args, *kwargs.values()), call.modulation[i]
+        return fold(layer, x, scale, shift)
 
     def _fold(self, i: int, layer: nn.Module, call: _Call) -> AbstractFold | None:
         """How the forward of a layer has modulated its output in this call; None where the hook has to."""
