@@ -89,7 +89,8 @@ def test_a_spread_network_gives_the_meta_gradient_of_a_whole_one(name: str, plac
     device_map = {"auto": "auto", "disk": dict.fromkeys(parts, "disk"), "both": half}[place]
     placed = load(name, tmp_path, last_k=1, device_map=device_map, offload_folder=tmp_path / "offload")
     found, _ = gradient(learner_of(placed, estimator=estimator), episode)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    # Norms whose weights are moved in and out fold nothing, so sums are rounded in another order.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert placed.identity() == whole.identity()
     assert "device_map" not in placed.spec()["load"], "a place is not part of what a network is"
     if place == "auto":  # it fits, so it is whole, and has second derivatives
