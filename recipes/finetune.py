@@ -53,7 +53,8 @@ class Config(Checked):
     warm_steps: CountOrZero = 400  # outer steps of the rule, in closed form
     steps: Count = 150  # outer steps through the loop; the rule alone is trained as many further
     tasks_per_step: Count = 4  # tasks per outer step
-    outer_lr: Positive = 2e-3  # peak learning rate; half of it through the loop
+    outer_lr: Positive = 2e-3  # peak learning rate of the rule; half of it where it is trained further
+    loop_lr: Positive = 4e-3  # peak learning rate of what emits the loop's rates; the rule stays as it is
     validation_tasks: Count = 48  # episodes that choose the best weights
     tuning_episodes: Count = 40  # validation episodes that choose the setting of a baseline
     test_episodes: Count = 30  # of each family and number of shots
@@ -100,10 +101,9 @@ def train(network: Network, config: Config) -> tuple[mtl.MetaLearner, mtl.MetaLe
     closed.generator.load_state_dict(rule.generator.state_dict())
     assert isinstance(refined.generator, mtl.fewshot.Refined)
     assert isinstance(rule.generator, mtl.ChannelWise)
-    refined.generator.start_from(rule.generator)
-    lr = config.outer_lr / 2
-    looped = _train(refined, network, config, "refined", config.steps, lr)
-    return looped, _train(closed, network, config, "closed", config.steps, lr)
+    refined.generator.start_from(rule.generator, keep=True)
+    looped = _train(refined, network, config, "refined", config.steps, config.loop_lr)
+    return looped, _train(closed, network, config, "closed", config.steps, config.outer_lr / 2)
 
 
 def learner(network: Network, kind: str, steps: int) -> mtl.MetaLearner:
@@ -155,6 +155,7 @@ def compare(
     )
     ours = [
         mtl.learner_method(refined, "refined"),
+        mtl.learner_method(refined, "refined, cross-validated", cross_validate=True),
         mtl.learner_method(refined, "refined", steps=0),
         mtl.learner_method(closed, "closed form, trained as long"),
     ]

@@ -105,6 +105,27 @@ def test_it_starts_from_a_trained_rule(readout):
     torch.testing.assert_close(scale, start, rtol=1e-2, atol=1e-3)
 
 
+def test_cross_validation_can_stop_at_the_start(readout):
+    episode = episodes(shots=3)
+    made = learner(readout)
+    meta = made.generator(made.view(episode.support))
+    tried = {k: made.adapt(episode.support, meta=v) for k, v in made.generator.candidates(meta).items()}
+    assert tried["start"].weights["strength"].abs().max() < 1e-6
+    far = [tried[k].weights["strength"].abs().mean() for k in ("start", "short steps", "generator")]
+    assert far == sorted(far)
+    same = made.adapt(episode.support, steps=0).logits(episode.query.inputs)
+    torch.testing.assert_close(tried["start"].logits(episode.query.inputs), same, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rule_that_is_kept_is_not_trained(readout):
+    made, rule = learner(readout), mtl.fewshot.make_generator("channelwise", readout)
+    made.generator.start_from(rule, keep=True)
+    assert made.meta_step(episodes(shots=3)).finite
+    moved = {n for n, p in made.generator.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved
+    assert all(name.startswith(("rates.", "step_sizes_of.")) for name in moved)
+
+
 def test_the_identity_is_every_level_as_it_is(readout):
     episode = episodes(shots=3)
     made = learner(readout)
@@ -132,7 +153,7 @@ def test_a_saved_one_answers_alike_and_tasks_are_exported_and_judged(readout, tm
     found = again.adapt(task.support, cross_validate=True)
     torch.testing.assert_close(found.logits(task.query.inputs), expected.logits(task.query.inputs))
     assert expected.choice is not None
-    assert expected.choice.names == ("plain", "generator")
+    assert expected.choice.names == ("plain", "start", "short steps", "generator")
     batch = made.adapt(episodes(2, shots=3).support)
     torch.testing.assert_close(
         batch[1].logits(task.query.inputs), batch.logits(task.query.inputs.map(lambda v: v.repeat(2, 1, 1, 1, 1)))[1:]

@@ -105,7 +105,7 @@ def candidates(generator: AbstractGenerator, meta: Tensors) -> dict[str, Tensors
         meta: emitted by the generator.
     """
     if not isinstance(generator, AbstractSiteGenerator):
-        return {"plain": generator.identity(meta), "generator": meta}
+        return generator.candidates(meta)
     plain, static, rule = generator.identity(meta), generator.static(meta), generator.rule(meta)
     found = {"last level": _last_level(generator, plain)} if len(generator.levels) > 1 else {}
     found |= {"all levels" if found else "plain": plain}

@@ -55,7 +55,7 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     )  # fmt: skip
     found = finetune.main(config)
     said = capsys.readouterr().out
-    assert [len(c.rows) for c in found] == [4, 2, 4, 2]
+    assert [len(c.rows) for c in found] == [5, 2, 5, 2]
     for name in ("refined, 2 steps", "refined, 0 steps", "closed form, trained as long, 0 steps", "best of 2 rates"):
         assert name in said
     assert (tmp_path / "out" / "finetune.png").stat().st_size > 10_000

@@ -202,6 +202,13 @@ class AbstractGenerator(nn.Module, abc.ABC):
     def identity(self, meta: Tensors) -> Tensors:
         """The same ``meta``, changed so that the modulation of standardised features is scale one and shift zero."""
 
+    def candidates(self, meta: Tensors) -> dict[str, Tensors]:
+        """What cross-validation inside the support set chooses from, the plainest first and ``meta`` itself last.
+
+        Of generators that emit scale and shift of every site, :mod:`mtl.fewshot.choosing` knows more.
+        """
+        return {"plain": self.identity(meta), "generator": meta}
+
 
 class AbstractSiteGenerator(AbstractGenerator):
     """A generator whose fast weights are the scale and the shift of every site, as emitted.

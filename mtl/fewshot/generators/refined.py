@@ -20,6 +20,7 @@ from mtl.networks.modulation import Modulation, Site
 
 PLAIN = -2.0  # log-strength of a level as it is beside what the rule makes of it, at first
 START_MOMENTUM, START_DECAY = 0.0, -7.0  # a half; next to nothing
+SHORT = 2.3  # log of how much shorter
 NEVER = -30.0  # log of a step size that is none
 
 
@@ -58,7 +59,7 @@ class Refined(AbstractGenerator):
         self,
         sites: Sequence[Site],
         width: int,
-        step_size: float = 2.0,
+        step_size: float = 0.3,
         levels: Sequence[Level] = (),
         hidden: int = 48,
         per_channel: bool = True,
@@ -80,14 +81,20 @@ class Refined(AbstractGenerator):
     def optimizer(self) -> AbstractInnerOptimizer:
         return EmittedSGD()
 
-    def start_from(self, rule: ChannelWise) -> None:
+    def start_from(self, rule: ChannelWise, *, keep: bool = False) -> None:
         """Take the weights of a trained rule of the same options, its statistics included, but not its step sizes.
+
+        Args:
+            keep: train no weight of the rule any more. Trained together, the rule comes to rely on the loop, and to
+                learn when not to move takes longer than most runs last.
 
         Raises:
             RuntimeError: it is of other levels or options.
         """
         own = {k: v for k, v in self.rule.state_dict().items() if k.startswith("step_sizes_of.")}
         self.rule.load_state_dict(rule.state_dict() | own)
+        for name, parameter in self.rule.named_parameters():
+            parameter.requires_grad_(not keep or name.startswith("step_sizes_of."))
 
     def forward(self, view: SupportView) -> Tensors:
         with torch.autocast(view.features.device.type, enabled=False):
@@ -153,3 +160,9 @@ class Refined(AbstractGenerator):
         plain = {k: v[:, blocks:].repeat(1, 2, 1, 1) for k, v in meta.items() if k == "kernels"}
         stays = {"strength": strength, "log_lr": torch.full_like(meta["log_lr"], NEVER)}
         return self.rule.identity(meta) | plain | stays
+
+    def candidates(self, meta: Tensors) -> dict[str, Tensors]:
+        """Every level as it is; the start of the loop; steps a tenth as long; and the loop as it is."""
+        start = meta | {"log_lr": torch.full_like(meta["log_lr"], NEVER)}
+        short = meta | {"log_lr": meta["log_lr"] - SHORT}
+        return {"plain": self.identity(meta), "start": start, "short steps": short, "generator": meta}
