@@ -98,6 +98,15 @@ def test_the_cascade_lets_go_of_sums_that_reach_nothing(steps, order):
     assert error(result.grads, {"start": full.grads["start"]}) < 1e-12
 
 
+def test_the_cascade_notices_what_acts_in_a_middle_step_only():
+    base, meta = quadratic(5, curvature=1.0, lr=0.1)
+    own = lambda w, m, step: base.inner_loss(w, m if step == 2 else tensors.detach(meta), step)  # noqa: E731
+    problem = replace(base, inner_loss=own)
+    exact = mtl.Exact()(problem, meta).grads
+    assert exact["inner"].any()
+    assert error(mtl.metagrad.Binomial(99)(problem, meta).grads, exact) < 1e-12
+
+
 def test_neumann_is_its_series_and_tends_to_the_implicit_gradient():
     problem, meta = quadratic(3, curvature=1.0, lr=0.9)
     hessian, v = _hessian(problem, meta), _outer_gradient(problem, meta)

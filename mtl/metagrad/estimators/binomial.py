@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator, acts_within, warn_of_zeros
 from mtl.metagrad.problem import InnerProblem
@@ -56,15 +59,20 @@ class Binomial(AbstractEstimator):
             warn_of_zeros(self, problem, meta, sweep.trajectory, follows={"init", "outer", "update"})
             sweep.skip(0, problem.num_steps)
         elif problem.num_steps:
-            self._back(sweep)
+            outer = sweep.adjoint
+            within = acts_within(problem, meta, sweep.trajectory)
+            if self._back(sweep, within) and not within:  # in a loss between the first and the last alone
+                sweep.adjoint = outer
+                self._back(sweep, within=True)
         return sweep.finish()
 
-    def _back(self, sweep: Sweep) -> None:
+    def _back(self, sweep: Sweep, within: bool) -> bool:
+        """Walk back to the start; whether meta-parameters turned out to act in an inner loss."""
         steps, order = sweep.problem.num_steps, min(self.order, sweep.problem.num_steps)
         share = order / steps if self.damped else 1.0
         # Meta-parameters within the loop receive from the sum of all orders at every step, the initial weights at the
         # end only, where the sums of low orders do not count any more.
-        within = acts_within(sweep.problem, sweep.meta, sweep.trajectory)
+        acted: list[Tensor] = []
         sums = {0: sweep.adjoint}  # up to order 0, 1, ...; those that are not listed equal the last
         for walked in range(1, steps + 1):
             step = steps - walked
@@ -74,12 +82,14 @@ class Binomial(AbstractEstimator):
             kept = range(0 if within else max(0, walked - (steps - order)), min(walked, order) + 1)
             needed = {n - 1 for n in kept if n} | ({last} if within else set())
             curved = {n: sweep.products(step, carried[n][1]) for n in sorted(needed)}
+            acted += [m.any() for _, products in curved.values() for m in products.values()]
             received = carried[last][0].meta
             if within:  # only the full sum adds to the meta-parameters, and with its own products
                 received = tensors.add(received, curved[last][1])
             sums = {n: replace(carried[min(n, last)][0], meta=received) for n in kept}
             sums |= {n: _with_curvature(sums[n], curved[n - 1][0], share) for n in kept if n}
         sweep.adjoint = sums[order]
+        return bool(acted) and bool(torch.stack(acted).any())
 
 
 def _with_curvature(adjoint: Adjoint, h: Tensors, share: float) -> Adjoint:

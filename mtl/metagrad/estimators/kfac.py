@@ -41,10 +41,6 @@ class KFAC(AbstractEstimator):
     convolutions, weights used twice) count as having the average curvature of the layers. A task that meets negative
     curvature stops there with what it has: raise ``damping``.
 
-    On logistic regression and small tanh networks with one and two hidden layers, three iterations come to cosines of
-    .974, .973 and .870 with the solved system; without the factors to .915, .906 and .742, ten terms of a Neumann
-    series to .850, .876 and .797, the factors alone to .744, .748 and .557.
-
     Cost: K + 1 gradients, at most ``iterations + 1`` pulls on one anchor (all but the first cheap), and two
     factorisations per layer and task; memory of one step and the factors.
     Equals: :class:`mtl.metagrad.Neumann` with a long series, and the gradient of the solution when the inner loop has
