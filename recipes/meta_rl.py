@@ -1,0 +1,167 @@
+"""Learn the discount of a reinforcement-learning agent by the meta-gradient through its own updates.
+
+    python recipes/meta_rl.py                      # DiscountingChain, offline: a minute on one core
+    python recipes/meta_rl.py --part cartpole      # gymnasium's CartPole, pip install "mtl[rl]"
+    python recipes/meta_rl.py --part noise         # how noisy each estimator is
+    python recipes/meta_rl.py --part cartpole --estimator truncation-mixing --decay 0.7
+
+The agent's own loss discounts rewards; the loss that judges it, on a fresh roll-out, does not (arXiv 2111.00206 and
+2211.10550). Each step draws a roll-out with its own weights (``InnerProblem(sample=...)``), which the backward sweep
+replays. All agents, seeds and fixed discounts to compare with are trained at once, along the task axis.
+docs/meta-rl.md reads the tables and pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from helpers import cartpole, discounting_chain, meta_rl_figures
+from torch import Tensor
+
+from mtl import metagrad
+from mtl.cli.answers import answer
+from mtl.cli.options import Checked, Count, Counts, Distinct, Folder, Positive, Range, Seed, Share, TwoOrMore
+from mtl.tools.files import write_csv
+
+Inside = Annotated[float, Range(0.001, 0.999)]
+Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Chain(Checked):
+    updates: Count = 5_000  # updates of the policy; the papers have 50,000 of steps a tenth as long
+    episodes: Count = 128  # episodes per roll-out
+    inner_lr: Positive = 5.0  # step size of the policy
+    outer_lr: Positive = 1.0  # step size of Adam on the logit of the discount, per update of the policy
+    entropy: Positive = 0.005  # weight of the policy's entropy
+    steps: Count = 8  # N, updates per outer step, where estimators are compared; 1 for the two critics
+
+    @property
+    def learning(self) -> discounting_chain.Learning:
+        return discounting_chain.Learning(self.episodes, self.inner_lr, self.outer_lr, self.entropy)
+
+
+@dataclass(frozen=True)
+class Noise(Checked):
+    steps: Counts = (1, 2, 4, 8, 16)  # N, inner steps of a meta-gradient
+    batches: TwoOrMore = 100  # meta-gradients, each of fresh roll-outs
+    discount: Annotated[float, Range(0.9001, 0.9999)] = 0.99  # where the meta-gradient is taken
+    updates: Count = 200  # age of the policy at which it is taken
+
+
+@dataclass(frozen=True)
+class CartPole(Checked):
+    rounds: Count = 800  # outer steps
+    discounts: Annotated[tuple[Inside, ...], Distinct()] = (0.5, 0.8, 0.9, 0.95, 0.99)  # fixed, to compare with
+    traces: Annotated[tuple[Inside, ...], Distinct()] = (
+        0.95,
+    )  # fixed, with each discount; a learned one has the first
+    start: Inside = 0.5  # where learned discounts and traces begin
+    settings: cartpole.Balancing = field(default_factory=cartpole.Balancing)  # agents and environments
+    estimator: metagrad.EstimatorOptions = field(default_factory=lambda: metagrad.EstimatorOptions("rematerialised"))
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    part: Literal["chain", "noise", "cartpole"] = "chain"  # what to do
+    chain: Chain = field(default_factory=Chain)  # DiscountingChain
+    noise: Noise = field(default_factory=Noise)  # noise of the estimators, on DiscountingChain
+    cartpole: CartPole = field(default_factory=CartPole)  # CartPole
+    decay: Share = 0.7  # of truncation mixing, where estimators are compared
+    window: Count = 4  # of windows, where estimators are compared
+    seeds: TwoOrMore = 5  # agents of each kind
+    seed: Seed = 0  # seed of the roll-outs
+    threads: Count = 1  # CPU threads
+    out: Folder = "runs/meta_rl"  # folder for the tables and pictures
+
+    @property
+    def estimators(self) -> dict[str, metagrad.AbstractEstimator]:
+        return {
+            "multi-step": metagrad.Rematerialised(),
+            f"mixing ({self.decay:g})": metagrad.TruncationMixing(self.decay),
+            f"windows of {self.window}": metagrad.Windowed(self.window),
+            "last step": metagrad.OneStep(),
+        }
+
+
+def main(config: Config) -> list[Row]:
+    torch.set_num_threads(config.threads)
+    part = {"chain": chain_rows, "noise": noise_rows, "cartpole": cartpole_rows}[config.part]
+    rows = part(config, Path(config.out))
+    for row in rows:
+        print("   ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    write_csv(rows, Path(config.out) / f"{config.part}.csv")
+    return rows
+
+
+def chain_rows(config: Config, out: Path) -> list[Row]:
+    """Discount and return at the end: with and without outer critic, then by every estimator with one."""
+    chain, agents = config.chain, config.seeds
+    critics = [True] * agents + [False] * agents
+    both = discounting_chain.train(metagrad.Rematerialised(), critics, 1, chain.updates, chain.learning, config.seed)
+    curves = {"outer critic, N = 1": both.of(slice(agents)), "no outer critic, N = 1": both.of(slice(agents, None))}
+    for name, estimator in config.estimators.items():
+        curves[f"{name}, N = {chain.steps}"] = discounting_chain.train(
+            estimator, critics[:agents], chain.steps, chain.updates, chain.learning, config.seed
+        )
+    meta_rl_figures.draw_chain(curves, out / "chain.png")
+    return [
+        {"agent": name, "updates": curve.updates[-1]}
+        | spread("discount", curve.discounts[-1])
+        | spread("return", curve.returns[-1])
+        for name, curve in curves.items()
+    ]
+
+
+def spread(name: str, values: Tensor) -> dict[str, float]:
+    """Mean, smallest and largest over seeds."""
+    return {name: float(values.mean()), f"least {name}": float(values.min()), f"most {name}": float(values.max())}
+
+
+def noise_rows(config: Config, out: Path) -> list[Row]:
+    """Mean and standard deviation of the meta-gradient over fresh batches, relative to the true one."""
+    noise, learning = config.noise, config.chain.learning
+    logits = discounting_chain.half_way(noise.updates, noise.discount, learning)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows: list[Row] = []
+    for steps in noise.steps:
+        uniforms = torch.rand(steps + 1, noise.batches, learning.episodes, generator=generator)
+        where = (logits, noise.discount)
+        exact = metagrad.Rematerialised()
+        true = discounting_chain.meta_gradients(exact, *where, uniforms[:, :1], learning, expected=True)
+        for name, estimator in config.estimators.items():
+            found = discounting_chain.meta_gradients(estimator, *where, uniforms, learning) / true
+            average, deviation = float(found.mean()), float(found.std())
+            measures = {"mean": average, "deviation": deviation, "mean over deviation": average / deviation}
+            rows.append({"estimator": name, "N": steps} | measures)
+    meta_rl_figures.draw_noise(rows, out / "noise.png")
+    return rows
+
+
+def cartpole_rows(config: Config, out: Path) -> list[Row]:
+    """Discount, trace and length of episodes in the last tenth of the training, for each kind of agent."""
+    options = config.cartpole
+    kinds = [
+        cartpole.Kind(f"fixed, discount {d:g}, trace {t:g}", d, t)
+        for d, t in product(options.discounts, options.traces)
+    ]
+    kinds.append(cartpole.Kind("learned discount", options.start, options.traces[0], ("discount",)))
+    kinds.append(cartpole.Kind("learned discount and trace", options.start, options.start, ("discount", "trace")))
+    estimator, settings = options.estimator.build(), options.settings
+    progress = cartpole.train(estimator, kinds, config.seeds, options.rounds, settings, config.seed)
+    meta_rl_figures.draw_cartpole(progress, kinds, out / "cartpole.png")
+    last = max(1, len(progress.rounds) // 10)
+    rows: list[Row] = []
+    for i, kind in enumerate(kinds):
+        at_end = (float(v[-1, i].mean()) for v in (progress.discounts, progress.traces))
+        row: Row = {"agent": kind.name, **dict(zip(("discount", "trace"), at_end, strict=True))}
+        rows.append(row | spread("length", progress.lengths[-last:, i].mean(0)))
+    return rows
+
+
+if __name__ == "__main__":
+    answer(main, Config)

@@ -1,0 +1,80 @@
+"""meta_rl.py: discounts are learned through the agent's own updates, on DiscountingChain and on CartPole."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from helpers import discounting_chain
+from helpers.discounting_chain import AT_ONCE, DELAYS, REWARDS, Learning
+
+import mtl.metagrad as metagrad
+
+
+def test_values_of_the_chain_are_those_of_a_walk_along_it():
+    discount = torch.tensor([0.9, 0.97, 1.0])
+    values = AT_ONCE + discount[:, None] * discounting_chain.later_values(discount)
+    for chain, (delay, reward) in enumerate(zip(DELAYS, REWARDS, strict=True)):
+        walked = torch.zeros(3)
+        for step in reversed(range(1, 101)):
+            walked = (reward if step == delay else 0.0) + (discount * walked if step <= 100 else 0.0)
+        assert torch.allclose(values[:, chain], walked, rtol=1e-5)
+
+
+def test_drawn_chains_have_the_odds_of_the_policy():
+    logits = torch.tensor([[0.0, 1.0, -1.0, 0.5, 0.2]])
+    shares = discounting_chain.picked(logits, torch.linspace(0, 1, 10_001)[None])
+    assert torch.allclose(shares, logits.softmax(1), atol=1e-3)
+
+
+def test_the_mean_over_batches_is_the_true_meta_gradient():
+    logits = discounting_chain.half_way(100, 0.99, Learning(inner_lr=10.0))
+    uniforms = torch.rand(3, 3000, 128, generator=torch.Generator().manual_seed(0))
+    where = (logits, 0.99)
+    true = discounting_chain.meta_gradients(metagrad.Exact(), *where, uniforms[:, :1], Learning(), expected=True)
+    found = discounting_chain.meta_gradients(metagrad.Exact(), *where, uniforms, Learning()) / true
+    assert float(found.mean()) == pytest.approx(1, abs=4 * float(found.std()) / 3000**0.5)
+
+
+def test_the_outer_critic_decides_where_the_discount_goes():
+    learning = Learning(inner_lr=20.0, outer_lr=1.0)
+    curve = discounting_chain.train(metagrad.Rematerialised(), [True, False], 1, 500, learning, seed=0)
+    assert curve.discounts[-1, 0] > 0.997
+    assert curve.discounts[-1, 1] < 0.92
+
+
+def test_chain_compares_critics_and_estimators(tmp_path):
+    import meta_rl
+
+    rows = meta_rl.main(meta_rl.Config(chain=meta_rl.Chain(updates=16), seeds=2, out=str(tmp_path)))
+    agents = ["outer critic, N = 1", "no outer critic, N = 1", "multi-step, N = 8", "mixing (0.7), N = 8"]
+    assert [row["agent"] for row in rows[:4]] == agents
+    assert len(list(csv.DictReader((tmp_path / "chain.csv").open()))) == len(rows)
+    assert (tmp_path / "chain.png").stat().st_size > 10_000
+
+
+def test_mixing_has_less_variance_than_multi_step(tmp_path):
+    import meta_rl
+
+    noise = meta_rl.Noise(steps=(1, 8), updates=5)
+    rows = meta_rl.main(meta_rl.Config(part="noise", noise=noise, out=str(tmp_path)))
+    at = {(row["estimator"], row["N"]): row for row in rows}
+    assert at["mixing (0.7)", 8]["deviation"] ** 2 < at["multi-step", 8]["deviation"] ** 2 / 3
+    assert at["mixing (0.7)", 1]["deviation"] == at["multi-step", 1]["deviation"]
+    assert (tmp_path / "noise.png").stat().st_size > 10_000
+
+
+def test_cartpole_learns_discount_and_trace(tmp_path):
+    pytest.importorskip("gymnasium", reason='pip install "mtl[rl]"')
+    import meta_rl
+
+    cartpole = meta_rl.CartPole(rounds=30, discounts=(0.9,))
+    config = meta_rl.Config(part="cartpole", cartpole=cartpole, seeds=2, out=str(tmp_path))
+    fixed, discount, both = meta_rl.main(config)
+    assert (fixed["discount"], fixed["trace"]) == pytest.approx((0.9, 0.95))
+    assert discount["discount"] > 0.6
+    assert discount["trace"] == pytest.approx(0.95)
+    assert both["trace"] > 0.6
+    assert min(fixed["length"], discount["length"], both["length"]) > 40  # at random: 22
+    assert (tmp_path / "cartpole.png").stat().st_size > 10_000
