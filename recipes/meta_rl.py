@@ -1,8 +1,9 @@
 """Learn the discount of a reinforcement-learning agent by the meta-gradient through its own updates.
 
-    python recipes/meta_rl.py                      # DiscountingChain, offline: a minute on one core
-    python recipes/meta_rl.py --part cartpole      # gymnasium's CartPole, pip install "mtl[rl]"
-    python recipes/meta_rl.py --part noise         # how noisy each estimator is
+    python recipes/meta_rl.py                      # DiscountingChain with and without outer critic, two minutes
+    python recipes/meta_rl.py --part estimators    # the same, through eight updates by every estimator
+    python recipes/meta_rl.py --part noise         # how noisy their meta-gradients are
+    python recipes/meta_rl.py --part cartpole      # gymnasium's CartPole: pip install "mtl[rl]"
     python recipes/meta_rl.py --part cartpole --estimator truncation-mixing --decay 0.7
 
 The agent's own loss discounts rewards; the loss that judges it, on a fresh roll-out, does not (arXiv 2111.00206 and
@@ -28,17 +29,18 @@ from mtl.cli.options import Checked, Count, Counts, Distinct, Folder, Positive, 
 from mtl.tools.files import write_csv
 
 Inside = Annotated[float, Range(0.001, 0.999)]
+Discount = Annotated[float, Range(0.9003, 0.9997)]
 Row = dict[str, str | float]
 
 
 @dataclass(frozen=True)
 class Chain(Checked):
-    updates: Count = 5_000  # updates of the policy; the papers have 50,000 of steps a tenth as long
+    updates: Count = 50_000  # updates of the policy, an outer step after each
     episodes: Count = 128  # episodes per roll-out
-    inner_lr: Positive = 5.0  # step size of the policy
-    outer_lr: Positive = 1.0  # step size of Adam on the logit of the discount, per update of the policy
+    inner_lr: Positive = 0.5  # step size of the policy
+    outer_lr: Positive = 0.1  # step size of Adam on the logit of the discount
     entropy: Positive = 0.005  # weight of the policy's entropy
-    steps: Count = 8  # N, updates per outer step, where estimators are compared; 1 for the two critics
+    start: Discount = 0.95  # discount at the start
 
     @property
     def learning(self) -> discounting_chain.Learning:
@@ -46,20 +48,25 @@ class Chain(Checked):
 
 
 @dataclass(frozen=True)
+class Estimators(Checked):
+    start: Discount = 0.99  # discount at the start; from less, several inner steps look too short a way ahead
+    steps: Count = 8  # N, updates per outer step
+    updates: Count = 25_000  # updates of the policy
+
+
+@dataclass(frozen=True)
 class Noise(Checked):
     steps: Counts = (1, 2, 4, 8, 16)  # N, inner steps of a meta-gradient
     batches: TwoOrMore = 100  # meta-gradients, each of fresh roll-outs
-    discount: Annotated[float, Range(0.9001, 0.9999)] = 0.99  # where the meta-gradient is taken
-    updates: Count = 200  # age of the policy at which it is taken
+    discount: Discount = 0.99  # where the meta-gradient is taken
+    updates: Count = 2000  # age of the policy at which it is taken
 
 
 @dataclass(frozen=True)
 class CartPole(Checked):
     rounds: Count = 800  # outer steps
     discounts: Annotated[tuple[Inside, ...], Distinct()] = (0.5, 0.8, 0.9, 0.95, 0.99)  # fixed, to compare with
-    traces: Annotated[tuple[Inside, ...], Distinct()] = (
-        0.95,
-    )  # fixed, with each discount; a learned one has the first
+    traces: Annotated[tuple[Inside, ...], Distinct()] = (0.95,)  # fixed; the first goes with a learned discount
     start: Inside = 0.5  # where learned discounts and traces begin
     settings: cartpole.Balancing = field(default_factory=cartpole.Balancing)  # agents and environments
     estimator: metagrad.EstimatorOptions = field(default_factory=lambda: metagrad.EstimatorOptions("rematerialised"))
@@ -67,9 +74,10 @@ class CartPole(Checked):
 
 @dataclass(frozen=True)
 class Config(Checked):
-    part: Literal["chain", "noise", "cartpole"] = "chain"  # what to do
+    part: Literal["chain", "estimators", "noise", "cartpole"] = "chain"  # what to do
     chain: Chain = field(default_factory=Chain)  # DiscountingChain
-    noise: Noise = field(default_factory=Noise)  # noise of the estimators, on DiscountingChain
+    estimators: Estimators = field(default_factory=Estimators)  # DiscountingChain by every estimator
+    noise: Noise = field(default_factory=Noise)  # noise of every estimator, on DiscountingChain
     cartpole: CartPole = field(default_factory=CartPole)  # CartPole
     decay: Share = 0.7  # of truncation mixing, where estimators are compared
     window: Count = 4  # of windows, where estimators are compared
@@ -79,7 +87,7 @@ class Config(Checked):
     out: Folder = "runs/meta_rl"  # folder for the tables and pictures
 
     @property
-    def estimators(self) -> dict[str, metagrad.AbstractEstimator]:
+    def compared(self) -> dict[str, metagrad.AbstractEstimator]:
         return {
             "multi-step": metagrad.Rematerialised(),
             f"mixing ({self.decay:g})": metagrad.TruncationMixing(self.decay),
@@ -90,8 +98,8 @@ class Config(Checked):
 
 def main(config: Config) -> list[Row]:
     torch.set_num_threads(config.threads)
-    part = {"chain": chain_rows, "noise": noise_rows, "cartpole": cartpole_rows}[config.part]
-    rows = part(config, Path(config.out))
+    parts = {"chain": chain_rows, "estimators": estimators_rows, "noise": noise_rows, "cartpole": cartpole_rows}
+    rows = parts[config.part](config, Path(config.out) / f"{config.part}.png")
     for row in rows:
         print("   ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     write_csv(rows, Path(config.out) / f"{config.part}.csv")
@@ -99,16 +107,25 @@ def main(config: Config) -> list[Row]:
 
 
 def chain_rows(config: Config, out: Path) -> list[Row]:
-    """Discount and return at the end: with and without outer critic, then by every estimator with one."""
+    """With and without outer critic."""
     chain, agents = config.chain, config.seeds
-    critics = [True] * agents + [False] * agents
-    both = discounting_chain.train(metagrad.Rematerialised(), critics, 1, chain.updates, chain.learning, config.seed)
-    curves = {"outer critic, N = 1": both.of(slice(agents)), "no outer critic, N = 1": both.of(slice(agents, None))}
-    for name, estimator in config.estimators.items():
-        curves[f"{name}, N = {chain.steps}"] = discounting_chain.train(
-            estimator, critics[:agents], chain.steps, chain.updates, chain.learning, config.seed
-        )
-    meta_rl_figures.draw_chain(curves, out / "chain.png")
+    critics, exact = [True] * agents + [False] * agents, metagrad.Rematerialised()
+    both = discounting_chain.train(exact, critics, chain.start, 1, chain.updates, chain.learning, config.seed)
+    return chain_table({"outer critic": both.of(slice(agents)), "no outer critic": both.of(slice(agents, None))}, out)
+
+
+def estimators_rows(config: Config, out: Path) -> list[Row]:
+    """By every estimator, with outer critic."""
+    compared, learning, critics = config.estimators, config.chain.learning, [True] * config.seeds
+    learn = lambda e: discounting_chain.train(  # noqa: E731
+        e, critics, compared.start, compared.steps, compared.updates, learning, config.seed
+    )
+    return chain_table({name: learn(estimator) for name, estimator in config.compared.items()}, out)
+
+
+def chain_table(curves: dict[str, discounting_chain.Curve], out: Path) -> list[Row]:
+    """Discount and return at the end, and a picture of the way there."""
+    meta_rl_figures.draw_chain(curves, out)
     return [
         {"agent": name, "updates": curve.updates[-1]}
         | spread("discount", curve.discounts[-1])
@@ -133,12 +150,12 @@ def noise_rows(config: Config, out: Path) -> list[Row]:
         where = (logits, noise.discount)
         exact = metagrad.Rematerialised()
         true = discounting_chain.meta_gradients(exact, *where, uniforms[:, :1], learning, expected=True)
-        for name, estimator in config.estimators.items():
+        for name, estimator in config.compared.items():
             found = discounting_chain.meta_gradients(estimator, *where, uniforms, learning) / true
             average, deviation = float(found.mean()), float(found.std())
             measures = {"mean": average, "deviation": deviation, "mean over deviation": average / deviation}
             rows.append({"estimator": name, "N": steps} | measures)
-    meta_rl_figures.draw_noise(rows, out / "noise.png")
+    meta_rl_figures.draw_noise(rows, out)
     return rows
 
 
@@ -153,7 +170,7 @@ def cartpole_rows(config: Config, out: Path) -> list[Row]:
     kinds.append(cartpole.Kind("learned discount and trace", options.start, options.start, ("discount", "trace")))
     estimator, settings = options.estimator.build(), options.settings
     progress = cartpole.train(estimator, kinds, config.seeds, options.rounds, settings, config.seed)
-    meta_rl_figures.draw_cartpole(progress, kinds, out / "cartpole.png")
+    meta_rl_figures.draw_cartpole(progress, kinds, out)
     last = max(1, len(progress.rounds) // 10)
     rows: list[Row] = []
     for i, kind in enumerate(kinds):

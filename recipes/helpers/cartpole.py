@@ -248,7 +248,7 @@ def train(
     meta = {"discount": of_kinds([k.discount for k in kinds]), "trace": of_kinds([k.trace for k in kinds])}
     meta = {name: v.logit() for name, v in meta.items()}
     learned = {name: of_kinds([float(name in k.learned) for k in kinds]) for name in meta}
-    outer = torch.optim.Adam(meta.values(), settings.outer_lr, betas=(0.9, 0.99), eps=1e-12)
+    outer = torch.optim.Adam(meta.values(), settings.outer_lr, eps=1e-12)
     last: list[Tensors] = []
     at, points, before = [], [], (rollouts.lived, rollouts.ended)
     for i in tqdm(range(1, rounds + 1), desc="outer steps"):

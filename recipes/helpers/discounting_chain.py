@@ -29,18 +29,16 @@ STEEPEST = 6.0  # largest absolute eta: beyond, the sigmoid is so flat that a di
 class Learning:
     """Settings of an agent.
 
-    Steps of 0.5 and 50,000 updates are the papers'; steps ten times as long take a tenth of the updates.
-
     Args:
         episodes: of a roll-out.
         inner_lr: step size of the policy.
-        outer_lr: step size of Adam on ``eta``, per inner step: an outer step after N of them is N times as long.
+        outer_lr: step size of Adam on ``eta``.
         entropy: weight of the policy's entropy.
     """
 
     episodes: int = 128
-    inner_lr: float = 5.0
-    outer_lr: float = 1.0
+    inner_lr: float = 0.5
+    outer_lr: float = 0.1
     entropy: float = 0.005
 
 
@@ -131,13 +129,19 @@ class Curve:
 
 
 def train(
-    estimator: AbstractEstimator, outer_critic: Sequence[bool], steps: int, updates: int, learning: Learning, seed: int
+    estimator: AbstractEstimator,
+    outer_critic: Sequence[bool],
+    discount: float,
+    steps: int,
+    updates: int,
+    learning: Learning,
+    seed: int,
 ) -> Curve:
     """Learn policy and discount together, one agent for each entry of ``outer_critic``; an outer step every ``steps``
     of the ``updates``."""
     agents, generator = len(outer_critic), torch.Generator().manual_seed(seed)
-    critic, logits, eta = torch.tensor(outer_critic), torch.zeros(agents, len(DELAYS)), eta_of(0.95, agents)
-    outer = torch.optim.Adam([eta], steps * learning.outer_lr, eps=1e-16)  # meta-gradients here are about 1e-9
+    critic, logits, eta = torch.tensor(outer_critic), torch.zeros(agents, len(DELAYS)), eta_of(discount, agents)
+    outer = torch.optim.Adam([eta], learning.outer_lr, eps=1e-16)  # meta-gradients here are about 1e-9
     rounds, points = max(1, updates // steps), []
     for i in tqdm(range(rounds), desc=f"chain, N = {steps}"):
         uniforms = torch.rand(steps + 1, agents, learning.episodes, generator=generator)
