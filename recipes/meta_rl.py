@@ -4,7 +4,7 @@
     python recipes/meta_rl.py --part estimators    # the same, through eight updates by every estimator
     python recipes/meta_rl.py --part noise         # how noisy their meta-gradients are
     python recipes/meta_rl.py --part cartpole      # gymnasium's CartPole: pip install "mtl[rl]"
-    python recipes/meta_rl.py --part cartpole --estimator truncation-mixing --decay 0.7
+    python recipes/meta_rl.py --part cartpole --cartpole.estimator.estimator windowed
 
 The agent's own loss discounts rewards; the loss that judges it, on a fresh roll-out, does not (arXiv 2111.00206 and
 2211.10550). Each step draws a roll-out with its own weights (``InnerProblem(sample=...)``), which the backward sweep

