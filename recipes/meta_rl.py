@@ -64,7 +64,7 @@ class Noise(Checked):
 
 @dataclass(frozen=True)
 class CartPole(Checked):
-    rounds: Count = 800  # outer steps
+    rounds: Count = 400  # outer steps
     discounts: Annotated[tuple[Inside, ...], Distinct()] = (0.5, 0.8, 0.9, 0.95, 0.99)  # fixed, to compare with
     traces: Annotated[tuple[Inside, ...], Distinct()] = (0.95,)  # fixed; the first goes with a learned discount
     start: Inside = 0.5  # where learned discounts and traces begin

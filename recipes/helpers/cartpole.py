@@ -41,8 +41,8 @@ class Balancing:
         entropy: weight of the policy's entropy.
     """
 
-    environments: int = 8
-    rollout: int = 16
+    environments: int = 32
+    rollout: int = 32
     steps: int = 4
     hidden: int = 32
     inner_lr: float = 0.3

@@ -70,8 +70,10 @@ def test_mixing_has_less_variance_than_multi_step(tmp_path):
 def test_cartpole_learns_discount_and_trace(tmp_path):
     pytest.importorskip("gymnasium", reason='pip install "mtl[rl]"')
     import meta_rl
+    from helpers.cartpole import Balancing
 
-    cartpole = meta_rl.CartPole(rounds=30, discounts=(0.9,))
+    small = Balancing(environments=8, rollout=16)
+    cartpole = meta_rl.CartPole(rounds=30, discounts=(0.9,), settings=small)
     config = meta_rl.Config(part="cartpole", cartpole=cartpole, seeds=2, out=str(tmp_path))
     fixed, discount, both = meta_rl.main(config)
     assert (fixed["discount"], fixed["trace"]) == pytest.approx((0.9, 0.95))
