@@ -59,12 +59,15 @@ def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float = 1.0) ->
     """``a + alpha * b``, key by key; both have the same keys. A few kernels, however many tensors there are."""
     if not a:
         return {}
-    return dict(zip(a, torch._foreach_add(list(a.values()), [b[k] for k in a], alpha=alpha), strict=True))
+    found = torch._foreach_add(list(a.values()), [b[k] for k in a], alpha=alpha)  # pyright: ignore
+    return dict(zip(a, found, strict=True))
 
 
 def times(a: Mapping[str, Tensor], factor: float) -> Tensors:
     """``factor * a``, as cheaply."""
-    return dict(zip(a, torch._foreach_mul(list(a.values()), factor), strict=True)) if a else {}
+    if not a:
+        return {}
+    return dict(zip(a, torch._foreach_mul(list(a.values()), factor), strict=True))  # pyright: ignore
 
 
 def per_task(values: Tensor, like: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def unroll(problem: InnerProblem, meta: Tensors, reuse: int = 1, gradient_at: Gr
             weights.append(point[0])
             states.append(point[1])
     groups = _Groups(weights, states, problem.num_steps, every, again)
-    columns = (groups.column(name) for name in ("weights", "states", "gradients"))
+    columns = groups.column("weights"), groups.column("states"), groups.column("gradients")
     return Trajectory(*columns, evaluations, reached, draws, reuse)
 
 
@@ -182,6 +182,9 @@ class _Repeated(Sequence[Tensors]):
         return self._items[range(self._length)[index] // self._times]
 
 
+_Name = Literal["weights", "states", "gradients"]
+
+
 class _Groups:
     """Steps of which the first of each group is stored; the two groups looked at last are there in full.
 
@@ -223,14 +226,12 @@ class _Groups:
         return getattr(self._there[number], name)[within]
 
 
-_Name = Literal["weights", "states", "gradients"]
-
-
 class _Column(Sequence[Tensors]):
     """One kind of state of grouped steps."""
 
     def __init__(self, groups: _Groups, name: _Name, length: int) -> None:
-        self._groups, self._name, self._length = groups, name, length
+        self._groups, self._length = groups, length
+        self._name: _Name = name
 
     def __len__(self) -> int:
         return self._length

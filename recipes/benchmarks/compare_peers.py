@@ -111,7 +111,9 @@ def vit(config: Config) -> Modulated:
     network = timm.create_model(config.backbone, **options)
     inside = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     layers = [f"blocks.{i}.{name}" for i in range(config.depth) for name in inside]
-    return Modulated(network, [*layers, "norm"], int(network.num_features), lambda network, x: network(x))
+    return Modulated(
+        network, [*layers, "norm"], network.get_parameter("norm.weight").numel(), lambda network, x: network(x)
+    )
 
 
 def bert(config: Config) -> Modulated:

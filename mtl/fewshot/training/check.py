@@ -72,7 +72,7 @@ def _hint(estimator: AbstractEstimator, problem: InnerProblem, meta: Tensors) ->
     if getattr(estimator, "pull", None) != "reverse" or problem.execution.loss_scale is not None:
         return ""
     try:
-        cheaper = replace(estimator, pull=ONE_SIDED)  # pyright: ignore[reportCallIssue]
+        cheaper = replace(estimator, pull=ONE_SIDED)  # pyright: ignore
         found = self_check(cheaper, problem, meta, reference=estimator)
     except RuntimeError:
         return ""
