@@ -347,7 +347,7 @@ def against(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> dict[
     found, exact = (torch.load(out / f"{module}-{name}-{k}.pt") for name in (row["library"], unrolled))
     return {
         "time": row["seconds"] / beside[unrolled]["seconds"],
-        "memory": row["MiB"] / beside[first_order]["MiB"] if first_order in beside else float("nan"),
+        "memory": row["MiB"] / beside[first_order]["MiB"] if beside.get(first_order, {}).get("MiB") else float("nan"),
         "cosine": float(torch.cosine_similarity(found, exact, 0)),
         "error": float((found - exact).abs().max() / exact.abs().max()),
     }
