@@ -109,8 +109,8 @@ def draw(rows: Sequence[Runs], runs: Sequence[Runs], path: Path, setting: str) -
                 for panel, value in zip(line, ("gain", "seconds", "mib", "cosine"), strict=True):
                     panel.plot(steps, [_gain(r) if value == "gain" else r[value] for r in of_row], **look)
             for panel, title in zip(line, TITLES, strict=True):
-                panel.set(xscale="log", xlabel="inner steps", title=f"{loop}: {title}")
-                panel.title.set_fontsize(12)
+                panel.set(xscale="log", xlabel="inner steps")
+                panel.set_title(f"{loop}: {title}", fontsize=12)
             line[1].set_yscale("log")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6)
