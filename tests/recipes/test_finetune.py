@@ -51,7 +51,8 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     config = finetune.Config(
         out=str(tmp_path / "out"), data=data, backbone=encoder, shots=(1, 3), training_shots=(2,),
         validation_shots=(2,), queries=2, inner_steps=2, warm_steps=2, steps=2, tasks_per_step=2, validation_tasks=2,
-        tuning_episodes=2, test_episodes=2, sweep_episodes=1, sweep=(0.01, 0.1), baselines=("ridge_all",), cross_validate=True,
+        tuning_episodes=2, test_episodes=2, sweep_episodes=1, sweep=(0.01, 0.1), baselines=("ridge_all",),
+        cross_validate=True,
     )  # fmt: skip
     found = finetune.main(config)
     said = capsys.readouterr().out
