@@ -21,7 +21,7 @@ HOMES = {
     "mtl.episode": "Episode Examples Inputs TaskSource stack_by_shape",
     "mtl.fewshot": (
         "Adapted AdaptedTask CentredRidge ChannelWise Cosine Linear ManyAdapted MetaLearner NearestClassMean "
-        "Ridge Static SupportConditioned TaskCode TrainingConfig adapt adapt_many baselines evaluate export "
+        "Ridge Static SupportConditioned TaskCode TrainingConfig adapt adapt_many affinity baselines evaluate export "
         "from_pretrained learner_method load_examples load_generator load_task push_to_hub save_pretrained train"
     ),
     "mtl.metagrad": "Exact FirstOrder InnerAdam InnerProblem InnerSGD Rematerialised Windowed solve",
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         TrainingConfig,
         adapt,
         adapt_many,
+        affinity,
         baselines,
         evaluate,
         export,
@@ -118,6 +119,7 @@ __all__ = [  # noqa: RUF022 (grouped by what people do)
     "Server",
     # comparing
     "Comparison",
+    "affinity",
     "baselines",
     "evaluate",
     "learner_method",

@@ -3,6 +3,7 @@
 from mtl.fewshot import generators
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.adapted_task import AdaptedTask, load_task
+from mtl.fewshot.affinity import Affinity, affinity
 from mtl.fewshot.baselines import BASELINES, Baseline, Method, Setup, baselines
 from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.choosing import Choice
@@ -27,6 +28,7 @@ __all__ = [
     "AbstractHead",
     "Adapted",
     "AdaptedTask",
+    "Affinity",
     "Baseline",
     "Calibration",
     "CentredRidge",
@@ -46,6 +48,7 @@ __all__ = [
     "TrainingConfig",
     "adapt",
     "adapt_many",
+    "affinity",
     "baselines",
     "choose_baselines",
     "controls",

@@ -11,8 +11,8 @@ import mtl
 from mtl.cli.answers import parse
 
 RECIPES = [
-    "compare_readouts", "few_shot_text", "few_shot_vision", "finetune", "maml", "meta_rl", "meta_transfer",
-    "reweighting", "train_universal",
+    "affinity", "compare_readouts", "few_shot_text", "few_shot_vision", "finetune", "maml", "meta_rl",
+    "meta_transfer", "reweighting", "train_universal",
 ]  # fmt: skip
 BENCHMARKS = [
     "adapt_many", "calibrate_planning", "compare_accuracy", "compare_estimators", "compare_peers", "compare_precision",
