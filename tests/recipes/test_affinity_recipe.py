@@ -19,9 +19,7 @@ def test_the_recipe_groups_checks_and_trains(tmp_path, encoder, capsys):
             a, b, c, d = i % 9, i // 9 % 9, (i + i // 9) % 9, (i + 2 * (i // 9)) % 9
             writer.writerow([f"{'word ' * (a + 1)}{'thing ' * (b + 1)}{i}", f"a{a}", f"b{b}", f"c{c}", f"d{d}"])
     columns = ("kind", "form", "tone", "size")
-    data = Data(
-        texts=(str(file),), label_columns=columns, ways=2, min_per_class=4, cache_dir=str(tmp_path / "cache")
-    )
+    data = Data(texts=(str(file),), label_columns=columns, ways=2, min_per_class=4, cache_dir=str(tmp_path / "cache"))
     config = affinity.Config(
         out=str(tmp_path / "out"), data=data, backbone=encoder, new=("*.size",), count=2, shots=2, queries=2, steps=2,
         subsets=8, subset_steps=2, generator_steps=2, episodes=4, test_tasks=2,
