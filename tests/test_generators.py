@@ -30,7 +30,7 @@ def test_step_sizes_are_positive_and_follow_the_sites(kind):
     for name, weight in (generator.init(meta) | head).items():
         lr = sizes[name].expand_as(weight)  # broadcasts, or raises
         assert (lr > 0).all()
-        assert torch.allclose(lr, torch.tensor(0.2), rtol=1e-4)
+        assert torch.allclose(lr, torch.tensor(0.2), rtol=1e-3)
 
 
 def test_every_site_has_its_own_step_size():

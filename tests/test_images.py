@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import pickle
+import sys
 import warnings
 from pathlib import Path
 
@@ -457,11 +459,17 @@ def test_pictures_stand_upright(tmp_path):
     assert collection.image(collection.items["ash"][-1]).size == (4, 6)
 
 
-def test_progress_is_shown_for_many_images_only(tmp_path, capsys):
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_for_many_images_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     open_images(write_folder(tmp_path / "few"))
-    assert "checking images" not in capsys.readouterr().err
+    assert "checking images" not in terminal.getvalue()
     open_images(write_folder(tmp_path / "many", each=130))
-    assert "520/520" in capsys.readouterr().err
+    assert "520/520" in terminal.getvalue()
 
 
 def test_hidden_files_are_not_images(tmp_path):

@@ -55,7 +55,7 @@ def test_steps_on_inner_products_are_those_on_features(readout):
     bare = {k: v for k, v in meta.items() if k != "kernels"}
     found, expected = (mtl.metagrad.solve(problem, m)["strength"] for m in (meta, bare))
     assert found.abs().max() > 0.05
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=1e-3)
     logits = made.model.support_logits
     prepared = readout.prepare(episode.support.inputs)
     both = [logits(prepared, episode.support.labels, 3, {"strength": found}, m) for m in (meta, bare)]

@@ -37,6 +37,7 @@ class EmittedSGD(AbstractInnerOptimizer):
     Raises:
         ValueError: the step size is not positive and finite; in a step, when ``meta`` lacks momentum or decay.
 
+    >>> import torch
     >>> meta = {"logit_momentum": torch.zeros(()), "log_decay": torch.tensor(0.5).log()}
     >>> sgd = EmittedSGD(lr=0.1)
     >>> weights, state = sgd.update(w := {"w": torch.ones(1, 2)}, sgd.init(w), {"w": torch.ones(1, 2)}, meta)

@@ -221,15 +221,15 @@ def with_higher(model: Modulated, support: Examples, query: Examples, k: int, lr
 def with_torchopt(model: Modulated, support: Examples, query: Examples, k: int, lr: float) -> list[Tensor]:
     import torchopt  # pyright: ignore[reportMissingImports]
 
-    names, start = zip(*fast_weights(model).items(), strict=True)
-    optimizer = torchopt.MetaSGD(model, lr=lr)
+    start = fast_weights(model)
+    weights, optimizer = start, torchopt.sgd(lr)
+    state = optimizer.init(weights)
     for _ in range(k):
-        optimizer.step(nn.functional.cross_entropy(model(support[0]), support[1]))
-    found = list(torch.autograd.grad(nn.functional.cross_entropy(model(query[0]), query[1]), start))
-    for name, value in zip(names, start, strict=True):  # it has put tensors of its graph in their place
-        owner, _, last = name.rpartition(".")
-        model.get_submodule(owner)._parameters[last] = value
-    return found
+        loss = loss_of(model, weights, support)
+        found = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        updates, state = optimizer.update(dict(zip(weights, found, strict=True)), state, inplace=False)
+        weights = torchopt.apply_updates(weights, updates, inplace=False)
+    return list(torch.autograd.grad(loss_of(model, weights, query), list(start.values())))
 
 
 PEERS = {

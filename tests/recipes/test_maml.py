@@ -20,8 +20,10 @@ LITTLE_MAML = {
 
 
 @pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
-def test_maml_with_every_estimator(tmp_path, capsys):
-    config = maml.Config(**LITTLE_MAML, momentum=0.5, learned_sizes="layer", out=str(tmp_path))
+def test_maml_with_every_estimator(tmp_path):
+    config = maml.Config(
+        **LITTLE_MAML, inner=mtl.metagrad.InnerOptions(inner_momentum=0.5), learned_sizes="layer", out=str(tmp_path)
+    )
     with pytest.warns(mtl.metagrad.StructuralZeroWarning, match="Reptile gives exactly zero for .*log_lr"):
         rows = {r["method"]: r for r in maml.main(config)}
     assert len(rows) == 10
@@ -35,12 +37,10 @@ def test_maml_with_every_estimator(tmp_path, capsys):
     # What is finished is read, not trained again; what is missing is made anew; other settings are refused.
     (tmp_path / "Reptile.json").unlink()
     kept = (tmp_path / "first-order.json").stat().st_mtime_ns
-    capsys.readouterr()
     again = {r["method"]: r for r in maml.main(config)}
     assert {k: r for k, r in again.items() if k != "Reptile"} == {k: r for k, r in rows.items() if k != "Reptile"}
     assert (tmp_path / "first-order.json").stat().st_mtime_ns == kept
-    assert "first-order: " not in (said := capsys.readouterr().err)
-    assert "Reptile: " in said
+    assert (tmp_path / "Reptile.json").is_file()
     with pytest.raises(ValueError, match=r"was made with {'shots': 1}"):
         maml.main(maml.Config(**LITTLE_MAML, momentum=0.5, learned_sizes="layer", shots=2, out=str(tmp_path)))
 
