@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 import mtl
 from mtl.episode import READOUT
 from mtl.fewshot.affinity import Linearised, affinities, draw_subsets, fit, group
-from mtl.fewshot.affinity.linearising import LOGITS, SCALE, Adapted, Projection, flat, linearise, margins_of
+from mtl.fewshot.affinity.linearising import LOGITS, SCALE, ChangedBatch, Projection, flat, linearise, margins_of
 from mtl.fewshot.affinity.measuring import Affinity
 
 WIDTH = 24  # of the features of the tiny network
@@ -55,7 +55,7 @@ def test_the_cross_entropy_is_the_logistic_loss_of_the_margin():
 
 def test_margins_are_those_of_the_learner(learner):
     episode = tiny.Blobs().sample(0)
-    adapted = Adapted(learner, episode)
+    adapted = ChangedBatch(learner, episode)
     logits = learner.adapt(episode.support).logits(episode.query.inputs)
     with torch.no_grad():
         assert torch.allclose(adapted.margins(adapted.no_change), margins_of(logits, episode.query.labels), atol=1e-4)
@@ -63,7 +63,7 @@ def test_margins_are_those_of_the_learner(learner):
 
 @pytest.mark.parametrize("name", [SCALE, LOGITS])
 def test_linear_answers_are_right_to_first_order(learner, name):
-    adapted = Adapted(learner, tiny.Blobs().sample(1))
+    adapted = ChangedBatch(learner, tiny.Blobs().sample(1))
     zero = adapted.no_change
     torch.manual_seed(1)
     step = {k: (torch.randn_like(v) if k == name else v) for k, v in zero.items()}
@@ -84,7 +84,7 @@ def test_inner_steps_are_taken_before_the_change():
     generator = mtl.fewshot.make_generator("static", backbone, step_size=0.5)
     learner = mtl.MetaLearner(backbone, generator, mtl.Cosine(), inner_steps=2)
     episode = tiny.Blobs().sample(0)
-    adapted = Adapted(learner, episode)
+    adapted = ChangedBatch(learner, episode)
     logits = learner.adapt(episode.support).logits(episode.query.inputs)
     with torch.no_grad():
         assert torch.allclose(adapted.margins(adapted.no_change), margins_of(logits, episode.query.labels), atol=1e-4)

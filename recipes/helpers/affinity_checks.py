@@ -17,7 +17,7 @@ from helpers.family_training import judge, train
 from helpers.readouts import Network
 from mtl.episode import Episode
 from mtl.fewshot.affinity import Affinity, affinities, draw_subsets, group
-from mtl.fewshot.affinity.linearising import LOGITS, SCALE, Adapted, flat
+from mtl.fewshot.affinity.linearising import LOGITS, SCALE, ChangedBatch, flat
 
 DISTANCES = (0.001, 0.005, 0.01)
 COUNTS = (3, 4, 5)  # groups to compare, where there are as many families
@@ -118,7 +118,7 @@ def _errors(checks: Checks, change: dict[str, Tensor], factor: float) -> tuple[f
     """Squared error of the linear margins over the squared margins, and over their squared changes."""
     wrong, size, moved = 0.0, 0.0, 0.0
     for episode in checks.episodes:
-        adapted = Adapted(checks.static, episode)
+        adapted = ChangedBatch(checks.static, episode)
         zero = adapted.no_change
         step = {k: factor * change[k].expand_as(v) if k in change else v for k, v in zero.items()}
         with torch.no_grad():

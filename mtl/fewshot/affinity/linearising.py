@@ -51,7 +51,7 @@ def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
     return right - others.logsumexp(-1)
 
 
-class Adapted:
+class ChangedBatch:
     """A batch of episodes adapted to by a learner, as a function of a change that all tasks have in common.
 
     The change adds to every fast weight of the generator, to the logarithm where that is a scale, and to the logarithm
@@ -111,7 +111,7 @@ def linearise(learner: MetaLearner, episodes: Sequence[Episode], projection: Pro
     with torch.inference_mode(False), torch.enable_grad():
         for start in range(0, len(episodes), chunk):
             for _, batch in stack_by_shape(episodes[start : start + chunk]):
-                for margins, gradients in Adapted(learner, batch.map(tensors.usable)).rows():
+                for margins, gradients in ChangedBatch(learner, batch.map(tensors.usable)).rows():
                     found.append(Linearised(margins.cpu(), projection(gradients).cpu()))
     return Linearised.cat(found)
 
