@@ -28,6 +28,9 @@ from mtl.metagrad.tensors import Tensors
 Products = Callable[[Tensors], tuple[Tensors, Tensors]]
 """``cotangent -> (H c, M c)`` at a fixed anchor."""
 
+Known = Callable[[], Tensors]
+"""Fetches a gradient that was evaluated already, which may wait in the host's memory."""
+
 
 _MATH_ATTENTION = SharedSetting(lambda: sdpa_kernel(SDPBackend.MATH))
 
@@ -61,12 +64,12 @@ class AbstractPull(abc.ABC):
 
     @abc.abstractmethod
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
         """Linearise the inner gradient of ``step`` at ``weights``; the result may be called several times.
 
         Args:
-            gradient: the inner gradient there, where it is known already.
+            gradient: fetches the inner gradient there, where it is known already.
         """
 
     def for_sweep(self) -> AbstractPull:
@@ -86,7 +89,7 @@ class Reverse(AbstractPull):
     """
 
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
         return self.with_gradient(problem, weights, meta, step)[1]
 
@@ -162,7 +165,7 @@ class ForwardOverReverse(AbstractPull):
     """
 
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
         problem.execution.require_second_order()
         return lambda cotangent: _push_forward(problem, weights, meta, step, cotangent)
@@ -224,8 +227,10 @@ class FiniteDifference(AbstractPull):
             raise ValueError(f"FiniteDifference(sides={self.sides}): expected 1 or 2")
 
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
+        known = gradient if self.sides == 1 else None
+
         def evaluate(at: Tensors, seeds: Tensor, look: bool = False) -> tuple[Tensors, Tensors, bool]:
             theta, phi = tensors.leaf(at), tensors.leaf(meta)
             with torch.enable_grad():
@@ -241,9 +246,9 @@ class FiniteDifference(AbstractPull):
             length = tensors.norm(cotangent)
             epsilon = self.radius / length.clamp_min(torch.finfo(length.dtype).tiny ** 0.5)
             offset, seeds = tensors.scale(cotangent, epsilon), 1 / (self.sides * epsilon)
-            h_plus, m_plus, acts = evaluate(tensors.add(weights, offset), seeds, look=gradient is not None)
-            if self.sides == 1 and gradient is not None and not acts:
-                return tensors.add(h_plus, tensors.scale(gradient, seeds), -1.0), m_plus
+            h_plus, m_plus, acts = evaluate(tensors.add(weights, offset), seeds, look=known is not None)
+            if known is not None and not acts:
+                return tensors.add(h_plus, tensors.scale(known(), seeds), -1.0), m_plus
             away = tensors.add(weights, offset, -1.0) if self.sides == 2 else weights
             h_minus, m_minus, _ = evaluate(away, -seeds)
             return tensors.add(h_plus, h_minus), tensors.add(m_plus, m_minus)
@@ -279,7 +284,7 @@ class Automatic(AbstractPull):
             )
 
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
         return self.for_sweep().at(problem, weights, meta, step, gradient)
 
@@ -295,7 +300,7 @@ class _Deciding(AbstractPull):
         self._chosen: AbstractPull | None = None
 
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
         if self._chosen is None and problem.execution.no_double_backward_reason:
             self._chosen = FiniteDifference()

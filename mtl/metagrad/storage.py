@@ -129,7 +129,23 @@ class Regrouped(StateStorage):
         return self.storage.rows(count, like)
 
 
-class StoredStates(Sequence[Tensors]):
+class AbstractSteps(Sequence[Tensors]):
+    """Named tensors of consecutive steps, looked up one by one."""
+
+    @abc.abstractmethod
+    def at(self, step: int) -> Tensors:
+        """Those of one step, counted from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensors: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensors]: ...
+    def __getitem__(self, index: int | slice) -> Tensors | list[Tensors]:
+        places = range(len(self))[index]
+        return [self.at(step) for step in places] if isinstance(places, range) else self.at(places)
+
+
+class StoredStates(AbstractSteps):
     """A growing list of named tensors of the same names and shapes, in buffers made for all of them at once.
 
     Args:
@@ -159,20 +175,11 @@ class StoredStates(Sequence[Tensors]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Tensors: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensors]: ...
-    def __getitem__(self, index: int | slice) -> Tensors | list[Tensors]:
-        if isinstance(index, slice):
-            return [self._fetch(place) for place in range(self._length)[index]]
-        return self._fetch(range(self._length)[index])
-
-    def _fetch(self, place: int) -> Tensors:
-        if place in self._own:
-            return self._own[place]
+    def at(self, step: int) -> Tensors:
+        if step in self._own:
+            return self._own[step]
         assert self._layout is not None
-        return self._layout.named([rows.read(place) for rows in self._rows])
+        return self._layout.named([rows.read(step) for rows in self._rows])
 
 
 class _Layout:

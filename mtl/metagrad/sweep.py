@@ -156,7 +156,7 @@ class Sweep:
         if self._products is None or anchor != self._anchor:
             self.release()
             t, kept = self.trajectory, self._kept.pop(anchor, None)
-            known = t.gradients[anchor] if t.fresh(anchor) else None
+            known = (lambda: t.gradients[anchor]) if t.fresh(anchor) else None
             self._products = kept or self.pull.at(self.problem, t.weights[anchor], self.meta, anchor, known)
             self._anchor = anchor
         self.pulls += 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 
 from mtl.metagrad import tensors
 from mtl.metagrad.problem import InnerProblem, draw, inner_gradient, replaying
-from mtl.metagrad.storage import OnDevice, StateStorage, StoredStates
+from mtl.metagrad.storage import AbstractSteps, OnDevice, StateStorage, StoredStates
 from mtl.metagrad.tensors import Tensors
 
 
@@ -163,7 +163,7 @@ def _record(
     return _Record(weights, states, _Repeated(gradients, reuse, length))
 
 
-class _Repeated(Sequence[Tensors]):
+class _Repeated(AbstractSteps):
     """Every item so many times, ``length`` of them in all."""
 
     def __init__(self, items: Sequence[Tensors], times: int, length: int) -> None:
@@ -172,14 +172,8 @@ class _Repeated(Sequence[Tensors]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Tensors: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensors]: ...
-    def __getitem__(self, index: int | slice) -> Tensors | list[Tensors]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self._length)[index]]
-        return self._items[range(self._length)[index] // self._times]
+    def at(self, step: int) -> Tensors:
+        return self._items[step // self._times]
 
 
 _Name = Literal["weights", "states", "gradients"]
@@ -226,7 +220,7 @@ class _Groups:
         return getattr(self._there[number], name)[within]
 
 
-class _Column(Sequence[Tensors]):
+class _Column(AbstractSteps):
     """One kind of state of grouped steps."""
 
     def __init__(self, groups: _Groups, name: _Name, length: int) -> None:
@@ -236,14 +230,8 @@ class _Column(Sequence[Tensors]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Tensors: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensors]: ...
-    def __getitem__(self, index: int | slice) -> Tensors | list[Tensors]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self._length)[index]]
-        return self._groups.look(self._name, range(self._length)[index])
+    def at(self, step: int) -> Tensors:
+        return self._groups.look(self._name, step)
 
 
 def _gradient_and_reached(

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtl.metagrad.estimators import AbstractEstimator
 from mtl.metagrad.optimizers import InnerSGD
 from mtl.metagrad.problem import InnerProblem
-from mtl.metagrad.products import AbstractPull, Products, as_pull
+from mtl.metagrad.products import AbstractPull, Known, Products, as_pull
 from mtl.metagrad.tensors import Tensors
 
 FLAT = (1e-3,) * 8
@@ -85,7 +85,7 @@ class _Counting(AbstractPull):
         self.anchors = self.products = 0
 
     def at(
-        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Tensors | None = None
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
     ) -> Products:
         self.anchors += 1
         evaluate = as_pull("reverse").at(problem, weights, meta, step)
