@@ -72,13 +72,18 @@ class Answers:
 
     of_family: Mapping[str, np.ndarray]
 
-    @staticmethod
-    def of(found: Mapping[str, np.ndarray]) -> Answers:
-        return Answers(dict(found))
+    def means(self, families: Sequence[str]) -> np.ndarray:
+        """``(families, 2)``."""
+        return np.stack([self.of_family[n].mean(0) for n in families])
 
-    def cells(self, families: Sequence[str], reference: Answers) -> list[str]:
-        """Mean accuracy and loss, and the paired lead over a reference, all families alike."""
-        own, other = (np.concatenate([a.of_family[n] for n in families]) for a in (self, reference))
-        lead, half = mtl.tools.mean_interval(own[:, 0] - other[:, 0]) if self is not reference else (0.0, 0.0)
-        accuracy, loss = own.mean(0)
-        return [f"{100 * accuracy:.1f}", f"{loss:.3f}", f"{100 * lead:+.1f} ± {100 * half:.1f}"]
+
+def cells(own: Sequence[Answers], others: Sequence[Answers], families: Sequence[str]) -> list[str]:
+    """Mean accuracy and loss over seeds and families, all alike, and the leads over others of the same seeds.
+
+    A seed's episodes of one family are answered by one training, so an interval counts each family of a seed once.
+    """
+    mine, theirs = (np.concatenate([a.means(families) for a in answers]) for answers in (own, others))
+    accuracy, loss = mine.mean(0)
+    (more, half), (less, of_loss) = (mtl.tools.mean_interval(lead) for lead in (mine - theirs).T)
+    leads = [f"{100 * more:+.2f} ± {100 * half:.2f}", f"{less:+.3f} ± {of_loss:.3f}"]
+    return [f"{100 * accuracy:.1f}", f"{loss:.3f}", *leads]

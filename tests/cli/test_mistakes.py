@@ -40,6 +40,7 @@ WRONG = [
     ("train --ways", "Missing value for argument '--ways'"),
     ("train now", "now: expected no more words here"),
     ("train --text-column t", "--text-column t is about data of your own: name it with --data"),
+    ("train --group-families 2", "--group-families 2 needs several --data or --label-columns, which it groups"),
     ("train --config no.yaml", "--config no.yaml: no such file"),
     ("train --config", "--config: expected a yaml or json file"),
     ("compare --data labelled", "--data labelled: name the network that reads it with --backbone"),

@@ -2,6 +2,7 @@
 
     mtl adapt --backbone resnet18.a1_in1k --data labelled/ --unlabelled new/ --out returns.mtl
     mtl adapt --generator runs/train/channelwise/final --data labelled.csv
+    mtl adapt --generator runs/train --data labelled.csv            # trained with --group-families
 
 With --backbone any network of timm or transformers: the generator that comes with the package (or that of --generator,
 if it has no weights per channel) reads all levels of the network. With --generator alone, the network that it was
@@ -10,7 +11,7 @@ trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import mtl
 from mtl.cli.commands.closing import closing, command
 from mtl.cli.commands.items import ItemOptions, Items, check_paths, labelled, readable, unlabelled
 from mtl.cli.options import Checked, Count, CountOrZero, Device, Folder
+from mtl.cli.training.family_groups import generators_of
 from mtl.cli.training.reading import told
 
 STANDARDISE_BY = 300  # unlabelled examples; more say nothing new
@@ -31,7 +33,7 @@ SUFFIX = ".mtl"
 class Config(Checked):
     data: Folder  # labelled: a folder with a sub-folder per class, csv, jsonl, parquet, zip or hub id
     backbone: str | None = None  # any timm name, hf/<id>, folder or mtl/<name>; what it reads decides: images or texts
-    generator: str | None = None  # folder of a trained generator (.../final); mtl/universal when not given
+    generator: str | None = None  # folder of a trained generator (.../final), or of groups; else mtl/universal
     unlabelled: str | None = None  # more examples without labels, best those to be predicted: a folder or a table
     out: str | None = None  # file to write; adapted/<name of the data>.mtl when not given
     checkpoint: str | None = None  # file of weights for a timm backbone
@@ -81,9 +83,8 @@ def adapt(config: Config) -> mtl.Adapted:
     """The adapted task of the labelled examples, which are counted class by class first."""
     if config.backbone is None:
         assert config.generator is not None
-        learner = mtl.from_pretrained(config.generator).to(config.device)
-        examples = told_of(config, learner.backbone)
-        adapted = learner.adapt(examples, steps=config.steps, cross_validate=config.cross_validate)
+        groups = generators_of(config.generator)
+        adapted = by_best_group(config, groups) if groups else by_generators(config, {"": config.generator})[""]
     else:
         backbone = load(config).to(config.device)
         examples = told_of(config, backbone)
@@ -98,6 +99,39 @@ def adapt(config: Config) -> mtl.Adapted:
     if adapted.choice is not None:
         print(f"chosen: {adapted.choice}")
     return adapted
+
+
+def by_generators(config: Config, folders: Mapping[str, str | Path]) -> dict[str, mtl.Adapted]:
+    """By each of some generators, on the network that they were trained on."""
+    learners = {name: mtl.from_pretrained(folder).to(config.device) for name, folder in folders.items()}
+    examples = told_of(config, next(iter(learners.values())).backbone)
+    options: dict[str, Any] = {"steps": config.steps, "cross_validate": config.cross_validate}
+    return {name: learner.adapt(examples, **options) for name, learner in learners.items()}
+
+
+def by_best_group(config: Config, groups: Mapping[str, Path]) -> mtl.Adapted:
+    """By the generator, of several groups of families, that left-out examples find the likeliest.
+
+    Raises:
+        ValueError: no examples are left out, which would choose.
+    """
+    found = by_generators(config, groups)
+    if any(adapted.choice is None or not adapted.choice.folds for adapted in found.values()):
+        raise ValueError(
+            f"--generator {config.generator} has {', '.join(groups)}, and only left-out examples say which suits: give "
+            f"two examples per class and no --no-cross-validate, or name one, such as {next(iter(groups.values()))}"
+        )
+    likely = {name: likelihood(adapted) for name, adapted in found.items()}
+    best = max(likely, key=likely.__getitem__)
+    print("\n".join(f"{name}: left-out examples have {-value:.3f} nats" for name, value in likely.items()))
+    print(f"by {best}")
+    return found[best]
+
+
+def likelihood(adapted: mtl.Adapted) -> float:
+    """Mean log-probability of the right class of left-out examples: of the best candidate."""
+    assert adapted.choice is not None
+    return float(adapted.choice.log_likelihood.max())
 
 
 def load(config: Config) -> mtl.Backbone:

@@ -3,6 +3,7 @@
     mtl train                                                                       # embedded glyphs, offline
     mtl train --data photos/ --backbone vit_small_patch16_224.dino --out runs/photos
     mtl train --data clothes signs --label-columns class colour --backbone resnet18.a1_in1k
+    mtl train --data clothes signs --label-columns class colour --group-families 2 --backbone resnet18.a1_in1k
     mtl train --data tickets.csv --text-column body --backbone mtl/minilm
     accelerate launch -m mtl train --data photos/ --backbone resnet18.a1_in1k       # several processes
 
@@ -14,14 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from accelerate import Accelerator
 
 import mtl
 from mtl.cli.commands.closing import closing, command, pictures_of
 from mtl.cli.commands.items import check_columns, reads_images
 from mtl.cli.options import Count, Folder
 from mtl.cli.training import few_shot
+from mtl.cli.training.family_groups import run_groups
 from mtl.cli.training.images import draw_episodes, image_tasks
+from mtl.cli.training.questions import are_asked
 from mtl.cli.training.settings import Settings
 from mtl.cli.training.texts import text_tasks, write_episodes
 from mtl.networks.backbones import EMBEDDED
@@ -38,6 +43,7 @@ class Config(Settings):
     checkpoint: str | None = None  # file of weights for a timm backbone
     pooling: str | None = None  # mean, cls or last; the network's own when not given
     max_length: Count | None = None  # tokens that are read of a text; as many as the network takes when not given
+    group_families: Count | Literal["auto"] | None = None  # a generator each for so many groups of label columns
 
     @property
     def network(self) -> str:
@@ -62,18 +68,28 @@ class Config(Settings):
         for flag, value in (columns | {"--text-column": self.text_column}).items():
             if value is not None and not self.data:
                 yield f"{flag} {value} is about data of your own: name it with --data"
+        if self.group_families is not None and not are_asked(self.data, self.questions):
+            yield f"--group-families {self.group_families} needs several --data or --label-columns, which it groups"
 
 
 def main(config: Config) -> list[mtl.Comparison]:
     accelerator = few_shot.accelerator_of(config)
     backbone = few_shot.backbone_of(config, accelerator, config.network, **config.load_options)
-    sources = few_shot.Sources.of(maker(config, backbone), config)
-    inside = None
+    make, inside = maker(config, backbone), None
     if config.tuned_inside:  # needs the images or texts themselves
         raw = maker(replace(config, sites="norm"), backbone)
         inside = few_shot.tuned_inside(config, accelerator, config.network, raw, **config.load_options)
     draw = draw_episodes if reads_images(backbone) else write_episodes
-    found = few_shot.run(config, backbone, sources, accelerator, draw, inside)
+
+    def run(own: Config, make: few_shot.Make, accelerator: Accelerator) -> list[mtl.Comparison]:
+        own = replace(own, group_families=None)
+        return few_shot.run(own, backbone, few_shot.Sources.of(make, own), accelerator, draw, inside)
+
+    if config.group_families is None:
+        found = run(config, make, accelerator)
+    else:
+        by_group = run_groups(config, config.group_families, backbone, make, accelerator, run)
+        found = [table for tables in by_group.values() for table in tables]
     if accelerator.is_main_process:
         close(config)
     return found
@@ -90,8 +106,9 @@ def maker(config: Config, backbone: mtl.Backbone) -> few_shot.Make:
 def close(config: Config) -> None:
     """Where the generator, tables and pictures are, and the command that uses the generator."""
     out = Path(config.out)
-    generator = out / config.generator / "final"
+    generator = out if config.group_families else out / config.generator / "final"
+    tables = [*out.glob("groups.csv"), *sorted(out.glob("*-shot.csv")), *sorted(out.glob("group-*/*-shot.csv"))]
     closing(
-        {"generator": generator, "tables": sorted(out.glob("*-shot.csv")), "pictures": pictures_of(out)},
+        {"generator": generator, "tables": tables, "pictures": pictures_of(out)},
         [command("mtl", "adapt", "--generator", generator, "--data", "LABELLED")],
     )

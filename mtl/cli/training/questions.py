@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import glob
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +30,39 @@ class Questions:
         return [f"--{k.replace('_', '-')}" for k, default in vars(Questions()).items() if getattr(self, k) != default]
 
 
-Make = Callable[[str, int, int], FamilyTasks | EvaluationTasks]
+@dataclass(frozen=True, eq=False)
+class FamilyMaker:
+    """Tasks of a part, shots and queries, by call, over all families of the data or those of one group.
+
+    Args:
+        config: settings of a few-shot recipe.
+        inputs: preprocessing, with a cache for all tasks.
+        group: families to train on; all where not given. Validation and test have all of them in any case.
+    """
+
+    config: Any
+    divided: DividedFamilies
+    inputs: InputCache
+    group: tuple[str, ...] | None = None
+
+    def of_group(self, names: Sequence[str]) -> FamilyMaker:
+        """The same, trained on some families; others then count as unseen ones."""
+        known = [name for found in self.divided.parts.values() for name in found]
+        unseen = tuple(name for name in dict.fromkeys(known) if name not in names)
+        return replace(self, divided=replace(self.divided, unseen=unseen), group=tuple(names))
+
+    def __call__(self, part: str, shots: int, queries: int) -> FamilyTasks | EvaluationTasks:
+        """Test tasks are as many for each family, about ``test_episodes`` in all."""
+        config, group = self.config, self.group if part == "train" else None
+        only = ("*",) if group is None else tuple(map(glob.escape, group))
+        sizes: dict[str, Any] = {"ways": config.ways, "shots": shots, "queries": queries, "seed": config.seed}
+        tasks = FamilyTasks(self.divided, part, preprocess=self.inputs, only=only, **sizes)
+        if tasks.left_out and self.group is None:
+            print(f"{part}, {shots}-shot: {'; '.join(tasks.left_out)}")
+        return EvaluationTasks(tasks, -(-config.test_episodes // len(tasks.names))) if part == "test" else tasks
 
 
-def make_family_tasks(config: Any, kind: Literal["images", "texts"], inputs: InputCache, **columns: Any) -> Make:
+def make_family_tasks(config: Any, kind: Literal["images", "texts"], inputs: InputCache, **columns: Any) -> FamilyMaker:
     """Tasks over all families of the data, by the split that ``split.json`` beside the results holds.
 
     Args:
@@ -55,19 +85,7 @@ def make_family_tasks(config: Any, kind: Literal["images", "texts"], inputs: Inp
     )
     divided = mtl.data.divide_families(families, Path(config.out) / "split.json", request)
     print("\n".join(divided.report))
-    return lambda part, shots, queries: _tasks(config, divided, inputs, part, shots, queries)
-
-
-def _tasks(
-    config: Any, divided: DividedFamilies, inputs: InputCache, part: str, shots: int, queries: int
-) -> FamilyTasks | EvaluationTasks:
-    """Test tasks are as many for each family, about ``test_episodes`` in all."""
-    tasks = FamilyTasks(
-        divided, part, preprocess=inputs, ways=config.ways, shots=shots, queries=queries, seed=config.seed
-    )
-    if tasks.left_out:
-        print(f"{part}, {shots}-shot: {'; '.join(tasks.left_out)}")
-    return EvaluationTasks(tasks, -(-config.test_episodes // len(tasks.names))) if part == "test" else tasks
+    return FamilyMaker(config, divided, inputs)
 
 
 def are_asked(data: Sequence[str], questions: Questions) -> bool:
