@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -104,3 +105,36 @@ def test_window_error_shrinks_with_the_step_size():
         )
 
     assert at(0.002) / at(0.001) == pytest.approx(2, rel=0.1)
+
+
+def with_mean_of_window(problem: mtl.InnerProblem) -> mtl.InnerProblem:
+    mean = lambda weights, meta, steps: sum(problem.inner_loss(weights, meta, k) for k in steps) / len(steps)  # noqa: E731
+    return replace(problem, window_loss=mean)
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "exact-forward"])
+def test_a_window_at_the_mean_of_its_minibatches_is_exact_to_first_order(mode):
+    errors = {}
+    for lr, momentum in product((1e-3, 1e-4), (0.0, 0.9)):
+        problem, meta = regression(steps=7, lr=lr, momentum=momentum, fixed_batch=False)
+        exact = mtl.Exact()(problem, meta).grads["inner"]
+        for name, p in {"apart": problem, "mean": with_mean_of_window(problem)}.items():
+            found = mtl.Windowed(3, mode)(p, meta).grads["inner"]
+            errors[name, lr, momentum] = error({"": found}, {"": exact})
+    assert errors["mean", 1e-4, 0.0] < errors["mean", 1e-3, 0.0] / 5 < 2e-3
+    assert errors["apart", 1e-4, 0.0] > 0.2, "however small the steps are"
+    assert errors["mean", 1e-4, 0.9] < errors["apart", 1e-4, 0.9] / 4, "momentum weighs the steps of a window unequally"
+
+
+def test_substeps_share_the_mean_of_their_window_and_a_lazy_one_has_its_own_loop():
+    problem, meta = regression(steps=6, fixed_batch=False)
+    asked, mean = [], with_mean_of_window(problem).window_loss
+    counting = replace(problem, window_loss=lambda *a: asked.append(a[2]) or mean(*a))
+    mtl.Windowed(3, "exact-forward", substeps=3)(counting, meta)
+    assert asked == [range(3, 6), range(3)]
+    lazy = mtl.Windowed(3, "lazy")
+    assert error(lazy(counting, meta).grads, lazy(problem, meta).grads) == 0
+    assert mtl.Windowed(1)(counting, meta).pulls == 6
+    assert len(asked) == 2, "single steps have a loss of their own"
+    with pytest.raises(ValueError, match="leave window_loss out"):
+        replace(counting, sample=lambda weights, meta, step: {})

@@ -47,9 +47,13 @@ class InnerProblem:
             of a policy (on-policy learning): named tensors, which the inner loss gets as its fourth argument. It is
             called once per gradient of the inner loop, outside every graph; what it drew is stored and replayed in
             every later evaluation of that step, so derivatives hold the samples fixed.
+        window_loss: ``(theta, meta, steps) -> (tasks,)``, the mean of the inner losses of a range of steps, all at the
+            same weights, or of some of their examples. :class:`mtl.Windowed` (but for its lazy mode) linearises a
+            window of more than one step at it. Without it, a window is linearised at the loss of its anchor's step
+            alone, which says little about the others where every step has a minibatch of its own.
 
     Raises:
-        ValueError: when ``num_steps`` is negative.
+        ValueError: when ``num_steps`` is negative, or there are both ``sample`` and ``window_loss``.
     """
 
     init: Callable[[Tensors], Tensors]
@@ -60,11 +64,17 @@ class InnerProblem:
     execution: Execution = field(default_factory=Execution)
     storage: StateStorage = field(default_factory=OnDevice)
     sample: Callable[[Tensors, Tensors, int], Tensors] | None = None
+    window_loss: Callable[[Tensors, Tensors, range], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 0:
             raise ValueError(
                 f"InnerProblem(num_steps={self.num_steps}): expected 0 (no refinement) or more inner steps"
+            )
+        if self.sample is not None and self.window_loss is not None:
+            raise ValueError(
+                "InnerProblem(sample=..., window_loss=...): expected one of them; what a step draws is known to "
+                "inner_loss alone, so leave window_loss out"
             )
 
 

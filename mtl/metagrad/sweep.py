@@ -109,7 +109,7 @@ class Sweep:
         self.pulls = 0
         self.diagnostics: dict[str, Tensor] = {}
         self._kept = kept or {}
-        self._anchor: int | None = None
+        self._anchor: tuple[int, range | None] | None = None
         self._products: Products | None = None
 
     def back(self, start: int, stop: int, anchor: int | None = None) -> None:
@@ -137,12 +137,16 @@ class Sweep:
         evaluations, weights = self.trajectory.evaluations, tensors.clone(self.trajectory.weights[-1])
         return MetaGradient(self.losses, grads, weights, evaluations, self.pulls, self.diagnostics)
 
-    def look(self, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensors]:
-        """Where :meth:`back` would lead, without going there: the adjoint, and the ``H c`` in it."""
-        if anchor != self._anchor:
+    def look(self, start: int, stop: int, anchor: int, steps: range | None = None) -> tuple[Adjoint, Tensors]:
+        """Where :meth:`back` would lead, without going there: the adjoint, and the ``H c`` in it.
+
+        Args:
+            steps: see :meth:`products`.
+        """
+        if (anchor, steps) != self._anchor:
             self.release()  # or two graphs are alive while the next is built
         direct, cotangent = self.through(start, stop, self.adjoint)
-        h, m = self.products(anchor, cotangent)
+        h, m = self.products(anchor, cotangent, steps)
         return direct.with_products(h, m), h
 
     def through(self, start: int, stop: int, adjoint: Adjoint) -> tuple[Adjoint, Tensors]:
@@ -151,16 +155,29 @@ class Sweep:
         gradients = t.gradients[start:stop]
         return through_updates(self.problem, self.meta, t.weights[start], t.states[start], gradients, adjoint)
 
-    def products(self, anchor: int, cotangent: Tensors) -> tuple[Tensors, Tensors]:
-        """One pull: ``(H c, M c)`` at the weights of step ``anchor``. Its graph stays until another is asked for."""
-        if self._products is None or anchor != self._anchor:
+    def products(self, anchor: int, cotangent: Tensors, steps: range | None = None) -> tuple[Tensors, Tensors]:
+        """One pull: ``(H c, M c)`` at the weights of step ``anchor``. Its graph stays until another is asked for.
+
+        Args:
+            steps: of the window whose loss is linearised, by the problem's ``window_loss``; the loss of the anchor's
+                own step where it is None, or the problem has no other.
+        """
+        if self._products is None or (anchor, steps) != self._anchor:
             self.release()
-            t, kept = self.trajectory, self._kept.pop(anchor, None)
-            known = (lambda: t.gradients[anchor]) if t.fresh(anchor) else None
-            self._products = kept or self.pull.at(self.problem, t.weights[anchor], self.meta, anchor, known)
-            self._anchor = anchor
+            self._products = self._linearised(anchor, steps)
+            self._anchor = anchor, steps
         self.pulls += 1
         return self._products(cotangent)
+
+    def _linearised(self, anchor: int, steps: range | None) -> Products:
+        problem, t, of_window = self.problem, self.trajectory, self.problem.window_loss
+        if steps is not None and len(steps) > 1 and of_window is not None:
+            of_anchor = replace(problem, inner_loss=lambda weights, meta, step: of_window(weights, meta, steps))
+            return self.pull.at(of_anchor, t.weights[anchor], self.meta, anchor)
+        if (kept := self._kept.pop(anchor, None)) is not None:
+            return kept
+        known = (lambda: t.gradients[anchor]) if t.fresh(anchor) else None
+        return self.pull.at(problem, t.weights[anchor], self.meta, anchor, known)
 
     def release(self) -> None:
         """Let the anchor's graph go, before another one is built."""

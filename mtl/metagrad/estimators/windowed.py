@@ -42,8 +42,10 @@ class Windowed(AbstractEstimator):
       the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
       it is high the sub-steps shrink to single ones, which are the exact sweep at its price.
 
-    Where steps draw samples, the modes with K true steps linearise a window with the samples of its anchor; a lazy
-    window draws once, at its start.
+    A window is linearised at the loss of its anchor's step, or at the mean over its steps where the problem has a
+    ``window_loss``: give one where every step has a minibatch of its own, see :class:`mtl.InnerProblem`. Where steps
+    draw samples, the modes with K true steps linearise a window with the samples of its anchor; a lazy window draws
+    once, at its start.
 
     Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
     where curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
@@ -113,7 +115,8 @@ class Windowed(AbstractEstimator):
         bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
         rhos = []
         for low, high in reversed(list(pairwise(bounds))):
-            sweep.adjoint, rho = _look(sweep, low, high, self._anchor(start, stop))
+            steps = None if self.mode == "lazy" else range(start, stop)
+            sweep.adjoint, rho = _look(sweep, low, high, self._anchor(start, stop), steps)
             rhos.append(rho)
         return rhos
 
@@ -132,20 +135,23 @@ class Windowed(AbstractEstimator):
             length = stop - start
             if predicted is not None:
                 length = min(length, _steps_within(self.tau, predicted))
-            candidate, rho = _look(sweep, stop - length, stop, self._anchor(stop - length, stop))
+            candidate, rho = self._look_back(sweep, stop - length, stop)
             rho = sync_max(rho)
             if length > 1 and float(rho) * length > 2 * self.tau:
                 length = min(length - 1, _steps_within(self.tau, rho))
-                candidate, rho = _look(sweep, stop - length, stop, self._anchor(stop - length, stop))
+                candidate, rho = self._look_back(sweep, stop - length, stop)
                 rho = sync_max(rho)
             sweep.adjoint, predicted, stop = candidate, rho, stop - length
             rhos.append(rho)
         return rhos
 
+    def _look_back(self, sweep: Sweep, start: int, stop: int) -> tuple[Adjoint, Tensor]:
+        return _look(sweep, start, stop, self._anchor(start, stop), range(start, stop))
 
-def _look(sweep: Sweep, start: int, stop: int, anchor: int) -> tuple[Adjoint, Tensor]:
+
+def _look(sweep: Sweep, start: int, stop: int, anchor: int, steps: range | None) -> tuple[Adjoint, Tensor]:
     """Where one linearisation would lead, and ``rho``: the largest relative change of a task's cotangent, per step."""
-    candidate, h = sweep.look(start, stop, anchor)
+    candidate, h = sweep.look(start, stop, anchor, steps)
     before = tensors.norm(sweep.adjoint.weights)
     change = tensors.norm(h) / before.clamp_min(torch.finfo(before.dtype).tiny)
     return candidate, change.amax() / (stop - start)
