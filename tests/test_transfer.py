@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import timm
@@ -15,7 +16,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtl
-from mtl.transfer import MatchingWeights, Source, Student, Taps, Transfer, attention_loss, matching_loss, stage_names
+from mtl.transfer import (
+    MatchingWeights,
+    Source,
+    SourceMaps,
+    Student,
+    Taps,
+    Transfer,
+    attention_loss,
+    matching_loss,
+    stage_names,
+)
 from mtl.transfer.matching import resize
 
 GREY = {"in_chans": 1, "pretrained_cfg_overlay": {"input_size": (1, 32, 32)}}
@@ -32,7 +43,7 @@ def transfer(
 ) -> Transfer:
     """A random source and target away from their initial values, and meta-networks away from theirs."""
     torch.manual_seed(0)
-    source = Source(mtl.load_backbone("resnet10t", pretrained=False, act_layer="silu", **NARROW))
+    source = frozen_source()
     network = target(act_layer)
     taps = Taps(network, lambda: network.eval()(torch.zeros(1, 1, 32, 32)), (32, 32))
     student = Student(network.train(), taps, source.taps.channels).to(dtype)
@@ -40,8 +51,23 @@ def transfer(
     for p in weighting.parameters():
         p.data += torch.randn_like(p)  # some weights of pairs below zero, and some above six in places
     optimizer = mtl.InnerSGD(lr, momentum=0.9)
-    maps = lambda images: [m.to(dtype) for m in source(images.float())]  # noqa: E731
-    return Transfer(maps, student, weighting, optimizer, steps, **options)
+    return Transfer(student, weighting, optimizer, steps, **options)
+
+
+def frozen_source() -> Source:
+    torch.manual_seed(0)
+    return Source(mtl.load_backbone("resnet10t", pretrained=False, act_layer="silu", **NARROW))
+
+
+def problem_of(t: Transfer, batch: Callable[[int], tuple[Tensor, Tensor]]) -> mtl.InnerProblem:
+    """Every step on a minibatch of its own, the maps computed anew at each evaluation."""
+    source = frozen_source()
+
+    def matched(step: int) -> tuple[Tensor, list[Tensor]]:
+        images, _ = batch(step)
+        return images, [m.to(images.dtype) for m in source(images.float())]
+
+    return t.problem(matched, batch(t.matching_steps), batch(99))
 
 
 def batches(dtype: torch.dtype = torch.float64) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -76,7 +102,7 @@ def unrolled(t: Transfer, batch, outer, gain: int = 1, stride: int = 1) -> tuple
 
 def loops(t: Transfer, student, theta, phi, images) -> Tensor:
     """The loss of the paper, pair by pair and channel by channel."""
-    source = t.source(images)
+    source = [m.to(images.dtype) for m in frozen_source()(images.float())]
     maps = functional_call(student, theta, (images,))[1]
     total = torch.zeros((), dtype=images.dtype)
     for m, s in enumerate(source):
@@ -106,7 +132,7 @@ EXACT = {
 def test_the_meta_gradient_is_autograd_of_the_unrolled_scheme(name):
     t, batch = transfer(), batches()
     loss, expected = unrolled(t, batch, batch(99))
-    found = EXACT[name](t.problem(batch, batch(99)), t.meta)
+    found = EXACT[name](problem_of(t, batch), t.meta)
     assert abs(found.loss - loss) < 1e-12
     assert error(found.grads, expected) < 1e-9
     assert all(g.abs().max() > 0 for g in expected.values())
@@ -115,7 +141,7 @@ def test_the_meta_gradient_is_autograd_of_the_unrolled_scheme(name):
 def test_a_window_of_the_problem_is_fewer_larger_steps():
     t, batch = transfer(4, window=2), batches()
     _, expected = unrolled(t, batch, batch(99), gain=2, stride=2)
-    found = mtl.Rematerialised()(t.problem(batch, batch(99)), t.meta)
+    found = mtl.Rematerialised()(problem_of(t, batch), t.meta)
     assert found.gradients == 3
     assert error(found.grads, expected) < 1e-9
 
@@ -132,7 +158,7 @@ def test_a_window_of_the_problem_is_fewer_larger_steps():
 )
 def test_what_drops_second_derivatives_or_the_first_steps_gives_exactly_zero(estimator):
     t, batch = transfer(), batches()
-    problem = t.problem(batch, batch(99))
+    problem = problem_of(t, batch)
     if isinstance(estimator, mtl.metagrad.Truncated):
         found = estimator(problem, t.meta)
     else:
@@ -144,17 +170,79 @@ def test_what_drops_second_derivatives_or_the_first_steps_gives_exactly_zero(est
 @pytest.mark.parametrize("mode", ["lazy", "exact-forward", "adaptive"])
 def test_windows_point_the_way_of_the_exact_gradient(mode):
     t, batch = transfer(4, act_layer="silu", lr=0.001), batches()
-    problem = t.problem(lambda step: batch(0), batch(99))  # other minibatches in a window are noise on top
+    problem = problem_of(
+        t, lambda step: batch(0 if step < 99 else 99)
+    )  # other minibatches in a window are noise on top
     flat = lambda g: torch.cat([v.flatten() for v in g.values()])  # noqa: E731
     exact = flat(mtl.Rematerialised()(problem, t.meta).grads)
     found = flat(mtl.Windowed(2, mode)(problem, t.meta).grads)
     assert 0.95 < torch.cosine_similarity(found, exact, dim=0) < 1 - 1e-9
 
 
+def test_cached_maps_are_those_of_the_source_and_change_no_gradient(tmp_path):
+    t, source, images = transfer(dtype=torch.float32), frozen_source(), torch.randn(10, 1, 32, 32)
+    maps = SourceMaps.of(source, images.split(4), dtype=torch.float32)
+    assert len(maps) == 10
+    assert (maps.channels, maps.sizes) == (source.taps.channels, source.taps.sizes)
+    chosen, labels = torch.tensor([7, 2, 2, 9]), torch.tensor([0, 1, 1, 2])
+    for found, expected in zip(maps[chosen], source(images[chosen]), strict=True):
+        torch.testing.assert_close(found, expected)
+    labelled = images[:4], labels
+    cached = mtl.Exact()(
+        t.problem(lambda k: (images[chosen + k - 2], maps[chosen + k - 2]), labelled, labelled), t.meta
+    )
+    asked = lambda k: (images[chosen + k - 2], source(images[chosen + k - 2]))  # noqa: E731
+    uncached = mtl.Exact()(t.problem(asked, labelled, labelled), t.meta)
+    assert error(cached.grads, uncached.grads) < 1e-4
+    half = SourceMaps.of(source, images.split(4), sides=(4, 4, 4, 1))
+    assert half.sizes == ((4, 4), (4, 4), (2, 2), (1, 1))
+    torch.testing.assert_close(half[chosen][0], F.adaptive_avg_pool2d(maps[chosen][0], 4), atol=2e-3, rtol=2e-3)
+    half.save(tmp_path / "maps.safetensors")
+    assert all(map(torch.equal, SourceMaps.load(tmp_path / "maps.safetensors").stages, half.stages))
+    with pytest.raises(ValueError, match=r"stages have \[2, 3\] images"):
+        SourceMaps([torch.zeros(2, 1, 1, 1), torch.zeros(3, 1, 1, 1)])
+
+
+def test_standardised_maps_have_mean_zero_and_deviation_one_in_every_channel():
+    maps = torch.randn(50, 3, 4, 4) * torch.tensor([1e-3, 30, 0])[:, None, None] + 7
+    for given in (maps, maps.double()):
+        deviation, mean = torch.std_mean(SourceMaps([given]).standardised().stages[0], (0, 2, 3), correction=0)
+        torch.testing.assert_close(mean.float(), torch.zeros(3), atol=2e-3, rtol=0)
+        torch.testing.assert_close(deviation.float(), torch.tensor([1.0, 1.0, 0.0]), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_window_of_all_its_images_is_the_mean_of_its_steps(window):
+    t, batch = transfer(4, act_layer="silu", lr=1e-4, window_images=6 * window), batches()
+    t = replace(t, student=frozen_statistics(t.student), optimizer=mtl.InnerSGD(1e-4))
+    problem = problem_of(t, batch)
+    weights, steps = problem.init(t.meta), range(5 - window, 5)  # with the step on labels
+    expected = sum(problem.inner_loss(weights, t.meta, k) for k in steps) / window
+    assert abs(problem.window_loss(weights, t.meta, steps) - expected) < 1e-12
+    flat = lambda g: torch.cat([v.flatten() for v in g.values()])  # noqa: E731
+    exact = flat(mtl.Rematerialised()(problem, t.meta).grads)
+    missing = {}
+    for images in (None, 6 * window):
+        found = flat(mtl.Windowed(window)(problem_of(replace(t, window_images=images), batch), t.meta).grads)
+        missing[images] = float((found - exact).norm() / exact.norm())
+    assert missing[6 * window] < missing[None] / 5, missing
+    with pytest.raises(ValueError, match="window_images=0: expected 1 or more"):
+        replace(t, window_images=0)
+
+
+def frozen_statistics(student: Student) -> Student:
+    """Examples of a minibatch do not see each other."""
+    student = copy.deepcopy(student)
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return student
+
+
 def test_an_outer_step_leaves_no_trace_in_the_target():
     t, batch = transfer(), batches()
     before = copy.deepcopy(t.student.state_dict())
-    mtl.Rematerialised()(t.problem(batch, batch(99)), t.meta)
+    mtl.Rematerialised()(problem_of(t, batch), t.meta)
     after = t.student.state_dict()
     assert any("running_mean" in k for k in before)
     assert all(torch.equal(v, after[k]) for k, v in before.items())
@@ -166,9 +254,9 @@ def test_an_outer_step_leaves_no_trace_in_the_target():
 
 def test_states_on_the_host_change_no_number():
     t, batch = transfer(), batches()
-    expected = mtl.Windowed(3)(t.problem(batch, batch(99)), t.meta)
+    expected = mtl.Windowed(3)(problem_of(t, batch), t.meta)
     t = transfer(storage=mtl.metagrad.OnHost())
-    found = mtl.Windowed(3)(t.problem(batch, batch(99)), t.meta)
+    found = mtl.Windowed(3)(problem_of(t, batch), t.meta)
     assert all(torch.equal(found.grads[k], v) for k, v in expected.grads.items())
 
 
@@ -284,14 +372,14 @@ def test_errors_name_the_way_out():
     noisy = target(drop_rate=0.5)
     taps = Taps(noisy.eval(), lambda: noisy(torch.zeros(1, 1, 32, 32)), (32, 32))
     with pytest.raises(ValueError, match="random numbers"):
-        Transfer(lambda x: [x], Student(noisy, taps, [1]), MatchingWeights([1], 4), mtl.InnerSGD())
+        Transfer(Student(noisy, taps, [1]), MatchingWeights([1], 4), mtl.InnerSGD())
 
 
 def test_a_student_in_low_precision_stays_near_and_gives_gradients_in_full():
     t, batch = transfer(dtype=torch.float32, act_layer="silu", lr=0.005), batches(torch.float32)
-    exact = mtl.Rematerialised()(t.problem(batch, batch(99)), t.meta)
+    exact = mtl.Rematerialised()(problem_of(t, batch), t.meta)
     t.student.precision = torch.bfloat16
-    found = mtl.Rematerialised()(t.problem(batch, batch(99)), t.meta)
+    found = mtl.Rematerialised()(problem_of(t, batch), t.meta)
     flat = lambda g: torch.cat([v.flatten() for v in g.values()])  # noqa: E731
     assert {v.dtype for v in (*found.grads.values(), *found.weights.values())} == {torch.float32}
     assert 0.9 < torch.cosine_similarity(flat(found.grads), flat(exact.grads), dim=0) < 1 - 1e-6

@@ -2,16 +2,18 @@
 
 from mtl.transfer.drawing import pairs_figure
 from mtl.transfer.matching import Student, attention_loss, matching_loss
-from mtl.transfer.problem import Batch, Transfer, set_gradients
-from mtl.transfer.source import Source
+from mtl.transfer.problem import Labelled, Matched, Transfer, set_gradients
+from mtl.transfer.source import Source, SourceMaps
 from mtl.transfer.taps import Tap, Taps, stage_names
 from mtl.transfer.weighting import MatchingWeights, PairWeights
 
 __all__ = [
-    "Batch",
+    "Labelled",
+    "Matched",
     "MatchingWeights",
     "PairWeights",
     "Source",
+    "SourceMaps",
     "Student",
     "Tap",
     "Taps",
