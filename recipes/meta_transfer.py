@@ -24,16 +24,19 @@ from typing import Annotated, Any, Literal
 
 import timm
 import torch
+import tyro
 from accelerate import Accelerator
 from assets import pretrain_scans
 from helpers import transfer_data, transfer_report
+from helpers.source_head import source_head
 from helpers.transfer_runs import (
+    KEPT,
     SMALL,
     Run,
     Training,
     Workplace,
+    candidates,
     methods,
-    source_head,
     target_maker,
     target_options,
     train,
@@ -76,6 +79,8 @@ class Config(Checked):
     betas: Positives = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to tune over
     inner_lrs: Positives = (0.01,)  # step sizes of virtual steps to tune over
     meta_lrs: Positives = (0.001, 0.003)  # step sizes of Adam on the meta-networks to tune over
+    search: Count = 24  # weights of pairs to try for "searched pairs", judged on validation images
+    seen: Annotated[transfer_data.Seen, tyro.conf.OmitArgPrefixes] = field(default_factory=transfer_data.Seen)
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class of each part
     training: Training = field(default_factory=Training)  # training of the target, the same for every method
     mixed_precision: Literal["no", "bf16"] | None = None  # no or bf16; by default what accelerate launch was told
@@ -107,13 +112,17 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise ValueError(f"mixed_precision={accelerator.mixed_precision!r}: expected no or bf16")
     images = None if config.data is None else transfer_data.opened(config.data, config.sizes)
     backbone = source_of(config, accelerator)
-    data = transfer_data.load(images, config.sizes, backbone)
-    make = target_maker(config.target, config.target_args, data.classes, data.parts["train"][0].shape[1])
     source = Source(backbone, most=config.stages)
+    if images is None:
+        data = transfer_data.embedded(config.sizes, source)
+    else:
+        data = transfer_data.own(images, config.sizes, source, config.seen, Path(config.out))
+    make = target_maker(config.target, config.target_args, data.classes, data.images.shape[1])
     place = Workplace(config.training, data, source, make, config.stages, backbone.options.precision)
     bench = Bench(config, place, accelerator)
     with keeping(f"every finished run is in {config.out}: the same command goes on with the next"):
         rows = bench.rows(bench.tuned())
+        rows += bench.rows(bench.kept(rows))
     if accelerator.is_main_process:
         transfer_report.write(rows, Path(config.out), source.taps.names, config.inner_steps[0])
     accelerator.end_training()
@@ -125,8 +134,8 @@ def source_of(config: Config, accelerator: Accelerator) -> mtl.Backbone:
     if checkpoint is None and config.network == EMBEDDED:
         with accelerator.main_process_first():
             checkpoint = str(pretrain_scans.main(pretrain_scans.Config()))
-    backbone = mtl.load_backbone(config.network, checkpoint=checkpoint).to(accelerator.device)
-    return backbone.configure(precision=PRECISIONS[accelerator.mixed_precision])
+    backbone = mtl.load_backbone(config.network, checkpoint=checkpoint, **config.seen.of_source)
+    return backbone.to(accelerator.device).configure(precision=PRECISIONS[accelerator.mixed_precision])
 
 
 @dataclass(frozen=True)
@@ -149,18 +158,21 @@ class Bench:
     def tuned(self) -> list[Run]:
         """The runs of the experiment, with the settings that are best on validation images."""
         c, table = self.config, methods(self.config.training.window)
-        wanted = [n for n in (HEAD, *table) if not c.only or n in c.only]
+        wanted = [n for n in (HEAD, *table) if (not c.only or n in c.only) and not n.endswith(KEPT)]
         plain = Run("", 0, TUNING_SEED)
         asked = {table[n].regulariser for n in wanted if n != HEAD}
-        asked |= {"all"} if "learned" in asked else set()  # untrained meta-networks are all pairs alike
+        asked |= {"all"} if asked & {"learned", "given"} else set()  # untrained meta-networks are all pairs alike
         betas = {"none": plain}
         for regulariser, name in {"last": "last stage", "all": "all pairs", "attention": "attention transfer"}.items():
             if regulariser in asked:
                 betas[regulariser] = self._best([replace(plain, method=name, beta=b) for b in c.betas])
+        if "given" in asked:
+            tried = candidates(c.stages, c.search, TUNING_SEED)
+            betas["given"] = self._best([replace(betas["all"], method="searched pairs", pairs=p) for p in tried])
         if "learned" in asked:
             start = replace(betas["all"], method="rematerialised", inner_steps=c.inner_steps[0])
-            lower = max((b for b in c.betas if b < start.beta), default=start.beta)  # weights of pairs can raise it
-            settings = product(dict.fromkeys((start.beta, lower)), c.inner_lrs, c.meta_lrs)
+            lower = [b for b in c.betas if b < start.beta and not c.training.fixed_total]  # weights can raise the total
+            settings = product((start.beta, *lower[-1:]), c.inner_lrs, c.meta_lrs)
             grid = [replace(start, beta=b, inner_lr=i, meta_lr=m) for b, i, m in settings]
             betas["learned"] = self._best(grid)
         runs = []  # seed by seed, so that whatever else the machine does falls on all methods alike
@@ -172,6 +184,15 @@ class Bench:
                 best = betas["none" if name == HEAD else table[name].regulariser]
                 runs.append(replace(best, method=name, inner_steps=k if learned else 0, seed=seed))
         return runs
+
+    def kept(self, rows: list[dict[str, Any]]) -> list[Run]:
+        """Runs of new targets with what was learned, at the first K."""
+        names = [n for n in methods(1) if n.endswith(KEPT) and (not self.config.only or n in self.config.only)]
+        learned = [r for r in rows if r["method"] + KEPT in names and r["inner_steps"] == self.config.inner_steps[0]]
+        return [
+            Run(r["method"] + KEPT, 0, r["seed"], r["beta"], pairs=tuple(w for stage in r["where"] for w in stage))
+            for r in learned
+        ]
 
     def _best(self, runs: list[Run]) -> Run:
         rows = self.rows(runs) if len(runs) > 1 else [{"validation": 0.0}]

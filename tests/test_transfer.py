@@ -205,10 +205,10 @@ def test_cached_maps_are_those_of_the_source_and_change_no_gradient(tmp_path):
 
 def test_standardised_maps_have_mean_zero_and_deviation_one_in_every_channel():
     maps = torch.randn(50, 3, 4, 4) * torch.tensor([1e-3, 30, 0])[:, None, None] + 7
-    for given in (maps, maps.double()):
-        deviation, mean = torch.std_mean(SourceMaps([given]).standardised().stages[0], (0, 2, 3), correction=0)
-        torch.testing.assert_close(mean.float(), torch.zeros(3), atol=2e-3, rtol=0)
-        torch.testing.assert_close(deviation.float(), torch.tensor([1.0, 1.0, 0.0]), atol=1e-2, rtol=0)
+    for given in (maps, maps.half()):
+        deviation, mean = torch.std_mean(SourceMaps([given]).standardised().stages[0].float(), (0, 2, 3), correction=0)
+        torch.testing.assert_close(mean, torch.zeros(3), atol=2e-3, rtol=0)
+        torch.testing.assert_close(deviation, torch.tensor([1.0, 1.0, 0.0]), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("window", [2, 3])

@@ -80,8 +80,8 @@ class Transfer:
 
     @property
     def meta(self) -> Tensors:
-        """The weights of the meta-networks, detached."""
-        return {k: p.detach() for k, p in self.weighting.named_parameters()}
+        """The weights of the meta-networks that are to be trained, detached."""
+        return {k: p.detach() for k, p in self.weighting.named_parameters() if p.requires_grad}
 
     def problem(self, matched: Callable[[int], Matched], labelled: Labelled, outer: Labelled) -> InnerProblem:
         """The inner problem that starts at the student's present weights.
@@ -146,6 +146,7 @@ def _is_random(module: nn.Module) -> bool:
 
 
 def set_gradients(module: nn.Module, gradients: Tensors) -> None:
-    """Set the ``grad`` of the module's parameters."""
+    """Set the ``grad`` of the module's parameters that have a gradient."""
     for name, parameter in module.named_parameters():
-        parameter.grad = gradients[name].to(parameter.dtype)
+        if parameter.requires_grad:
+            parameter.grad = gradients[name].to(parameter.dtype)

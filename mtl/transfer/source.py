@@ -102,13 +102,13 @@ class SourceMaps:
         """Height and width of each stage's maps."""
         return tuple((s.shape[2], s.shape[3]) for s in self.stages)
 
-    def standardised(self) -> SourceMaps:
-        """The same with mean 0 and deviation 1 in every channel, over images and places.
+    def standardised(self, dtype: torch.dtype = torch.float16) -> SourceMaps:
+        """The same with mean 0 and deviation 1 in every channel, over images and places, stored as ``dtype``.
 
         Then all stages and channels weigh alike in a matching loss; as networks leave them, stages differ by orders of
         magnitude. A channel that never changes becomes zero.
         """
-        return SourceMaps([_standardised(s) for s in self.stages])
+        return SourceMaps([_standardised(s.float()).to(dtype) for s in self.stages])
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
@@ -127,6 +127,5 @@ def _at_most(maps: Tensor, side: int) -> Tensor:
 
 
 def _standardised(stage: Tensor) -> Tensor:
-    deviation, mean = torch.std_mean(stage.float(), (0, 2, 3), correction=0, keepdim=True)
-    scaled = (stage.float() - mean) / deviation.clamp_min(1e-6 * deviation.amax())
-    return scaled.to(stage.dtype)
+    deviation, mean = torch.std_mean(stage, (0, 2, 3), correction=0, keepdim=True)
+    return (stage - mean) / deviation.clamp_min(1e-6 * deviation.amax())

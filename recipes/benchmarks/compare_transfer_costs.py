@@ -15,12 +15,13 @@ import io
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from command import Checked, Count, CountOrZero, Counts, Folder, OneOf, Positive, PositiveOrZero, answer
 from measuring import MIB, flat, measure
 from torch import Tensor
@@ -28,13 +29,14 @@ from torch import Tensor
 import mtl
 from mtl.metagrad.storage import AbstractRows
 from mtl.metagrad.tensors import Tensors
+from mtl.networks.backbones import EMBEDDED
 from mtl.tools.files import write_csv
 from mtl.tools.memory import LiveBytes
 from mtl.transfer import Source
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import transfer_data
-from helpers.transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker
+from helpers.transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker, virtual_problem
 
 NAMES = ("exact, unrolled", "rematerialised", "windowed, adaptive", "windowed, exact forward", "windowed, lazy",
          "truncated, half", "truncated, 1", "one-step", "first-order")  # fmt: skip
@@ -42,9 +44,13 @@ NAMES = ("exact, unrolled", "rematerialised", "windowed, adaptive", "windowed, e
 
 @dataclass(frozen=True)
 class Config(Checked):
+    data: str | None = None  # class folders, csv, parquet or hub id; the embedded letters when not given
+    source: str = EMBEDDED  # a timm name, hf/<id>, or mtl/glyphs for the embedded letters
+    seen: Annotated[transfer_data.Seen, tyro.conf.OmitArgPrefixes] = field(default_factory=transfer_data.Seen)
+    sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class of each part
     target: str = SMALL  # network to train: small (four convolutions) or any timm name
     target_args: str = "{}"  # arguments of the target network, as JSON
-    checkpoint: str | None = None  # file of weights for the source, which is the shipped glyph backbone
+    checkpoint: str | None = None  # file of weights for the source
     stages: Count = 3  # pair the last so many stages of source and target
     only: tuple[Annotated[str, OneOf(NAMES)], ...] = ()  # estimators by name; all when empty
     inner_steps: Counts = (2, 5, 10, 20)  # inner steps, K
@@ -52,7 +58,9 @@ class Config(Checked):
     inner_lr: Positive = 0.01  # step size of virtual steps
     momentum: PositiveOrZero = 0.9  # momentum of virtual steps
     batch: Count = 16  # images of a minibatch
-    same_batch: bool = False  # take all steps on one minibatch
+    hold: Count = 1  # virtual steps that share a minibatch
+    window_images: Count | None = None  # images that a window is linearised at, out of the minibatches of its steps
+    learn: Literal["both", "where", "pairs"] = "both"  # what and where; where alone; or a number per pair of stages
     warm_steps: CountOrZero = 100  # ordinary training steps before measuring
     repeats: Count = 3  # timed runs; the fastest counts
     threads: Count = 1  # CPU threads
@@ -127,32 +135,43 @@ def main(config: Config) -> list[dict[str, Any]]:
 def prepared(config: Config) -> Callable[[int], tuple[mtl.InnerProblem, Tensors]]:
     """A target after some ordinary steps; K to its inner problem."""
     torch.manual_seed(0)
-    backbone = mtl.load_backbone("mtl/glyphs", checkpoint=config.checkpoint)
-    data = transfer_data.load(None, transfer_data.PartSizes(), backbone)
-    training = Training(inner_momentum=config.momentum, window=config.window)
-    make_target = target_maker(config.target, config.target_args, data.classes, 1)
-    place = Workplace(training, data, Source(backbone, most=config.stages), make_target, config.stages)
+    place = workplace(config)
     student = student_of(place)
-    weighting = scheme_of(Run("rematerialised", 1, 0, inner_lr=config.inner_lr), place, student).weighting
+    run = Run("rematerialised", 1, 0, inner_lr=config.inner_lr)
+    weighting = scheme_of(run, place, student).weighting
     for parameter in weighting.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    warm(student, data, config)
+    warm(student, place.data, config)
 
     def problem(k: int) -> tuple[mtl.InnerProblem, Tensors]:
-        scheme = scheme_of(Run("rematerialised", k, 0, inner_lr=config.inner_lr), place, student)
-        scheme = replace(scheme, weighting=weighting)
-        batch = lambda step: data.minibatch(("train",), config.batch, 0 if config.same_batch else step)  # noqa: E731
-        return scheme.problem(batch, data.minibatch(("held_out",), config.batch, 99)), scheme.meta
+        of_k = replace(run, inner_steps=k)
+        scheme = replace(scheme_of(of_k, place, student), weighting=weighting, window_images=config.window_images)
+        return virtual_problem(scheme, of_k, place, 0), scheme.meta
 
     return problem
+
+
+def workplace(config: Config) -> Workplace:
+    training = Training(
+        batch=config.batch, inner_momentum=config.momentum, window=config.window, hold=config.hold, learn=config.learn
+    )
+    backbone = mtl.load_backbone(config.source, checkpoint=config.checkpoint, **config.seen.of_source)
+    source = Source(backbone, most=config.stages)
+    if config.data is None:
+        data = transfer_data.embedded(config.sizes, source)
+    else:
+        images = transfer_data.opened(config.data, config.sizes)
+        data = transfer_data.own(images, config.sizes, source, config.seen, Path(config.out))
+    make_target = target_maker(config.target, config.target_args, data.classes, data.images.shape[1])
+    return Workplace(training, data, source, make_target, config.stages)
 
 
 def warm(student: torch.nn.Module, data: transfer_data.Data, config: Config) -> None:
     optimizer = torch.optim.SGD(student.parameters(), 0.1, 0.9)
     for step in range(config.warm_steps):
-        images, labels = data.minibatch(("train",), config.batch, 1, step)
+        batch = data.minibatch(("train",), config.batch, 1, step)
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(student(images)[0], labels).backward()
+        torch.nn.functional.cross_entropy(student(batch.images)[0], batch.labels).backward()
         optimizer.step()
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import meta_transfer
+import numpy as np
 import pytest
 import timm
+import torch
 from assets import pretrain_scans
 from helpers import transfer_data
+from helpers.transfer_runs import candidates
+from PIL import Image
 from safetensors.torch import load_file
 from small_data import pictures
 
 import mtl
 from mtl.cli.answers import parse
 from mtl.networks.backbones.timm_networks import EMBEDDED_WEIGHTS
+from mtl.transfer import Source, SourceMaps
 
 LITTLE_TRANSFER = [
     "--training.steps", "2", "--training.every", "2", "--training.batch", "8", "--inner-steps", "2", "--seeds", "0",
@@ -52,8 +58,8 @@ def test_a_trained_target_is_a_plain_network(tmp_path):
     [file] = (tmp_path / "runs").glob("*seed0*.safetensors")
     network = timm.create_model("test_resnet", in_chans=1, num_classes=60)
     network.load_state_dict(load_file(file))
-    data = transfer_data.embedded(transfer_data.PartSizes(2, 1, 1, 2))
-    images, labels = data["test"]
+    sizes = transfer_data.PartSizes(train=2, held_out=1, validation=1, test=2)
+    images, labels = transfer_data.embedded(sizes, Source(mtl.load_backbone("mtl/glyphs"))).part("test")
     right = (network.eval()(images).argmax(1) == labels).int().tolist()
     assert "".join(map(str, right)) == row["right"]
 
@@ -69,6 +75,58 @@ def test_meta_transfer_on_a_folder_of_images(tmp_path):
         little_transfer(tmp_path / "run", *config, "--inner-steps", "3", "--training.window", "2")
     with pytest.raises(ValueError, match="--only nothing: expected one of"):
         little_transfer(tmp_path / "run", "--only", "nothing")
+
+
+def test_maps_of_images_of_your_own_are_those_of_their_views(tmp_path):
+    sizes = transfer_data.PartSizes(train=2, held_out=1, pool=1, validation=1, test=2, classes=2)
+    rng = np.random.default_rng(0)
+    for name, i in product("abc", range(8)):
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((40, 40)).save(tmp_path / "data" / name / f"{i}.png")
+    images = transfer_data.opened(str(tmp_path / "data"), sizes)
+    source = Source(mtl.load_backbone("mtl/glyphs"), most=2)
+    seen = transfer_data.Seen(img_size=16, views=3, sides=(1, 1))
+    data = transfer_data.own(images, sizes, source, seen, tmp_path)
+    assert {p: len(r) for p, r in data.rows.items()} == {
+        "train": 12, "held_out": 6, "pool": 6, "validation": 2, "test": 4,
+    }  # fmt: skip
+    assert data.images.shape == (30, 3, 16, 16)
+    assert data.maps.sizes == ((1, 1), (1, 1))
+    expected = SourceMaps.of(source, [data.for_source(torch.arange(24))], (1, 1), torch.float32).standardised()
+    batch = data.minibatch(("train", "pool"), 18, 0)
+    rows = torch.cat([(data.images == x).flatten(1).all(1).nonzero()[0] for x in batch.images])
+    assert sorted(rows.tolist()) == [*range(12), *range(18, 24)]
+    for found, stage in zip(batch.maps, expected[rows], strict=True):
+        torch.testing.assert_close(found, stage, atol=1e-2, rtol=1e-2)
+    views = data.for_source(torch.tensor([0, 4, 8]))
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[1], views[2])
+    [file] = tmp_path.glob("maps-*.safetensors")
+    before = file.stat().st_mtime_ns
+    assert torch.equal(transfer_data.own(images, sizes, source, seen, tmp_path).maps.stages[0], data.maps.stages[0])
+    assert file.stat().st_mtime_ns == before, "maps are computed once"
+
+
+def test_a_pool_without_labels_shares_of_pairs_and_a_search(tmp_path):
+    own = str(pictures(tmp_path / "data", 3, 8))
+    config = ["--data", own, "--source", "mtl/glyphs", "--img-size", "16", "--views", "2", "--sides", "4", "2", "1",
+              "--sizes.pool", "1", "--training.fixed-total", "--training.learn", "pairs", "--training.hold", "2",
+              "--training.optimizer", "adamw", "--training.inner-optimizer", "adam", "--search", "3"]  # fmt: skip
+    names = ("rematerialised", "first-order", "all pairs", "searched pairs", "from scratch", "source, new head")
+    rows = {r["method"]: r for r in little_transfer(tmp_path / "run", *config, "--only", *names)}
+    where = torch.tensor(rows["rematerialised"]["where"])
+    assert where.mean() == pytest.approx(1, abs=1e-5)
+    assert where.std() > 1e-3
+    assert rows["first-order"]["right"] == rows["all pairs"]["right"], "zero gradients leave every pair alike"
+    assert sum(rows["searched pairs"]["pairs"]) == pytest.approx(9, abs=1e-3)
+
+
+def test_candidates_are_shares_of_one_total():
+    found = candidates(2, 12, 0)
+    assert len(found) == len(set(found)) == 12
+    assert found[0] == (2.0, 2.0, 0.0, 0.0), "one source stage"
+    assert all(sum(w) == pytest.approx(4, abs=1e-4) and min(w) >= 0 for w in found)
 
 
 def test_pretrain_scans_makes_a_source_once(tmp_path):
