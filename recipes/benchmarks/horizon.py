@@ -5,11 +5,12 @@
     python recipes/benchmarks/horizon.py --quick --texts clinc150.jsonl.gz --backbone mtl/minilm   # minutes
     python recipes/benchmarks/horizon.py ... --each   # and each kind of parameter alone: which need the horizon?
 
-Loops on readouts, so every example passes through the network once (--cache-dir): a softmax head whose step sizes are
-learned feature by feature, and the levels of :class:`mtl.fewshot.Refined`. Everything is compared on the same tasks, of
-new classes and of families never trained on, against the best fixed step size that validation tasks found. Each
-training is a file in --out and is not repeated; tables and picture are written at the end. Run one process at a time
-for seconds that mean something.
+Two loops on readouts, for which every example passes through the network once (--cache-dir): a softmax head whose step
+sizes are learned feature by feature, and the levels of :class:`mtl.fewshot.Refined`. With --loops sites one inside the
+network: scale and shift of its last blocks and a head, with a step size for each channel. Everything is compared on
+the same tasks, of new classes and of families never trained on, against the best fixed step size that validation tasks
+found. Each training is a file in --out and is not repeated; tables and picture are written at the end. Run one process
+at a time for seconds that mean something.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,13 +40,15 @@ from mtl.tools.identity import digest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers.horizon_report import report
-from helpers.long_loops import LOOPS, Head, Loop, Pool, accuracies
+from helpers.long_loops import AbstractPool, Loop, accuracies
+from helpers.readout_loops import Head, Levels, Pool
 from helpers.readouts import Data, open_network
+from helpers.site_loops import Sites, site_pools
 
 FIXED = "fixed"
-EACH = ("horizon 1", "windows 5", "all steps")  # rows of parameters that are learned alone
-FREE = ("out", "rows", "loops", "inner_steps", "seeds", "each", "learn", "quick")  # no training depends on these
-EACH = ("horizon 1", "windows 5", "all steps")  # rows of parameters that are learned alone
+LOOPS: Mapping[str, Callable[[], Loop[Any]]] = {"head": Head, "levels": Levels, "sites": Sites}
+EACH = ("horizon 1", "windows 5", "all steps", "first-order")  # rows of parameters that are learned alone
+ON_READOUT = frozenset({"head", "levels"})
 FREE = ("out", "rows", "loops", "inner_steps", "seeds", "each", "learn", "quick")  # no training depends on these
 Runs = dict[str, Any]
 
@@ -56,11 +59,12 @@ class Config(Checked):
     data: Annotated[Data, tyro.conf.OmitArgPrefixes] = field(default_factory=Data)
     backbone: str = "mtl/efficientnet-lite0"  # the frozen network
     img_size: Count | None = None  # height and width of images, for a timm network
-    loops: tuple[Literal["head", "levels"], ...] = ("head", "levels")  # which inner loops
+    loops: tuple[Literal["head", "levels", "sites"], ...] = ("head", "levels")  # which inner loops
+    last_k: Count = 1  # blocks of the network that the loop "sites" modulates
     inner_steps: Counts = (5, 20, 50, 200)  # inner steps, K
     rows: tuple[str, ...] = ()  # rows of the table by name; all when empty
     learn: tuple[str, ...] = ("rates", "momentum", "decay")  # what is learned of the loops
-    each: bool = False  # also each kind of parameter alone, through one step, windows and all steps
+    each: bool = False  # also each kind of parameter alone, through one step, windows, all steps, first order
     shots: Count = 20  # examples per class
     queries: Count = 10  # query examples per class
     noise: float = 0.0  # share of wrong labels in the support sets of training and test
@@ -104,9 +108,9 @@ def rows_of(steps: int) -> Mapping[str, AbstractEstimator]:
 
 @dataclass(frozen=True)
 class Pools:
-    train: Pool
-    val: Pool
-    test: Pool
+    train: AbstractPool
+    val: AbstractPool
+    test: AbstractPool
 
 
 def main(config: Config) -> list[Runs]:
@@ -117,10 +121,17 @@ def main(config: Config) -> list[Runs]:
     divided = config.data.of_kind("images" if config.data.images else "texts")
     assert divided is not None, "checked with the options"
     options: Runs = {} if config.img_size is None else {"img_size": config.img_size}
-    network = open_network(config.backbone, config.data, divided, **options)
     sizes = {"train": config.training_tasks, "val": config.validation_tasks, "test": config.test_tasks}
-    pools = Pools(**{p: Pool.of(network, p, config.shots, config.queries, n, config.noise) for p, n in sizes.items()})
-    found = [run for job in jobs(config) for run in [solve_job(job, pools, config)]]
+    shared = {"shots": config.shots, "queries": config.queries, "noise": config.noise}
+    pools = dict[str, Pools]()
+    if set(config.loops) & ON_READOUT:
+        network = open_network(config.backbone, config.data, divided, **options)
+        own = Pools(**{p: Pool.of(network, p, count=n, **shared) for p, n in sizes.items()})
+        pools |= dict.fromkeys(ON_READOUT, own)
+    if "sites" in config.loops:
+        names = config.backbone, config.last_k, config.data
+        pools["sites"] = Pools(**site_pools(*names, divided, sizes=sizes, **shared, **options))
+    found = [solve_job(job, pools[job.loop], config) for job in jobs(config)]
     report(found, Path(config.out), f"{config.backbone}, {config.data.ways}-way {config.shots}-shot")
     return found
 
@@ -156,7 +167,7 @@ def jobs(config: Config) -> Iterator[Job]:
 
 def solve_job(job: Job, pools: Pools, config: Config) -> Runs:
     """The record of a job, from its file where an earlier run has left one."""
-    about = {k: v for k, v in asdict(config).items() if k not in FREE}
+    about = {k: v for k, v in asdict(config).items() if k not in FREE and (k != "last_k" or job.loop == "sites")}
     file = Path(config.out) / "runs" / f"{job.loop}, {job.steps}, {job.row}, {'+'.join(job.learn)}, {job.seed}.json"
     identity = digest(json.dumps(about, default=str))
     if file.is_file() and (kept := json.loads(file.read_text())).get("identity") == identity:
@@ -178,7 +189,7 @@ def solve_job(job: Job, pools: Pools, config: Config) -> Runs:
 _STARTS: dict[tuple[str, int], dict[str, Tensor]] = {}
 
 
-def start(loop: Loop, steps: int, pools: Pools, config: Config) -> dict[str, Tensor]:
+def start(loop: Loop[Any], steps: int, pools: Pools, config: Config) -> dict[str, Tensor]:
     """Where all rows start: the fixed step size that is best on validation tasks."""
     key = (type(loop).__name__, steps)
     if key not in _STARTS:
@@ -188,7 +199,9 @@ def start(loop: Loop, steps: int, pools: Pools, config: Config) -> dict[str, Ten
     return _STARTS[key]
 
 
-def train(loop: Loop, job: Job, first: dict[str, Tensor], pool: Pool, config: Config) -> tuple[dict[str, Tensor], Runs]:
+def train(
+    loop: Loop[Any], job: Job, first: dict[str, Tensor], pool: AbstractPool, config: Config
+) -> tuple[dict[str, Tensor], Runs]:
     """What was learned, and how: losses, seconds, and agreement with the exact gradient on the way."""
     estimator, rng = rows_of(job.steps)[job.row], np.random.default_rng(job.seed)
     leaves = {name: first[name].clone().requires_grad_() for name in job.learn}
@@ -235,7 +248,7 @@ def agrees(estimator: AbstractEstimator, problem: mtl.InnerProblem, held: dict, 
     return {"cosine": cosine, "norm": lengths[0] / lengths[1] if lengths[1] else math.nan}
 
 
-def costs(job: Job, loop: Loop, learned: dict[str, Tensor], pool: Pool, config: Config) -> Runs:
+def costs(job: Job, loop: Loop[Any], learned: dict[str, Tensor], pool: AbstractPool, config: Config) -> Runs:
     """Seconds and MiB of tensors of one meta-gradient; for the head, of the loop on its weights."""
     if job.seed != config.seeds[0]:
         return {}
@@ -251,7 +264,7 @@ def costs(job: Job, loop: Loop, learned: dict[str, Tensor], pool: Pool, config: 
         problem = loop.on_weights(batch, job.steps)
     estimator = rows_of(job.steps)[job.row]
     result, cost = measure(partial(estimator, problem, meta))
-    return {"seconds": cost.seconds, "mib": cost.live_mib, "pulls": result.pulls}
+    return {"seconds": cost.seconds, "mib": cost.live_mib, "resident": cost.peak_mib, "pulls": result.pulls}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import math
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -26,7 +29,7 @@ class Cost:
         seconds: of the fastest repeat; the accelerator has finished.
         live_mib: most bytes of tensors alive at once that the call made, nan where they were not counted.
         peak_mib: on CUDA the most memory allocated, above what was allocated before; on a CPU by how much the call
-            raised the peak of the process's resident memory, which shows only what no earlier call needed.
+            raised the process's resident memory; without Linux only what no earlier call needed.
     """
 
     seconds: float
@@ -73,6 +76,8 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
 def _peak(reset: bool = False) -> float:
     """MiB: the most allocated on CUDA since the last reset; the most resident memory of this process on a CPU."""
     if not torch.cuda.is_available():
+        if reset:
+            _reset_resident()
         return resident_mib()
     if reset:
         torch.cuda.reset_peak_memory_stats()
@@ -80,8 +85,15 @@ def _peak(reset: bool = False) -> float:
     return torch.cuda.max_memory_allocated() / MIB
 
 
+def _reset_resident() -> None:
+    """Give unused memory back, and let the peak be what is resident now; Linux alone can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident_mib() -> float:
-    """The most resident memory that this process has had so far."""
+    """The most resident memory that this process has had so far, or since :func:`measure` set it back."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

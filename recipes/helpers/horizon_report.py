@@ -61,7 +61,7 @@ def row_of(group: Sequence[Runs], runs: Sequence[Runs]) -> Runs:
         values = [c[name] for c in checks if c[name] == c[name]]
         found[name] = float(np.mean(values)) if values else float("nan")
         found[f"{name}, lowest"] = min(values, default=float("nan"))
-    for name in ("seconds", "mib", "pulls", "outer_seconds"):
+    for name in ("seconds", "mib", "resident", "pulls", "outer_seconds"):
         found[name] = next((run[name] for run in group if name in run), float("nan"))
     return found
 
@@ -76,7 +76,7 @@ def table(rows: Sequence[Runs], loop: str, steps: int) -> str:
     """The rows of one loop and number of steps."""
     kinds = [k for k in KINDS if any(k in r for r in rows)]
     heads = ["learned", "through", *(f"{k}{more}" for k in kinds for more in ("", ", over one step"))]
-    heads += ["cosine", "norm", "seconds", "MiB"]
+    heads += ["cosine", "norm", "seconds", "MiB", "resident"]
     lines = [heads]
     for r in rows:
         if (r["loop"], r["K"]) != (loop, steps):
@@ -85,7 +85,13 @@ def table(rows: Sequence[Runs], loop: str, steps: int) -> str:
         for k in kinds:
             cells.append(f"{r[k]:.1f}" if k in r else "")
             cells.append(_difference(r, f"{k}, ahead of one step"))
-        cells += [f"{r['cosine']:.3f}", f"{r['norm']:.3g}", f"{r['seconds']:.3g}", f"{r['mib']:.1f}"]
+        cells += [
+            f"{r['cosine']:.3f}",
+            f"{r['norm']:.3g}",
+            f"{r['seconds']:.3g}",
+            f"{r['mib']:.1f}",
+            f"{r['resident']:.0f}",
+        ]
         lines.append(cells)
     return f"\n## {loop}, {steps} inner steps\n\n{aligned(lines, True)}\n"
 
@@ -106,7 +112,7 @@ def draw(rows: Sequence[Runs], runs: Sequence[Runs], path: Path, setting: str) -
                 of_row = sorted((r for r in own if r["row"] == name), key=lambda r: r["K"])
                 steps = [r["K"] for r in of_row]
                 look: Runs = {"color": COLOURS.get(name.split()[0], GREY), "marker": MARKS[name], "label": name}
-                for panel, value in zip(line, ("gain", "seconds", "mib", "cosine"), strict=True):
+                for panel, value in zip(line, ("gain", "seconds", "resident", "cosine"), strict=True):
                     panel.plot(steps, [_gain(r) if value == "gain" else r[value] for r in of_row], **look)
             for panel, title in zip(line, TITLES, strict=True):
                 panel.set(xscale="log", xlabel="inner steps")
@@ -117,7 +123,12 @@ def draw(rows: Sequence[Runs], runs: Sequence[Runs], path: Path, setting: str) -
         figure.suptitle(setting)
 
 
-TITLES = ("gain over the best fixed size, points", "seconds of a meta-gradient", "MiB of tensors", "cosine to exact")
+TITLES = (
+    "gain over the best fixed size, points",
+    "seconds of a meta-gradient",
+    "resident MiB that it adds",
+    "cosine to exact",
+)
 MARKS = {
     "horizon 1": "o", "horizon 5": "v", "horizon 10": "^", "half the steps": "<", "all steps": "s", "windows 2": "<",
     "windows 5": ">", "windows 10": "D", "adaptive": "d", "first-order": "*", "one-step": "X", "SAMA": "p",

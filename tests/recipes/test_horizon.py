@@ -8,8 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.long_loops import Head, Levels, Pool, accuracies
+from helpers.long_loops import accuracies
+from helpers.readout_loops import Head, Levels, Pool
 from helpers.readouts import Data
+from helpers.site_loops import SitePool, Sites
+from tiny import Blobs, backbone
 
 from mtl.metagrad import Exact, Rematerialised, Windowed, solve
 
@@ -37,11 +40,23 @@ def test_descent_on_outputs_is_descent_on_weights():
     torch.testing.assert_close(outputs, batch.values @ weights.mT, rtol=1e-4, atol=1e-5)
 
 
+def double(pool: Pool):
+    batch = pool[torch.arange(3)]
+    return replace(batch, values=batch.values.double())
+
+
 @pytest.mark.parametrize("loop", [Head(), Levels()], ids=["head", "levels"])
 def test_everything_that_can_be_learned_has_an_exact_gradient(loop):
-    batch = pool()[torch.arange(3)]
-    leaves = {k: v.double().requires_grad_() for k, v in loop.initial(pool(), 4).items()}
-    batch = type(batch)(batch.values.double(), *(getattr(batch, k) for k in ("labels", "support", "ways", "widths")))
+    check_gradients(loop, pool(), double(pool()))
+
+
+def test_everything_that_can_be_learned_inside_a_network_has_one():
+    tasks = SitePool(backbone(last_k=1).double(), Blobs(), 0.0, (False,) * 3)
+    check_gradients(Sites(), tasks, tasks[torch.arange(3)])
+
+
+def check_gradients(loop, tasks, batch):
+    leaves = {k: v.double().requires_grad_() for k, v in loop.initial(tasks, 4).items()}
     meta = loop.emit(leaves, batch)
     held = {k: v.detach() for k, v in meta.items()}
     exact, *others = (e(loop.problem(batch, 4), held).grads for e in (Exact(), Rematerialised(), Windowed(1)))
@@ -52,6 +67,18 @@ def test_everything_that_can_be_learned_has_an_exact_gradient(loop):
     torch.autograd.backward(list(emitted.values()), [exact[k] for k in emitted])
     still = {k for k in loop.learnable if leaves[k].grad is None or not leaves[k].grad.any()}
     assert still == set()
+
+
+def test_the_loop_inside_a_network_starts_at_class_means_and_learns_from_there():
+    tasks = SitePool(backbone(last_k=1), Blobs(shots=6), 0.3, (False,) * 6)
+    batch, loop = tasks[torch.arange(6)], Sites()
+    learned = loop.initial(tasks, 8) | {"size": torch.tensor([-4.0])}
+    meta, problem = loop.emit(learned, batch), loop.problem(batch, 8)
+    before, after = problem.init(meta), solve(problem, meta)
+    assert problem.inner_loss(after, meta, 0).lt(problem.inner_loss(before, meta, 0)).all()
+    assert not before["scale"].any()
+    given = torch.stack([Blobs(shots=6).sample(i).support.labels[0] for i in range(6)])
+    assert 0.1 < (batch.labels[:, :18] != given).float().mean() < 0.5
 
 
 def test_steps_on_levels_find_the_one_that_counts():
@@ -82,19 +109,20 @@ def test_a_run_is_continued_and_told(tmp_path, data, encoder, capsys):
     import horizon
 
     config = horizon.Config(
-        out=str(tmp_path / "out"), data=data, backbone=encoder, loops=("levels",), learn=("rates",), each=True,
-        inner_steps=(3,), rows=("horizon 1", "windows 2", "all steps"), shots=2, queries=2, seeds=(1, 2), steps=2,
-        training_tasks=4, validation_tasks=2, test_tasks=6, check_every=2, sizes=(1.0,), noise=0.2,
+        out=str(tmp_path / "out"), data=data, backbone=encoder, loops=("levels", "sites"), learn=("rates",),
+        inner_steps=(2,), rows=("horizon 1", "all steps"), shots=2, queries=2, seeds=(1,), steps=1, each=True,
+        training_tasks=4, validation_tasks=2, test_tasks=6, tasks_per_step=2, sizes=(1.0,), noise=0.2,
     )  # fmt: skip
     found = horizon.main(config)
     out = tmp_path / "out"
     said = capsys.readouterr().out
-    assert "## levels, 3 inner steps" in said
+    assert "## levels, 2 inner steps" in said
     rows = list(csv.DictReader((out / "horizon.csv").open(newline="")))
-    assert {r["row"] for r in rows} == {"fixed", "horizon 1", "all steps", "windows 2"}
-    assert {r["learned"] for r in rows} >= {"", "rates", "start"}
-    exact = next(r for r in rows if r["row"] == "all steps")
+    assert {r["row"] for r in rows} == {"fixed", "horizon 1", "all steps", "first-order"}
+    assert {(r["loop"], r["learned"]) for r in rows} >= {("levels", "rates"), ("levels", "start"), ("sites", "start")}
+    exact = next(r for r in rows if r["row"] == "all steps" and r["loop"] == "sites")
     assert float(exact["cosine"]) == pytest.approx(1, abs=1e-5)
+    assert float(exact["resident"]) >= 0
     assert (out / "horizon.png").stat().st_size > 10_000
     files = sorted((out / "runs").glob("*.json"))
     assert len(files) == len(found)
