@@ -281,3 +281,12 @@ def test_stages_are_runs_one_after_the_other(tmp_path):
     ]
     with pytest.raises(ValueError, match="two stages share a folder"):
         mtl.fewshot.train_stages(fresh(), [stages[0]] * 2, Blobs(), Blobs(), CONFIG, tmp_path / "twice")
+
+
+def test_a_stage_can_learn_the_rates_of_the_loop_alone(tmp_path):
+    warm, through = mtl.fewshot.Stage(0, 2, 2, 1e-2), mtl.fewshot.Stage(2, 2, 2, 1e-2, learn="rates")
+    before = mtl.fewshot.train_stages(fresh(), [warm], Blobs(), Blobs(), CONFIG, tmp_path / "warm").generator
+    after = mtl.fewshot.train_stages(fresh(), [warm, through], Blobs(), Blobs(), CONFIG, tmp_path / "both").generator
+    moved = {name for name, value in after.state_dict().items() if (value != before.state_dict()[name]).any()}
+    assert moved == {"step_sizes_of.log_lr"}
+    assert all(p.requires_grad for p in after.parameters())

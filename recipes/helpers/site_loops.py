@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class SitePool(AbstractPool):
 
 def site_pools(
     name: str, last_k: int, data: Data, divided: DividedFamilies, shots: int, queries: int, sizes: dict[str, int],
-    noise: float, **options: int,
+    noise: float, **options: Any,
 ) -> dict[str, SitePool]:  # fmt: skip
     """So many tasks of each part, of a network whose last blocks are modulated."""
     backbone = mtl.load_backbone(name, last_k=last_k, **options)

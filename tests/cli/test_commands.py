@@ -145,12 +145,16 @@ def test_train_adapt_and_the_same_again(here: Path, capsys):
 def test_train_through_a_loop_over_levels(here: Path, capsys):
     pictures(here / "many", 9, 6)
     through = LITTLE.replace("--shots 1", "--shots 2").replace("--steps 0", "--steps 2 --inner-steps 3")
-    typed(f"train --data many --backbone mtl/glyphs --out run --generator refined {through}")
+    typed(f"train --data many --backbone mtl/glyphs --out run --generator refined --learn rates {through}")
     said = capsys.readouterr().out
     assert "generator, 3 steps" in said
     assert "generator, 0 steps" in said
     learner = mtl.from_pretrained(here / "run" / "refined" / "final")
     assert (learner.inner_steps, type(learner.optimizer).__name__) == (3, "EmittedSGD")
+    warm = mtl.from_pretrained(here / "run" / "refined" / "0-inner-steps" / "best").generator.state_dict()
+    through = learner.generator.state_dict()
+    moved = {name.removeprefix("rule.").split(".")[0] for name, value in through.items() if (value != warm[name]).any()}
+    assert moved == {"rates", "step_sizes_of"}
 
 
 def test_train_on_texts(here: Path, encoder: str):

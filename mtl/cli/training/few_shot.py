@@ -281,7 +281,9 @@ def meta_train(
     inner_steps = 0 if config.generator == "refined" and kind == "static" else config.inner_steps
     if inner_steps:
         fewer, every = max(1, config.tasks_per_step // 2), max(20, config.steps // 4)
-        stages.append(mtl.fewshot.Stage(inner_steps, config.steps, fewer, lr / 4, every))
+        # Step sizes have a learning rate of their own; what else emits a loop is new, and may move as fast as the rule.
+        lr = lr / 4 if config.learn == "all" else lr
+        stages.append(mtl.fewshot.Stage(inner_steps, config.steps, fewer, lr, every, config.learn))
     settings = mtl.TrainingConfig(
         tasks_per_chunk=config.tasks_per_chunk, step_size_lr=3e-2, validation_tasks=config.validation_tasks
     )

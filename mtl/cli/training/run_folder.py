@@ -35,6 +35,7 @@ def identity_of_training(
 ) -> dict[str, Any]:
     """What the generators depend on."""
     settings = {name: value for name, value in asdict(config).items() if name in TRAINED_WITH}
+    settings |= {} if config.learn == "all" else {"learn": config.learn}  # older folders know no other
     return {
         "settings": settings | {"lite_examples": config.memory.lite_examples},
         "backbone": backbone.identity(),

@@ -63,7 +63,7 @@ class Settings(Checked):
         "task": ("ways", "shots", "queries"),
         "generator": ("generator", "head", "inner_steps", "step_size", "gate"),
         "training": (
-            "warm_steps", "steps", "tasks_per_step", "tasks_per_chunk", "outer_lr", "validation_tasks",
+            "warm_steps", "steps", "learn", "tasks_per_step", "tasks_per_chunk", "outer_lr", "validation_tasks",
             "mixed_precision", "seed", "tracker",
         ),
         "comparison": ("tuning_episodes", "test_episodes", "cross_validate", "tuned_inside", "baselines"),
@@ -86,6 +86,7 @@ class Settings(Checked):
     gate: PositiveOrZero = 0.1  # size of the generator's first changes to the network; 0 starts as no change
     warm_steps: CountOrZero = 1500  # outer steps of the first stage, without an inner loop (cheap)
     steps: CountOrZero = 40  # outer steps of the second stage, through the inner loop
+    learn: Literal["all", "rates"] = "all"  # in the second stage: all weights, or step sizes, momentum and decay alone
     tasks_per_step: Count = 16  # tasks per outer step; half as many through the inner loop
     tasks_per_chunk: Count = 16  # tasks in one forward pass; lower it when memory is short
     kept_episodes: Count = 2000  # different training episodes of embedded tasks, whose features are computed once
@@ -128,6 +129,8 @@ class Settings(Checked):
             yield f"--last-k {self.last_k} is about blocks that are modulated inside: give --sites norm or ssf too"
         if not self.inner_steps and self.inner != mtl.metagrad.InnerOptions():
             yield "--inner-optimizer and its options are about the inner loop: give --inner-steps 1 or more too"
+        if self.learn == "rates" and not (self.inner_steps and self.steps):
+            yield "--learn rates is about the inner loop: give --inner-steps 50 and --steps 1 or more too"
         if self.generator == "refined" and not self.inner_steps:
             yield "--generator refined needs its inner loop: give --inner-steps 50, or take --generator channelwise"
         if self.generator == "refined" and self.inner != mtl.metagrad.InnerOptions():

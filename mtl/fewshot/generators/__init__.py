@@ -1,6 +1,13 @@
 """Generators: networks that turn a support set into the start of an inner loop."""
 
-from mtl.fewshot.generators.base import GENERATORS, AbstractGenerator, AbstractSiteGenerator, StepSizes, SupportView
+from mtl.fewshot.generators.base import (
+    GENERATORS,
+    AbstractGenerator,
+    AbstractSiteGenerator,
+    Learn,
+    StepSizes,
+    SupportView,
+)
 from mtl.fewshot.generators.channelwise import ChannelWise
 from mtl.fewshot.generators.conditioned import SupportConditioned
 from mtl.fewshot.generators.making import make_generator
@@ -14,6 +21,7 @@ __all__ = [
     "AbstractGenerator",
     "AbstractSiteGenerator",
     "ChannelWise",
+    "Learn",
     "Refined",
     "Standard",
     "Static",

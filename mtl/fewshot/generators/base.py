@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from mtl.networks import Level
 from mtl.networks.modulation import Modulation, Site
 from mtl.tools.identity import digest
 
+Learn = Literal["all", "rates"]
 GENERATORS = Registry("generator", "mtl.fewshot.GENERATORS")
 """Generators by the names that saved learners hold; add your own with ``GENERATORS.register``."""
 
@@ -86,6 +87,9 @@ class AbstractGenerator(nn.Module, abc.ABC):
     """Names in ``meta`` of what was computed from the support examples to spare the inner loop time; it does without.
     Whoever adapts other examples from this ``meta`` leaves them out."""
 
+    of_loop: ClassVar[tuple[str, ...]] = ("step_sizes_of.",)
+    """How the names of those weights begin that nothing but an inner loop needs, see :meth:`learn`."""
+
     inner_steps: ClassVar[int | None] = None
     """Inner steps by default; None: 0 where nothing is modulated inside the network, else 5."""
 
@@ -110,6 +114,14 @@ class AbstractGenerator(nn.Module, abc.ABC):
         self.standard = Standardisation(widths, options.get("standard", "fixed"), even)
         self.given: str | None = None
         self.source = ""
+
+    def learn(self, what: Learn) -> None:
+        """Train all weights, or with ``"rates"`` those of the inner loop alone: step sizes, and what comes with them.
+
+        What the generator emits else is then what it is, and the loop starts there.
+        """
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(what == "all" or name.startswith(self.of_loop))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, and note in :attr:`given` which they were: a run that begins with others is another run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from mtl.fewshot.generators.base import GENERATORS, AbstractGenerator, SupportView
 from mtl.fewshot.generators.block_network import BlockNetwork
 from mtl.fewshot.generators.channelwise import ChannelWise, Reading
-from mtl.fewshot.generators.standardising import Standard
 from mtl.metagrad.emitted_sgd import DECAY, MOMENTUM, EmittedSGD
 from mtl.metagrad.optimizers import AbstractInnerOptimizer
 from mtl.metagrad.tensors import Tensors
@@ -47,12 +46,12 @@ class Refined(AbstractGenerator):
         width: width of the features.
         step_size: initial step size of every strength, > 0.
         levels: of the features; one by default.
-        hidden: width of the hidden layers.
-        per_channel, standard, even: see :class:`ChannelWise`.
+        options: of :class:`ChannelWise`.
     """
 
     reads_levels = True
     of_support: ClassVar[frozenset[str]] = frozenset({"kernels"})
+    of_loop: ClassVar[tuple[str, ...]] = ("step_sizes_of.", "rates.")
     inner_steps: ClassVar[int | None] = 50
 
     def __init__(
@@ -61,18 +60,16 @@ class Refined(AbstractGenerator):
         width: int,
         step_size: float = 0.3,
         levels: Sequence[Level] = (),
-        hidden: int = 48,
-        per_channel: bool = True,
-        standard: Standard = "fixed",
-        even: bool | None = None,
+        **options: Any,
     ) -> None:
-        options = {"hidden": hidden, "per_channel": per_channel, "standard": standard, "even": even}
-        super().__init__(sites, width, step_size, levels=levels, **options)
-        self.rule = ChannelWise(sites, width, levels=self.levels, **options)
-        self.standard = self.rule.standard
-        self.rule.step_sizes_of = self.step_sizes_of
-        blocks, self.inside = self.rule.blocks, len(sites)
-        self.rates = BlockNetwork(blocks, (0.0, PLAIN, 0.0, 0.0), (START_MOMENTUM, START_DECAY), hidden, per_channel)
+        rule = ChannelWise(sites, width, levels=levels, **options)
+        super().__init__(sites, width, levels=levels, **(rule.options | {"step_size": step_size}))
+        self.rule, self.inside = rule, len(sites)
+        self.standard = rule.standard
+        rule.step_sizes_of = self.step_sizes_of
+        start, of_task = (0.0, PLAIN, 0.0, 0.0), (START_MOMENTUM, START_DECAY)
+        hidden, own = rule.options["hidden"], rule.options["per_channel"]
+        self.rates = BlockNetwork(rule.blocks, start, of_task, hidden, own)
 
     @property
     def adapted_values(self) -> int:
@@ -93,8 +90,7 @@ class Refined(AbstractGenerator):
         """
         own = {k: v for k, v in self.rule.state_dict().items() if k.startswith("step_sizes_of.")}
         self.rule.load_state_dict(rule.state_dict() | own)
-        for name, parameter in self.rule.named_parameters():
-            parameter.requires_grad_(not keep or name.startswith("step_sizes_of."))
+        self.learn("rates" if keep else "all")
 
     def forward(self, view: SupportView) -> Tensors:
         with torch.autocast(view.features.device.type, enabled=False):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from mtl.episode import TaskSource
-from mtl.fewshot.generators import AbstractGenerator
+from mtl.fewshot.generators import AbstractGenerator, Learn
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saved_files import is_complete
 from mtl.fewshot.saving import check_saving, from_pretrained, save_pretrained
@@ -138,6 +139,7 @@ class Stage:
         tasks_per_step: tasks per outer step.
         outer_lr: of the generator's weights.
         validate_every: outer steps between validations.
+        learn: what is trained, see :meth:`mtl.fewshot.AbstractGenerator.learn`.
     """
 
     inner_steps: int
@@ -145,6 +147,7 @@ class Stage:
     tasks_per_step: int
     outer_lr: float
     validate_every: int = 200
+    learn: Learn = "all"
 
     @property
     def folder(self) -> str:
@@ -167,7 +170,7 @@ def train_stages(
     with what the folder holds before the first of them writes anything.
 
     Args:
-        learner: its generator is trained in place in the first stage.
+        learner: its generator is trained in place in the first stage, if all of it is.
         stages: in order.
         tasks: every stage begins at episode 0.
         validation: see :func:`mtl.train`.
@@ -184,9 +187,12 @@ def train_stages(
     stages = [stage for stage in stages if stage.steps]
     if len({stage.folder for stage in stages}) < len(stages):
         raise ValueError(f"two stages share a folder ({[s.folder for s in stages]}); give each its own inner_steps")
+    shared = {field.name for field in fields(config)}
     accelerator, folder, generator = accelerator or Accelerator(), Path(folder), learner.generator
-    parts = [replace(config, **{k: v for k, v in asdict(s).items() if k != "inner_steps"}) for s in stages]
-    runs = {s.folder: (_with(learner, generator, s.inner_steps), c) for s, c in zip(stages, parts, strict=True)}
+    parts = [replace(config, **{k: v for k, v in asdict(s).items() if k in shared}) for s in stages]
+    made = [_with(learner, learning(generator, s.learn), s.inner_steps) for s in stages]
+    runs = {s.folder: pair for s, pair in zip(stages, zip(made, parts, strict=True), strict=True)}
+    learned = {s.folder: s.learn for s in stages}
     settings = _compare(runs, tasks, validation, folder, accelerator)
     whole = {"stages": settings, "inner_steps": learner.inner_steps}
     finished = on_main(accelerator, lambda: is_claimed(folder, whole, [FINAL]) and is_complete(folder / FINAL))
@@ -194,7 +200,7 @@ def train_stages(
         with held(accelerator, folder):
             on_main(accelerator, lambda: claim(folder, whole, [FINAL]))
             for name, (trained, part) in runs.items():
-                trained = _with(trained, generator, trained.inner_steps)
+                trained = _with(trained, learning(generator, learned[name]), trained.inner_steps)
                 run = Run(trained, part, folder / name, accelerator, f"{folder.name}/{name}")
                 run.settings = settings[name]
                 generator = _train(run, tasks, validation).generator
@@ -202,6 +208,15 @@ def train_stages(
             on_main(accelerator, lambda: save_pretrained(made, folder / FINAL))
     last = from_pretrained(folder / FINAL, learner.backbone).to(accelerator.device)
     return _with(learner, last.generator, learner.inner_steps)
+
+
+def learning(generator: AbstractGenerator, what: Learn) -> AbstractGenerator:
+    """The generator itself; or where less than all of it is to be trained, a copy of which that is."""
+    if what == "all":
+        return generator
+    generator = deepcopy(generator)
+    generator.learn(what)
+    return generator
 
 
 def _compare(
