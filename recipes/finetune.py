@@ -9,7 +9,8 @@ there: where it starts, its step sizes level by level, momentum and decay, all o
 (:class:`mtl.fewshot.Refined`). Then compares on new classes and on families never trained on, by number of labels: with
 the rule trained as long without a loop; with closed-form baselines; and with what people do today, a sweep: scale,
 shift and head tuned at each of nine rates on four fifths of the labels, and once more at the rate that was best on the
-rest. Seconds are of one new task, the sweep's with its nine tries.
+rest. With --inside-episodes 1 also inside the network: scale and shift, or all weights, of its last block. Seconds are
+of one new task, the sweep's with its nine tries.
 
 Every example passes through the network once (--cache-dir). A run continues where it stopped; tables and a picture of
 accuracy against labels and seconds go to --out.
@@ -17,7 +18,7 @@ accuracy against labels and seconds go to --out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,17 +27,17 @@ import torch
 import tyro
 from helpers.readouts import Data, Network, open_network
 from helpers.shots_figure import shots_figure
-from torch import Tensor
+from helpers.sweeps import NINE, last_block, swept
 
 import mtl
 from mtl.cli.answers import answer
 from mtl.cli.options import Checked, Count, CountList, CountOrZero, Counts, Folder, Positive, Positives, Seed
 from mtl.fewshot import Method, Setup, choose_baselines, tune_baselines
 from mtl.fewshot.baselines.fine_tuning import scale_and_shift
+from mtl.tools.comparison import MethodResult
 from mtl.tools.files import write_whole
 
-NINE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-VALIDATION = 0.2  # share of the labels of a class that a sweep sets aside
+READY = "mtl/universal"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class Config(Checked):
     tuning_episodes: Count = 40  # validation episodes that choose the setting of a baseline
     test_episodes: Count = 30  # of each family and number of shots
     sweep_episodes: CountOrZero = 4  # of each family, that the sweep is run on too; it is slow. 0: no sweep
+    inside_episodes: CountOrZero = 0  # of each family, that is tuned inside the network too; minutes a task. 0: none
     sweep: Positives = NINE  # Adam's step sizes to choose from
     baselines: tuple[str, ...] = ("ridge_all", "logistic_all", "logistic")  # rows of the table
     cross_validate: bool = False  # a row more: the loop, stopped where left-out labels say; ten times as slow
     seed: Seed = 0  # of weights and episodes
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        return {} if self.img_size is None else {"img_size": self.img_size}
 
     def contradictions(self) -> Iterator[str]:
         if bool(self.data.images) == bool(self.data.texts):
@@ -73,8 +79,7 @@ def main(config: Config) -> list[mtl.Comparison]:
     divided = config.data.of_kind("images" if config.data.images else "texts")
     assert divided is not None, "checked with the options"
     print("\n".join(divided.report))
-    options: dict[str, Any] = {} if config.img_size is None else {"img_size": config.img_size}
-    network = open_network(config.backbone, config.data, divided, **options)
+    network = open_network(config.backbone, config.data, divided, **config.load_options)
     refined, closed = train(network, config)
     found, text = list[mtl.Comparison](), ""
     for shots in config.shots:
@@ -159,6 +164,7 @@ def compare(
         *([mtl.learner_method(refined, "cross-validated", cross_validate=True)] if config.cross_validate else []),
         mtl.learner_method(refined, "refined", steps=0),
         mtl.learner_method(closed, "closed form, trained as long"),
+        mtl.learner_method(ready(network), "ready generator"),
     ]
     tests = network.tasks("test", shots, config.queries)
     setting = f"{config.backbone}, {config.data.ways}-way {shots}-shot"
@@ -173,45 +179,30 @@ def compare(
         setup = Setup(network.backbone, config.inner_steps, network.statistics)
         rows = [ours[0], swept(setup, scale_and_shift, config.sweep)]
         found.append(on(rows, config.sweep_episodes, f"{setting}, with a sweep"))
+    if config.inside_episodes:
+        first = on(ours[:1], config.inside_episodes, f"{setting}, with a sweep inside the network")
+        found.append(replace(first, rows=(*first.rows, *inside(network, config, shots))))
     return found
 
 
-def swept(setup: Setup, make: Callable[[Setup, float], Method], rates: Sequence[float]) -> Method:
-    """A fine-tuned method at the rate that is best on labels set aside, task by task."""
-    tried = [make(setup, rate) for rate in rates]
-
-    def logits(episode: mtl.Episode) -> Tensor:
-        return torch.cat([alone(episode[t : t + 1]) for t in range(episode.tasks)])
-
-    def alone(episode: mtl.Episode) -> Tensor:
-        inner = set_aside(episode)
-        best = tried[len(tried) // 2]
-        if inner is not None:
-            right = [(method(inner) == inner.query.labels).float().mean() for method in tried]
-            best = tried[int(torch.stack(right).argmax())]
-        assert best.logits is not None
-        return best.logits(episode)
-
-    name = f"{tried[0].name}, best of {len(rates)} rates"
-    identity = lambda: {"kind": "swept", "rates": list(rates), "one": _identity(tried[0])}  # noqa: E731
-    return Method.of_logits(name, logits, tried[0].adapted_values, identity=identity)
+def ready(network: Network) -> mtl.MetaLearner:
+    """The generator that comes with the package, which nothing was trained of here."""
+    learner = mtl.load_generator(READY, network.backbone)
+    learner.generator.standardise(network.statistics)
+    return learner
 
 
-def _identity(method: Method) -> dict[str, Any]:
-    return {} if method.identity is None else dict(method.identity())
-
-
-def set_aside(episode: mtl.Episode) -> mtl.Episode | None:
-    """Some labels of each class of a single task as queries of the rest; None where a class has but one."""
-    labels = episode.support.labels[0]
-    out = torch.zeros_like(labels, dtype=torch.bool)
-    for c in range(episode.ways):
-        places = (labels == c).nonzero().flatten()
-        if len(places) < 2:
-            return None
-        out[places[: max(1, round(VALIDATION * len(places)))]] = True
-    part = lambda keep: mtl.Examples(episode.support.inputs.take(keep.nonzero().flatten(), 1), labels[keep][None])  # noqa: E731
-    return mtl.Episode(part(~out), part(out), episode.ways)
+def inside(network: Network, config: Config, shots: int) -> tuple[MethodResult, ...]:
+    """Tuning of the last block, at rates swept task by task, on the same tasks; what is below is computed once."""
+    backbone = mtl.load_backbone(config.backbone, last_k=1, **config.load_options)
+    rows = mtl.data.InputCache(backbone.precompute, folder=config.data.cache_dir, version=backbone.cache_key())
+    tests = replace(network, rows=rows).tasks("test", shots, config.queries)
+    setup = Setup(backbone, config.inner_steps)
+    methods = [swept(setup, make, config.sweep) for make in (scale_and_shift, last_block)]
+    methods = [replace(m, name=f"{m.name}, last block") for m in methods[:1]] + methods[1:]
+    tasks = mtl.data.EvaluationTasks(tests, config.inside_episodes)
+    folder = f"{config.out}/comparison"
+    return mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=f"{shots}-shot, inside", folder=folder).rows
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import finetune
 import pytest
 import torch
+from helpers import sweeps
 from helpers.readouts import Data
 from tiny import Blobs, backbone
 
@@ -18,27 +19,39 @@ from mtl.fewshot.baselines.fine_tuning import head_only
 
 def test_labels_set_aside_are_of_every_class_and_not_trained_on():
     episode = Blobs(ways=3, shots=5).sample(0)
-    inner = finetune.set_aside(episode)
+    inner = sweeps.set_aside(episode)
     assert inner is not None
     assert torch.equal(inner.query.labels[0].bincount(), torch.ones(3, dtype=torch.long))
     assert torch.equal(inner.support.labels[0].bincount(), torch.full((3,), 4))
     kept = {float(v.sum()) for e in (inner.support, inner.query) for v in e.inputs.tensor[0]}
     assert kept == {float(v.sum()) for v in episode.support.inputs.tensor[0]}
-    assert finetune.set_aside(Blobs(ways=3, shots=1).sample(0)) is None
+    assert sweeps.set_aside(Blobs(ways=3, shots=1).sample(0)) is None
 
 
 def test_a_sweep_takes_the_rate_that_is_best_on_what_was_set_aside():
     setup, episode = Setup(backbone(sites="none"), steps=3), Blobs(ways=3, shots=5).sample(1)
     rates = (1e-6, 0.05, 1.0)
-    inner = finetune.set_aside(episode)
+    inner = sweeps.set_aside(episode)
     assert inner is not None
     right = [(head_only(setup, r)(inner) == inner.query.labels).float().mean() for r in rates]
     best = head_only(setup, rates[int(torch.stack(right).argmax())])
-    found = finetune.swept(setup, head_only, rates)
+    found = sweeps.swept(setup, head_only, rates)
     assert torch.equal(found(episode), best(episode))
     assert found.name == "head only, 3 steps, best of 3 rates"
     single = Blobs(ways=3, shots=1).sample(1)
     assert torch.equal(found(single), head_only(setup, 0.05)(single))
+
+
+def test_only_what_lies_above_the_frozen_part_is_tuned():
+    b, episode = backbone(last_k=1), Blobs(ways=3, shots=5).sample(1)
+    assert sweeps.above_the_prefix(b).keys() == {
+        f"model.{k}" for k, _ in b.model.named_parameters() if k.startswith(("blocks.1.", "norm."))
+    }
+    before = {k: v.clone() for k, v in b.model.state_dict().items()}
+    plain = sweeps.last_block(Setup(b, steps=0), 0.01).logits(episode)
+    tuned = sweeps.last_block(Setup(b, steps=5), 0.01).logits(episode)
+    assert (tuned - plain).abs().max() > 0.1
+    assert all((v == before[k]).all() for k, v in b.model.state_dict().items())
 
 
 def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
@@ -51,19 +64,26 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     config = finetune.Config(
         out=str(tmp_path / "out"), data=data, backbone=encoder, shots=(1, 3), training_shots=(2,),
         validation_shots=(2,), queries=2, inner_steps=2, warm_steps=2, steps=2, tasks_per_step=2, validation_tasks=2,
-        tuning_episodes=2, test_episodes=2, sweep_episodes=1, sweep=(0.01, 0.1), baselines=("ridge_all",),
+        tuning_episodes=2, test_episodes=2, sweep_episodes=1, inside_episodes=1, sweep=(0.01, 0.1), baselines=("ridge_all",),
         cross_validate=True,
     )  # fmt: skip
     found = finetune.main(config)
     said = capsys.readouterr().out
-    assert [len(c.rows) for c in found] == [5, 2, 5, 2]
-    for name in ("refined, 2 steps", "refined, 0 steps", "closed form, trained as long, 0 steps", "best of 2 rates"):
+    assert [len(c.rows) for c in found] == [6, 2, 3, 6, 2, 3]
+    for name in (
+        "refined, 2 steps",
+        "refined, 0 steps",
+        "closed form, trained as long, 0 steps",
+        "best of 2 rates",
+        "ready generator",
+        "weights of the last block",
+    ):
         assert name in said
     assert (tmp_path / "out" / "finetune.png").stat().st_size > 10_000
     learner = mtl.from_pretrained(tmp_path / "out" / "refined" / "final")
     assert (learner.inner_steps, type(learner.generator)) == (2, mtl.fewshot.Refined)
     again = finetune.main(replace(config, shots=(3,)))
-    assert (again[0].rows[0].accuracy == found[2].rows[0].accuracy).all()
+    assert (again[0].rows[0].accuracy == found[3].rows[0].accuracy).all()
 
 
 def test_data_is_needed():
