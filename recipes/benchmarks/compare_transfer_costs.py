@@ -1,7 +1,9 @@
-"""One outer step of meta-transfer by every estimator: time, peak memory, agreement with the exact gradient.
+r"""One outer step of meta-transfer by every estimator: time, peak memory, agreement with the exact gradient.
 
     python recipes/benchmarks/compare_transfer_costs.py   # the target of meta_transfer.py
     python recipes/benchmarks/compare_transfer_costs.py --target resnet18 --inner-steps 2 10
+    python recipes/benchmarks/compare_transfer_costs.py --data photos/ --source mtl/efficientnet-lite0 \
+        --minibatches own half mean shared  # what a window's linearisation sees
 
 Two minutes on one CPU thread for the first. The meta-networks are moved away from their start, where all pairs count
 alike. Times are ratios within one run. Peaks are of tensors alive, without the networks. All weights of the target are
@@ -17,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +41,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import transfer_data
 from helpers.transfer_runs import SMALL, Run, Training, Workplace, scheme_of, student_of, target_maker, virtual_problem
 
+MINIBATCHES = {
+    "own": "every virtual step has one of its own, and a window is linearised at its anchor's",
+    "half": "the same, and a window is linearised at half of the images of its steps",
+    "mean": "the same, at all of them",
+    "shared": "the steps of a window share one",
+}
 NAMES = ("exact, unrolled", "rematerialised", "windowed, adaptive", "windowed, exact forward", "windowed, lazy",
          "truncated, half", "truncated, 1", "one-step", "first-order")  # fmt: skip
 
@@ -58,8 +67,7 @@ class Config(Checked):
     inner_lr: Positive = 0.01  # step size of virtual steps
     momentum: PositiveOrZero = 0.9  # momentum of virtual steps
     batch: Count = 16  # images of a minibatch
-    hold: Count = 1  # virtual steps that share a minibatch
-    window_images: Count | None = None  # images that a window is linearised at, out of the minibatches of its steps
+    minibatches: tuple[Annotated[str, OneOf(tuple(MINIBATCHES))], ...] = ("own",)  # own, half, mean or shared
     learn: Literal["both", "where", "pairs"] = "both"  # what and where; where alone; or a number per pair of stages
     warm_steps: CountOrZero = 100  # ordinary training steps before measuring
     repeats: Count = 3  # timed runs; the fastest counts
@@ -106,34 +114,45 @@ def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
     warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # the table says it
     rows: list[dict[str, Any]] = []
-    print(f"{'K':>3} {'estimator':24} {'time':>5} {'MiB':>7} {'states elsewhere':>16} {'cosine':>7} {'norm':>6}  pulls")
+    print(
+        f"{'K':>3} {'minibatches':11} {'estimator':24} {'time':>5} {'MiB':>7} {'states elsewhere':>16} {'cosine':>7} "
+        f"{'norm':>6}  pulls"
+    )
     make_problem = prepared(config)
-    for k in config.inner_steps:
-        problem, meta = make_problem(k)
+    for k, minibatches in product(config.inner_steps, config.minibatches):
+        problem, meta = make_problem(k, minibatches)
         exact, unit = torch.zeros(0), 0.0
-        wanted = {n: e for n, e in estimators(config.window, k).items() if not config.only or n in config.only}
-        for name, estimator in wanted.items():
+        for name, estimator in wanted(config, k, minibatches).items():
             found, cost = measure(partial(estimator, problem, meta), config.repeats)
             grads = flat(found.grads)
             exact, unit = (exact, unit) if unit else (grads, cost.seconds)
-            row = {"K": k, "estimator": name, "seconds": cost.seconds, "time": cost.seconds / unit}
-            row |= {"MiB": cost.live_mib}
+            row = {"K": k, "minibatches": minibatches, "estimator": name}
+            row |= {"seconds": cost.seconds, "time": cost.seconds / unit, "MiB": cost.live_mib}
             row |= {"MiB, states elsewhere": peak(estimator, replace(problem, storage=Serialised()), meta)}
             row |= {"cosine": cosine(grads, exact), "norm": float(grads.norm() / exact.norm())}
             row |= {"gradients": found.gradients, "pulls": found.pulls}
             row |= {"max_rho": float(found.diagnostics.get("max_rho", torch.zeros(())))}
             rows.append(row)
             print(
-                f"{k:3} {name:24} {row['time']:5.2f} {row['MiB']:7.1f} {row['MiB, states elsewhere']:16.1f} "
-                f"{row['cosine']:7.3f} {row['norm']:6.2f}  {found.pulls}",
+                f"{k:3} {minibatches:11} {name:24} {row['time']:5.2f} {row['MiB']:7.1f} "
+                f"{row['MiB, states elsewhere']:16.1f} {row['cosine']:7.3f} {row['norm']:6.2f}  {found.pulls}",
                 flush=True,
             )
     write_csv(rows, Path(config.out) / "costs.csv")
     return rows
 
 
-def prepared(config: Config) -> Callable[[int], tuple[mtl.InnerProblem, Tensors]]:
-    """A target after some ordinary steps; K to its inner problem."""
+def wanted(config: Config, k: int, minibatches: str) -> dict[str, mtl.metagrad.AbstractEstimator]:
+    """The estimators asked for; where the linearisation of windows alone is another, the first and the windows."""
+    asked = {n: e for n, e in estimators(config.window, k).items() if not config.only or n in config.only}
+    if minibatches not in ("half", "mean"):
+        return asked
+    windows = ("windowed, adaptive", "windowed, exact forward")
+    return {n: e for i, (n, e) in enumerate(asked.items()) if i == 0 or n in windows}
+
+
+def prepared(config: Config) -> Callable[[int, str], tuple[mtl.InnerProblem, Tensors]]:
+    """A target after some ordinary steps; K and the kind of minibatches to its inner problem."""
     torch.manual_seed(0)
     place = workplace(config)
     student = student_of(place)
@@ -143,18 +162,20 @@ def prepared(config: Config) -> Callable[[int], tuple[mtl.InnerProblem, Tensors]
         parameter.data += 0.1 * torch.randn_like(parameter)
     warm(student, place.data, config)
 
-    def problem(k: int) -> tuple[mtl.InnerProblem, Tensors]:
+    def problem(k: int, minibatches: str) -> tuple[mtl.InnerProblem, Tensors]:
+        window = min(config.window, k)
+        share = {"half": 0.5, "mean": 1.0}.get(minibatches)
+        images = None if share is None else max(1, round(share * window * config.batch))
         of_k = replace(run, inner_steps=k)
-        scheme = replace(scheme_of(of_k, place, student), weighting=weighting, window_images=config.window_images)
-        return virtual_problem(scheme, of_k, place, 0), scheme.meta
+        scheme = replace(scheme_of(of_k, place, student), weighting=weighting, window_images=images)
+        training = replace(place.training, hold=window if minibatches == "shared" else 1)
+        return virtual_problem(scheme, of_k, replace(place, training=training), 0), scheme.meta
 
     return problem
 
 
 def workplace(config: Config) -> Workplace:
-    training = Training(
-        batch=config.batch, inner_momentum=config.momentum, window=config.window, hold=config.hold, learn=config.learn
-    )
+    training = Training(batch=config.batch, inner_momentum=config.momentum, window=config.window, learn=config.learn)
     backbone = mtl.load_backbone(config.source, checkpoint=config.checkpoint, **config.seen.of_source)
     source = Source(backbone, most=config.stages)
     if config.data is None:

@@ -17,9 +17,10 @@ def source_head(place: Workplace, seed: int) -> dict[str, Any]:
     """The source as it is, with a linear classifier on its standardised features; weight decay chosen on validation."""
     torch.manual_seed(seed)
     start = time.perf_counter()
-    labels = {p: place.data.part(p)[1] for p in ("train", "validation", "test")}
+    parts: tuple[Part, ...] = ("train", "validation", "test")
+    labels = {p: place.data.part(p)[1] for p in parts}
     with torch.no_grad():
-        seen = {p: features(place, p) for p in labels}
+        seen = {p: features(place, p) for p in parts}
     mean, std = seen["train"].mean(0), seen["train"].std(0) + 1e-3
     seen = {k: (v - mean) / std for k, v in seen.items()}
     fits = [fitted(seen["train"], labels["train"], place.data.classes, decay) for decay in (1e-3, 1e-2, 1e-1, 1.0)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -110,8 +110,11 @@ def source_maps(
 def embedded(sizes: PartSizes, source: Source) -> Data:
     """The embedded letters, which source and target see alike; the maps are as the source leaves them."""
     seeds: tuple[Part, ...] = ("train", "held_out", "validation", "test", "pool")
-    letters = {p: letter_images(SCRIPTS, n, seed) for seed, p in enumerate(seeds) if (n := vars(sizes)[p])}
-    order = [p for p in ORDER if p in letters]
+    letters: dict[Part, tuple[Tensor, Tensor]] = {}
+    for seed, part in enumerate(seeds):
+        if n := vars(sizes)[part]:
+            letters[part] = letter_images(SCRIPTS, n, seed)
+    order: list[Part] = [p for p in ORDER if p in letters]
     images, labels = (torch.cat([letters[p][i] for p in order]) for i in (0, 1))
     rows = rows_of({p: len(letters[p][1]) for p in order})
     maps = source_maps(source, images.__getitem__, matched_rows(rows))
@@ -146,7 +149,7 @@ class Seen:
     sides: tuple[Count, ...] = ()  # largest side of each stage's maps of the source, to which larger ones are averaged
 
     @property
-    def of_source(self) -> dict[str, int]:
+    def of_source(self) -> dict[str, Any]:
         """Options of :func:`mtl.load_backbone`."""
         return {} if self.source_size is None else {"img_size": self.source_size}
 
@@ -181,7 +184,7 @@ class Pictures:
 def own(images: mtl.data.ImageCollection, sizes: PartSizes, source: Source, seen: Seen, folder: Path) -> Data:
     """Images of your own; the standardised maps of them wait in the folder."""
     rng, device = np.random.default_rng(0), source.backbone.device
-    given = {p: n for p in ORDER if (n := vars(sizes)[p])}
+    given: dict[Part, int] = {p: n for p in ORDER if (n := vars(sizes)[p])}
     shuffled = [rng.permutation(images.items[c])[: sum(given.values())] for c in images.class_names]
     bounds = np.cumsum([0, *given.values()])
     chosen: list[tuple[int, int, int]] = []  # position, view, label
@@ -202,6 +205,6 @@ def own(images: mtl.data.ImageCollection, sizes: PartSizes, source: Source, seen
     file = folder / f"maps-{digest(*facts, source.backbone.identity())[:10]}.safetensors"
     if not file.is_file():
         source_maps(source, for_source, used, seen.sides or None).standardised().save(file)
-    for_target = for_source if seen.img_size is None else lambda some: pictures.small(some, seen.img_size)
-    small = torch.cat([for_target(some) for some in torch.arange(len(labels)).split(CHUNK)])
+    side, chunks = seen.img_size, torch.arange(len(labels)).split(CHUNK)
+    small = torch.cat([for_source(some) if side is None else pictures.small(some, side) for some in chunks])
     return Data(small.to(device), labels.to(device), rows, for_source, SourceMaps.load(file, device))

@@ -196,6 +196,19 @@ def test_compare_transfer_costs(tmp_path):
     assert rows[4, "one-step"]["norm"] == 0
 
 
+def test_compare_transfer_costs_says_what_a_window_is_linearised_at(tmp_path):
+    import compare_transfer_costs
+
+    settings = compare_transfer_costs.Config(
+        only=("rematerialised", "windowed, adaptive"), inner_steps=(4,), window=4, batch=16, repeats=1, warm_steps=1,
+        minibatches=("own", "mean", "shared"), momentum=0.0, inner_lr=1e-3, out=str(tmp_path),
+    )  # fmt: skip
+    rows = compare_transfer_costs.main(settings)
+    cosines = {r["minibatches"]: r["cosine"] for r in rows if r["estimator"] == "windowed, adaptive"}
+    assert cosines["own"] < cosines["mean"] - 0.03
+    assert cosines["shared"] > 0.99
+
+
 def test_what_needs_an_accelerator_also_runs_without(tmp_path):
     import gpu
 
