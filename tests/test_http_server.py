@@ -144,8 +144,9 @@ def test_tasks_are_put_and_deleted_over_http(tmp_path: Path):
         assert client.delete("/tasks/returns").status_code == 404
         assert list(folder.iterdir()) == []
     with client_of(mtl.Server(backbone)) as client:
-        assert client.put("/tasks/returns", content=content).status_code == 405
-        assert client.delete("/tasks/returns").status_code == 405
+        for refused in (client.put("/tasks/returns", content=content), client.delete("/tasks/returns")):
+            assert refused.status_code == 405
+            assert "mtl serve --changes allows it" in refused.json()["detail"]
 
 
 def test_what_cannot_be_answered_over_http(tmp_path: Path):
@@ -162,7 +163,16 @@ def test_what_cannot_be_answered_over_http(tmp_path: Path):
             response = client.post("/predict", json=asked)
             assert response.status_code == status
             assert why in response.json()["detail"]
-        assert client.post("/predict", json={"task": "returns", "items": []}).status_code == 422
+        for asked, why in [
+            ({"task": "returns", "items": []}, "items: List should have at least 1 item"),
+            ({"task": "returns", "items": [text, 3]}, "items.1: Input should be a valid string"),
+            ({"items": [text], "top": 0}, "task: Field required; top: Input should be greater than"),
+        ]:
+            response = client.post("/predict", json=asked)
+            assert response.status_code == 422
+            assert why in response.json()["detail"], "one line, not a list"
+        untyped = client.post("/predict", content=b'{"task": "returns", "items": ["a"]}').json()["detail"]
+        assert untyped.endswith("expected JSON, with content-type: application/json"), "as curl -d sends it"
         assert client.get("/tasks/nobody").status_code == 404
         files = [("files", ("x.png", b"x"))]
         assert client.post("/predict/files", data={"task": "returns"}, files=files).status_code == 422

@@ -278,6 +278,37 @@ def test_a_folder_is_read_when_it_is_asked_for(tmp_path: Path, monkeypatch):
     assert len(identities) == 1, "the network is looked at once, not for every file"
 
 
+def test_files_that_come_change_and_go_count_at_once(tmp_path: Path):
+    backbone, folder = tiny_backbone(), tmp_path / "tasks"
+    one, two, three = (task_on(backbone, i) for i in range(3))
+    items = items_for(backbone, 3)
+    one.save(folder / "a.mtl")
+    two.save(tmp_path / "outside.mtl")
+    with mtl.Server(backbone, folder) as server:
+        under_way = server.predict_each(items, "a", batch_size=1)
+        found = [next(under_way).label]
+        two.save(folder / "b.mtl")
+        assert server.predict(items, "b") == two.predict(items), "a file that came"
+        assert ("b" in server, len(server), list(server)) == (True, 2, ["a", "b"])
+        three.save(folder / "a.mtl")
+        assert server.predict(items, "a") == three.predict(items), "a file that was replaced"
+        assert found + [answer.label for answer in under_way] == one.predict(items), "as it began"
+        server.remove("b")
+        assert ("b" in server, list(server)) == (False, ["a"]), "its file is there, and it was removed"
+        three.save(folder / "b.mtl")
+        assert server.predict(items, "b") == three.predict(items), "another file of its name"
+        server.add("a", two)
+        one.save(folder / "a.mtl")
+        assert server.predict(items, "a") == two.predict(items), "added by hand, which counts more than a file"
+        server.remove("a")
+        assert "a" not in server
+        (folder / "b.mtl").unlink()
+        assert len(server) == 0
+        for name in ("b", "a", "../outside", "..", "", "x" * 999, "\0"):
+            with pytest.raises(UnknownTask):
+                server.submit(items[0], name)
+
+
 def test_a_damaged_file_is_named_and_harms_no_other_task(tmp_path: Path):
     backbone = tiny_backbone()
     good = task_on(backbone, 0)

@@ -98,6 +98,20 @@ def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tracker_that_cannot_begin_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class UsageError(Exception):
+        """As wandb has it."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    config = few_shot_vision.Config(out=str(tmp_path), **TINY)
+    said = r"^--tracker tensorboard cannot begin: No API key configured. Use `wandb login` to log in; or give --tracker"
+    with pytest.raises(ValueError, match=said):
+        trackers.begin_tracking(few_shot.accelerator_of(config), config)
+
+
 def test_a_tracker_of_ones_own(tmp_path: Path):
     notebook = Notebook()
     accelerator = Accelerator(log_with=notebook)

@@ -22,11 +22,13 @@ from mtl.serving.server import Server
 try:
     import uvicorn
     from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, Field
 except ImportError as error:
     raise ImportError('an HTTP app needs FastAPI and uvicorn: pip install "mtl[serve]"') from error
 
+_AS_JSON = "expected JSON, with content-type: application/json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}")
 
 
@@ -89,8 +91,12 @@ def make_app(
     if folder is not None:
         app.put("/tasks/{name}", status_code=201)(routes.put)
         app.delete("/tasks/{name}", status_code=204)(routes.delete)
+    else:
+        app.put("/tasks/{name}", include_in_schema=False)(_refuse_changes)
+        app.delete("/tasks/{name}", include_in_schema=False)(_refuse_changes)
     app.exception_handler(UnknownTask)(_says(404))
     app.exception_handler(ValueError)(_says(422))
+    app.exception_handler(RequestValidationError)(_malformed)
     app.middleware("http")(_at_most(max_megabytes))
     return app
 
@@ -200,6 +206,18 @@ def _says(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
         return JSONResponse({"detail": str(error)}, status)
 
     return answer
+
+
+async def _malformed(_: Request, error: RequestValidationError) -> Response:
+    """One line about a body of another shape; without its contents, which may be large."""
+    found = [(".".join(map(str, e["loc"][1:])), e["msg"]) for e in error.errors()]
+    said = [f"{place}: {why}" if place else f"{why}; {_AS_JSON}" for place, why in found]
+    return JSONResponse({"detail": "; ".join(said)}, 422)
+
+
+async def _refuse_changes(name: str) -> Response:
+    del name
+    raise HTTPException(405, "tasks are not changed over HTTP here; mtl serve --changes allows it")
 
 
 def _at_most(megabytes: float) -> Callable[[Request, Any], Awaitable[Response]]:

@@ -28,6 +28,7 @@ class Entry:
 
     def __init__(self, name: str, path: Path | None, task: AdaptedTask | None = None) -> None:
         self.name, self.path, self.task = name, path, task
+        self.stamp = None if path is None else stamp_of(path)  # of the version in the file, before it is read
         self.outline: AdaptedTask | None = None  # of a task that was given as it is, while its tensors are on disk
         self.lock = threading.Lock()
 
@@ -49,6 +50,8 @@ class TaskLibrary:
             raise ValueError(f"capacity={capacity}: expected at least 1 task in memory")
         self._read, self.capacity = read, capacity
         self._entries: dict[str, Entry] = {}
+        self._folder: Path | None = None
+        self._removed: dict[str, Stamp | None] = {}  # files that stayed in the folder when their tasks were removed
         self._recent: OrderedDict[Entry, None] = OrderedDict()
         self._interned = Interned()
         self._lock = threading.Lock()
@@ -68,12 +71,21 @@ class TaskLibrary:
         with self._lock:
             self._forget(self._entries.get(name))
             self._entries[name] = entry
+            self._removed.pop(name, None)
         self._note_use(entry)
 
-    def list_files(self, files: Iterable[Path]) -> None:
-        """Add files, each by the stem of its name; they are read when they are asked for."""
+    def follow(self, folder: Path) -> None:
+        """Have the tasks whose files are in a folder, each by the stem of its name, read when it is asked for.
+
+        A file that comes, changes or goes later counts from the next question on.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        task_files(folder)
         with self._lock:
-            self._entries |= {path.stem: Entry(path.stem, path) for path in files}
+            self._folder = folder
+            self._look()
 
     def remove(self, name: str) -> None:
         """Forget a task; its file stays.
@@ -84,6 +96,8 @@ class TaskLibrary:
         with self._lock:
             self._forget(self._found(name))
             del self._entries[name]
+            if self._folder is not None:
+                self._removed[name] = stamp_of(self._folder / f"{name}{SUFFIX}")
 
     def find(self, names: Iterable[str]) -> list[Entry]:
         """The tasks of these names as they are now, all of one moment.
@@ -95,7 +109,9 @@ class TaskLibrary:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the server is closed and answers no more; open a new one")
-            return [self._found(name) for name in names]
+            names = list(names)
+            found = {name: self._found(name) for name in dict.fromkeys(names)}
+            return [found[name] for name in names]
 
     def task_of(self, entry: Entry) -> AdaptedTask:
         """The task itself, read from its file if need be."""
@@ -107,13 +123,19 @@ class TaskLibrary:
         return task
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        with self._lock:
+            if isinstance(name, str):
+                self._notice(name)
+            return name in self._entries
 
     def __len__(self) -> int:
-        return len(self._entries)
+        with self._lock:
+            self._look()
+            return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
+            self._look()
             return iter(sorted(self._entries))
 
     @property
@@ -129,10 +151,32 @@ class TaskLibrary:
             spill.cleanup()
 
     def _found(self, name: str) -> Entry:
+        self._notice(name)
         if (entry := self._entries.get(name)) is not None:
             return entry
+        self._look()
         hint = did_you_mean(name, self._entries, 3, show=repr) or f"there are {len(self._entries)} tasks"
         raise UnknownTask(f"no task is named {name!r}; {hint}")
+
+    def _look(self) -> None:
+        """Notice what became of every file in the folder."""
+        if self._folder is not None:
+            for name in {path.stem for path in self._folder.glob(f"*{SUFFIX}")} | set(self._entries):
+                self._notice(name)
+
+    def _notice(self, name: str) -> None:
+        """Notice that the file of a name in the folder has come, changed or gone, unless another task has the name."""
+        if self._folder is None or Path(name).name != name:  # a name never leads out of the folder
+            return
+        path, entry = self._folder / f"{name}{SUFFIX}", self._entries.get(name)
+        if entry is not None and entry.path != path:
+            return
+        stamp = stamp_of(path)
+        if stamp == (self._removed.get(name) if entry is None else entry.stamp):
+            return
+        self._forget(self._entries.pop(name, None))
+        if stamp is not None:
+            self._entries[name] = Entry(name, path)
 
     def _forget(self, entry: Entry | None) -> None:
         if entry is not None:
@@ -169,6 +213,19 @@ class TaskLibrary:
             if self._spill is None:
                 self._spill = tempfile.TemporaryDirectory(prefix="mtl-tasks-", ignore_cleanup_errors=True)
             return Path(self._spill.name)
+
+
+Stamp = tuple[int, int, int]
+"""What tells versions of a file apart."""
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """None where there is no file, or can be none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 class UnknownTask(KeyError):

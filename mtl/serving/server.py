@@ -21,7 +21,7 @@ from mtl.serving.addressing import Addressed, in_order, placed
 from mtl.serving.asking import Asked, Request, answer_each, ask_inputs, ask_items
 from mtl.serving.finishing import Finish
 from mtl.serving.gathering import Gatherer
-from mtl.serving.library import TaskLibrary, task_files
+from mtl.serving.library import TaskLibrary
 from mtl.serving.mixed import Answers
 from mtl.serving.recognising import Recogniser
 
@@ -42,7 +42,8 @@ class Server:
     Args:
         backbone: the frozen network that all tasks were adapted on.
         tasks: by name, adapted or as the paths of their files; or a folder of files, such as ``tasks/returns.mtl`` for
-            the task ``"returns"``, each read when it is asked for.
+            the task ``"returns"``, each read when it is asked for; what comes into the folder, is replaced there or
+            goes counts from the next question on.
         capacity: tasks whose numbers are kept in memory, on the device of the network. Of more than these, the ones
             that were asked for longest ago are read again when they are asked for; what has no file waits in a
             temporary one.
@@ -70,7 +71,7 @@ class Server:
         self._library = TaskLibrary(self._recogniser.read, capacity)
         self._gatherer: Gatherer[Request, Any] = Gatherer(self._answer_each, max_batch, max_wait)
         if isinstance(tasks, str | os.PathLike):
-            self._library.list_files(task_files(Path(tasks).expanduser()))
+            self._library.follow(Path(tasks).expanduser())
         else:
             for name, task in (tasks or {}).items():
                 self.add(name, task)

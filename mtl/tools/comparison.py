@@ -241,7 +241,8 @@ def _probability_table(name: str, part: Comparison, markdown: bool) -> str:
 
 def _probability_cells(row: MethodResult, answers: Answers) -> list[str]:
     (ece, half), kept = answers.ece, answers.accuracy_at()
-    gain = "{:+.1f} ± {:.1f}".format(*(100 * v for v in paired_difference(kept, row.accuracy)))
+    difference = (round(100 * v, 1) + 0.0 for v in paired_difference(kept, row.accuracy))  # 0.0 rather than -0.0
+    gain = "{:+.1f} ± {:.1f}".format(*difference)
     ece = f"{100 * ece:.1f} ± {100 * half:.1f}"
     return [row.method, _percent(row.accuracy), ece, _percent(kept), gain, f"{100 * answers.aurc.mean():.1f}"]
 

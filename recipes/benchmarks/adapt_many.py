@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from command import Checked, Count, Device, Folder, TwoOrMore, answer
-from measuring import device_of, resident_mib, timed
+from measuring import clock_of, device_of, resident_mib, timed
 from PIL import Image
 
 import mtl
@@ -56,7 +56,7 @@ def main(config: Config) -> list[Row]:
     rows: list[Row] = []
     slowest = 0.0
     for name, run in ways.items():
-        seconds, found = timed(run)
+        seconds, found = timed(run, clock_of(backbone.device))
         assert len(found) == config.tasks
         slowest = slowest or seconds
         per_task = f"{1000 * seconds / config.tasks:.1f}"

@@ -95,7 +95,11 @@ FAMILIES = (
     Family("DINOv2, mean", "dinov2", _IMAGE),
     Family("Swin, mean", "swin", _SWIN),
     Family("transformers ResNet, mean", "resnet", _RESNET),
-    Family("transformers ConvNeXt, mean", "convnext", {"hidden_sizes": [8, 16], "depths": [1, 1], "image_size": 32}),
+    Family(
+        "transformers ConvNeXt, mean",
+        "convnext",
+        {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "image_size": 32},
+    ),
 )
 
 

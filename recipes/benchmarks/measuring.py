@@ -64,13 +64,18 @@ def measure(
     return result, Cost(seconds, counter.peak / MIB if live else math.nan, _peak() - before)
 
 
-def timed(run: Callable[[], Result]) -> tuple[float, Result]:
+def timed(run: Callable[[], Result], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Result]:
     """Seconds of one call, until the accelerator has finished, and its result."""
     wait()
-    start = time.perf_counter()
+    start = clock()
     result = run()
     wait()
-    return time.perf_counter() - start, result
+    return clock() - start, result
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds that this process worked, where a CPU computes: others on the machine do not count."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 def _peak(reset: bool = False) -> float:

@@ -5,14 +5,16 @@
     python recipes/benchmarks/serve_tasks.py --networks minilm --dtype bfloat16
 
 Tasks are random scales and shifts of all layer norms with a classifier of five classes each, texts are random sentences
-of 3 to 16 words. The same batch is answered by each way in turn, tokenizing included, so that a busy machine slows all:
+of 3 to 16 words. The same batch is answered by each way in turn, tokenizing included. On a CPU the clock is that of the
+process, so that a busy machine slows none:
 
     server    mtl.Server, one mixed batch
+    plain     no tasks: the network alone on the same texts in the same passes, the least that a mixed batch can take
     loop      the adapted tasks one after the other, each with its own texts
     grouped   PEFT: one LN_TUNING adapter per task on the same norms, set_adapter for each task, its texts as a batch
     arrival   PEFT: set_adapter for each text, as requests come in
 
-All have to give the same logits. "fan-out" asks every task about the same few texts, once of tasks inside the network
+All but plain have to give the same logits. "fan-out" asks every task about the same few texts, once of tasks inside the network
 and once of readouts, classifiers on plain features. Three minutes on one core.
 """
 
@@ -33,12 +35,13 @@ from typing import Annotated, Any
 import torch
 import transformers
 from command import Checked, Count, Device, Folder, OneOf, answer
-from measuring import device_of, timed
+from measuring import clock_of, device_of, timed
 from torch import Tensor
 
 import mtl
 from mtl.fewshot.adapted_task import Part
 from mtl.networks.modulation.watching import plain_copy
+from mtl.serving.passes import Row, features_of
 from mtl.tools.files import write_csv
 from mtl.tools.memory import stored_bytes
 
@@ -141,6 +144,9 @@ def compare(
     with mtl.Server(backbone, tasks) as server:
         ways: dict[str, Callable[[], Tensor]] = {
             "server": lambda: torch.stack(server.logits(list(texts), names, batch_size=len(texts))),
+            "plain": lambda: features_of(
+                backbone, mtl.Inputs.of(backbone.preprocess(list(texts))), [Row(i, None) for i in range(len(texts))]
+            ),
             "loop": lambda: by_task(texts, names, lambda task, own: tasks[task].logits(backbone.preprocess(own))),
         }
         if backbone.sites:
@@ -148,13 +154,15 @@ def compare(
             ways["grouped"] = lambda: by_task(texts, names, switching.logits)
             ways["arrival"] = lambda: torch.cat([switching.logits(n, [t]) for n, t in zip(names, texts, strict=True)])
         found = {way: run().cpu() for way, run in ways.items()}
+        found.pop("plain")  # features, not logits
         seconds = dict.fromkeys(ways, float("inf"))
         for _ in range(config.repeats):
             for way, run in ways.items():
-                seconds[way] = min(seconds[way], timed(run)[0])
+                seconds[way] = min(seconds[way], timed(run, clock_of(backbone.device))[0])
     rows = []
     for way, taken in seconds.items():
-        off = float((found[way] - found["server"]).abs().max() / found["server"].abs().max())
+        answers = found.get(way, found["server"])
+        off = float((answers - found["server"]).abs().max() / found["server"].abs().max())
         if off > AGREE[config.dtype]:
             raise RuntimeError(f"{way} on {name}: logits differ from those of the server by {off:.1e}")
         rows.append({

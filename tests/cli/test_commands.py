@@ -83,6 +83,15 @@ def test_what_cannot_be_read_is_left_out_and_named(here: Path, capsys):
     assert "left out, unreadable: 1 files, new/broken.png" in capsys.readouterr().out
 
 
+def test_a_file_of_another_kind_leaves_earlier_answers(here: Path, capsys):
+    typed("adapt --backbone mtl/glyphs --data labelled --out task.mtl")
+    (here / "predictions.csv").write_text("earlier")
+    with pytest.raises(SystemExit):
+        typed("predict --task task.mtl labelled.csv")
+    assert "labelled.csv: nothing there that can be read as images" in capsys.readouterr().err
+    assert (here / "predictions.csv").read_text() == "earlier"
+
+
 def test_all_images_are_seen_alike(here: Path):
     """Cameras store pictures on their side and note it down: labelled and unlabelled ones are both turned upright."""
     lying = Image.linear_gradient("L")
@@ -186,6 +195,20 @@ def test_compare(here: Path, capsys):
     kept = (Path("runs/compare/comparison") / "results.jsonl").read_bytes()
     typed(line)
     assert (Path("runs/compare/comparison") / "results.jsonl").read_bytes() == kept, "nothing is done twice"
+    page = Path("runs/compare/report.html").read_text()
+    assert "not finished" not in page
+    assert "tuning_episodes" in page, "what it was told"
+    typed("compare --config runs/compare --out again")
+    assert [row.method for row in mtl.Comparison.from_json("again/1-shot.json").rows] == [r.method for r in found.rows]
+    capsys.readouterr()
+    typed("info again")
+    said = capsys.readouterr().out
+    assert "mtl compare --config again" in said
+    assert "not finished" not in said
+    Path("again/config.json").write_text('{"config": {"generator": "channelwise"}}')
+    with pytest.raises(SystemExit):
+        typed("compare --config runs/compare --out again")
+    assert "--out again: a run of mtl train is there; choose another folder" in capsys.readouterr().err
 
 
 def test_info(here: Path, capsys):

@@ -52,6 +52,23 @@ def test_texts_to_an_answer_over_http(here: Path, encoder: str, monkeypatch, cap
     assert "1, over" in capsys.readouterr().out
 
 
+def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(here: Path, encoder: str, monkeypatch, capsys):
+    with socket.socket() as other, pytest.raises(SystemExit):
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        typed(f"serve adapted/ --port {port}")
+    said = capsys.readouterr()
+    assert said.err.startswith(f"--host 127.0.0.1 --port {port}: cannot answer there (Address already in use)")
+    assert "answers" not in said.out, "no address where another one answers"
+    typed(f"adapt --backbone {encoder} --data labelled.csv --text-column note --label-column kind --max-length 8")
+    served: list[Any] = []
+    monkeypatch.setattr(app_module, "run_app", lambda app, host, port: served.append(port))
+    typed("serve adapted/ --port 0")
+    assert f"http://127.0.0.1:{served[0]}/predict" in capsys.readouterr().out
+    assert served[0] > 0
+
+
 def test_what_cannot_be_served_is_said_in_one_line(here: Path, capsys):
     (here / "nothing").mkdir()
     for line, why in [

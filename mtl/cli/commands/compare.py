@@ -10,6 +10,7 @@ classes say how far features vary, and train the generator of --own-steps. Resul
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,10 +24,12 @@ from mtl.cli.commands.closing import closing, command, pictures_of
 from mtl.cli.commands.items import check_paths
 from mtl.cli.options import Checked, Count, CountOrZero, Counts, Folder, Seed, TwoOrMore
 from mtl.cli.report import write_report
-from mtl.cli.training import few_shot
+from mtl.cli.training import few_shot, run_folder
 from mtl.cli.training.questions import Questions
 from mtl.cli.training.reading import Reading
 from mtl.cli.training.settings import BASELINES
+from mtl.tools.files import write_whole
+from mtl.tools.json_files import read_json
 from mtl.tools.lock import folder_lock
 
 READY, OWN = "ready generator", "own generator"
@@ -86,6 +89,7 @@ def main(config: Config) -> list[mtl.Comparison]:
     backbone = few_shot.backbone_of(settings, accelerator, settings.network, **settings.load_options)
     mtl.baselines(backbone, table=mtl.fewshot.choose_baselines(*config.baselines))  # refused now, if at all
     with folder_lock(config.out):
+        begin(config)
         sources = few_shot.Sources.of(train.maker(settings, backbone), settings)
         statistics = few_shot.statistics_of(backbone, sources.train)
         learners = {READY: ready(backbone, statistics)}
@@ -99,9 +103,24 @@ def main(config: Config) -> list[mtl.Comparison]:
         methods += [mtl.learner_method(learner, name) for name, learner in learners.items()]
         found = few_shot.compare_methods(settings, backbone, methods, sources, statistics)
     mtl.tools.accuracy_figure(found, Path(config.out) / "accuracy.png")
+    write_whole(Path(config.out) / run_folder.FINISHED, json.dumps({"command": run_folder.COMPARE}).encode())
     write_report(config.out)
     close(config, found)
     return found
+
+
+def begin(config: Config) -> None:
+    """Note the settings in the folder, which is not finished any more.
+
+    Raises:
+        ValueError: it is the folder of a training.
+    """
+    out = Path(config.out)
+    noted = out / run_folder.CONFIG
+    if noted.is_file() and (whose := run_folder.command_of(read_json(noted))) != run_folder.COMPARE:
+        raise ValueError(f"--out {out}: a run of {whose} is there; choose another folder")
+    (out / run_folder.FINISHED).unlink(missing_ok=True)
+    run_folder.note_settings(out, config, run_folder.COMPARE)
 
 
 def ready(backbone: mtl.Backbone, statistics: mtl.fewshot.FeatureStatistics | None) -> mtl.MetaLearner:

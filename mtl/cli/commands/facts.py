@@ -8,7 +8,7 @@ from typing import Any
 
 import mtl
 from mtl.cli.commands.closing import pictures_of
-from mtl.cli.training.run_folder import CONFIG, FINISHED
+from mtl.cli.training.run_folder import CONFIG, FINISHED, command_of
 from mtl.fewshot.calibration import Calibration
 from mtl.fewshot.saved_files import KEYS, read_files
 from mtl.fewshot.task_files import read_task_file
@@ -76,7 +76,7 @@ def of_run(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Of the folder of a training run."""
     settings = content["config"]
     named = ("data", "backbone", "generator", "ways", "shots", "sites", "levels", "inner_steps", "seed")
-    generator = folder / str(settings.get("generator")) / "final"
+    generator = folder / str(settings.get("generator") or "channelwise") / "final"
     return {
         "run": folder,
         "state": "finished" if (folder / FINISHED).is_file() else "not finished: the same command continues it",
@@ -85,7 +85,7 @@ def of_run(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         "final": generator if generator.is_dir() else "",
         "tables": ", ".join(map(str, sorted(folder.glob("*-shot.csv")))),
         "pictures": ", ".join(map(str, pictures_of(folder))),
-        "again": f"mtl train --config {folder}",
+        "again": f"{command_of(content)} --config {folder}",
     }
 
 

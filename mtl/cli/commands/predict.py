@@ -73,6 +73,10 @@ def predictions(config: Config, task: mtl.AdaptedTask) -> list[dict[str, Any]]:
     if unreadable:
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
         print(f"left out, unreadable: {len(unreadable)} files, {', '.join(unreadable[:NAMED])}{more}")
+    if not read:
+        raise ValueError(
+            f"{config.new}: nothing there that can be read as {task.backbone.adapter.reads}; no csv written"
+        )
     names = item_names(read, Path(config.new))
     return [name | ranked(row, config.top_k) for name, row in zip(names, found, strict=True)]
 

@@ -7,6 +7,7 @@ curl --json '{"task": "tickets", "items": ["Where is my parcel?"]}' http://127.0
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -40,12 +41,27 @@ def main(config: Config) -> None:
     """Answer until interrupted."""
     from mtl.serving.app import make_app, run_app
 
+    port = free_port(config.host, config.port)
     server = open_server(config)
     tasks = Path(config.tasks)
     app = make_app(server, folder=tasks if config.changes and tasks.is_dir() else None)
-    url = f"http://{config.host}:{config.port}"
+    url = f"http://{config.host}:{port}"
     closing({"tasks": f"{len(server)}, over {server.backbone.name}", "answers": f"{url}/predict"}, [f"{url}/docs"])
-    run_app(app, host=config.host, port=config.port)
+    run_app(app, host=config.host, port=port)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or one that is free for 0.
+
+    Raises:
+        OSError: nobody can listen there; said before the network is loaded.
+    """
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+            return taken.getsockname()[1]
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        raise OSError(f"--host {host} --port {port}: cannot answer there ({why}); choose another --port") from error
 
 
 def open_server(config: Config) -> mtl.Server:

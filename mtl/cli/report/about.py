@@ -17,7 +17,7 @@ SAID = {"null": "not given", "true": "yes", "false": "no", '""': "not given"}
 PARTS = ("train", "val", "test")
 LONGEST, MOST_FILES, MOST_ROWS = 300, 60, 60
 FILES = {
-    "config.json": "settings and versions; mtl train --config takes this folder",
+    "config.json": "settings and versions; --config of the same command takes this folder",
     "run.json": "what the run is: settings, data and network, which a continued run has to have too",
     "split.json": "which classes are for training, validation and test",
     "finished.json": "the command is finished",
@@ -45,10 +45,10 @@ def head(run: Run) -> Html:
 
 
 def _subject(run: Run) -> str:
-    learned, given = run.settings.get("generator"), run.settings.get("data")
+    given = run.settings.get("data")
     sets = [str(name) for name in given] if isinstance(given, list) else []
     where = f"tasks from {_short(sets)}" if sets else "the embedded tasks"
-    what = f"A {learned} generator for the frozen network" if learned else "Methods on the frozen network"
+    what = f"A {run.kind} generator for the frozen network" if run.kind else "Methods on the frozen network"
     said = f"{what} {run.backbone}, on {where}."
     families, unseen = names(run.comparisons), {name for c in run.comparisons for name in c.unseen}
     if len(families) > 1:
@@ -157,7 +157,7 @@ def _size(count: int) -> str:
 def following(run: Run) -> Html:
     """Commands to go on with."""
     if not run.finished and run.settings:
-        return code([_command("mtl", "train", "--config", run.folder, "  # continues this run")])
+        return code([_command(*run.command.split(), "--config", run.folder, "  # continues this run")])
     if (generator := run.generator) is None:
         return Html()
     lines = [

@@ -32,8 +32,7 @@ def write_report(folder: str | Path) -> Path:
 
 def page_of(run: Run) -> str:
     """The page as HTML."""
-    generator = run.settings.get("generator")
-    title = f"{run.folder.resolve().name}: {generator} generator for {run.backbone}" if generator else run.folder.name
+    title = run.folder.resolve().name + (f": {run.kind} generator for {run.backbone}" if run.kind else "")
     sections = {
         "Results": results.results(run),
         "Families": results.families(run),

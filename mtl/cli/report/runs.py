@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mtl
-from mtl.cli.training.run_folder import CONFIG, FINISHED, defaults_of
+from mtl.cli.training.run_folder import CONFIG, FINISHED, TRAIN, command_of, defaults_of
 from mtl.cli.training.settings import Settings
 from mtl.fewshot.training import read_metrics
 from mtl.tools.json_files import read_json
@@ -37,6 +37,7 @@ class Run:
 
     Args:
         folder: of the run.
+        command: that goes on with it, given its settings.
         settings: by name, as in config.json.
         defaults: likewise, before anything was said.
         versions: of packages.
@@ -48,6 +49,7 @@ class Run:
     """
 
     folder: Path
+    command: str
     settings: Mapping[str, Any]
     defaults: Mapping[str, Any]
     versions: Mapping[str, Any]
@@ -70,6 +72,7 @@ class Run:
         facts = _json(folder / CONFIG, damaged)
         return Run(
             folder=folder,
+            command=command_of(facts),
             settings=_object(facts.get("config")),
             defaults=_object(facts.get("defaults")) or defaults_of(Settings),
             versions=_object(facts.get("versions")),
@@ -79,6 +82,11 @@ class Run:
             split=_json(folder / "split.json", damaged),
             damaged=tuple(damaged),
         )
+
+    @property
+    def kind(self) -> str | None:
+        """Kind of the generator that was trained; None where nothing says it, or where methods were compared alone."""
+        return str(self.settings["generator"]) if self.command == TRAIN and self.settings.get("generator") else None
 
     @property
     def backbone(self) -> str:
@@ -92,9 +100,8 @@ class Run:
     @property
     def generator(self) -> Path | None:
         """Folder of the trained generator, once it is there."""
-        name = str(self.settings.get("generator", ""))
         found = [p.parent for p in sorted(self.folder.glob("*/final/generator.safetensors"))]
-        mine = [p for p in found if p.parent.name == name] or [p for p in found if p.parent.name != "static"]
+        mine = [p for p in found if p.parent.name == self.kind] or [p for p in found if p.parent.name != "static"]
         return mine[0] if mine else None
 
     @property
@@ -103,7 +110,7 @@ class Run:
         said = [f"{name} is damaged" for name in self.damaged]
         if self.finished:
             return said
-        if self.settings and not self.generator:
+        if self.kind and not self.generator:
             said.append("the generator is not trained yet")
         shown = {c.setting.rpartition(" ")[2] for c in self.comparisons}
         wanted = self.settings.get("shots")

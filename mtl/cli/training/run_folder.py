@@ -20,6 +20,7 @@ from mtl.tools.files import remove_drafts, write_whole
 from mtl.tools.identity import digest, identity_of
 
 CONFIG, FINISHED = "config.json", "finished.json"
+TRAIN, COMPARE = "mtl train", "mtl compare"
 # What training depends on, besides data and network: a folder goes on with these only.
 TRAINED_WITH = (
     "generator", "ways", "shots", "queries", "head", "inner_steps", "step_size", "gate", "warm_steps", "steps",
@@ -70,10 +71,26 @@ def take(config: Settings, training: Mapping[str, Any]) -> None:
     ):  # what kills left half written
         for name in WRITTEN:
             remove_drafts(folder / name)
+    note_settings(out, config)
+
+
+def note_settings(out: Path, config: Any, command: str = TRAIN) -> None:
+    """Write what a run was told, for ``--config``, ``mtl info`` and the report.
+
+    Args:
+        config: dataclass of the options of the command.
+        command: that takes them back.
+    """
     versions = {m.__name__: m.__version__ for m in (mtl, torch, timm, transformers)}
-    facts = {"config": asdict(config), "versions": versions | {"python": platform.python_version()}}
+    facts: dict[str, Any] = {"command": command, "config": asdict(config)}
+    facts["versions"] = versions | {"python": platform.python_version()}
     facts["defaults"] = defaults_of(type(config))
     write_whole(out / CONFIG, json.dumps(facts, indent=2).encode())
+
+
+def command_of(facts: Mapping[str, Any]) -> str:
+    """The command that takes back the settings in a ``config.json``; older ones do not say it."""
+    return str(facts.get("command") or TRAIN)
 
 
 def defaults_of(config: type) -> dict[str, Any]:

@@ -33,11 +33,20 @@ def begin_tracking(accelerator: Accelerator, config: Settings) -> None:
 
     TensorBoard's files are in ``<out>/tensorboard``; elsewhere the project is ``mtl``, and the run is named after the
     output folder.
+
+    Raises:
+        ValueError: the tracker's package says that it cannot begin, such as one that nobody has logged in to.
     """
     run = Path(config.out).name
     named = {"wandb": {"name": run}, "mlflow": {"run_name": run}}
     project = "tensorboard" if config.tracker == "tensorboard" else "mtl"
-    accelerator.init_trackers(project, config=flat(asdict(config)), init_kwargs=named)
+    try:
+        accelerator.init_trackers(project, config=flat(asdict(config)), init_kwargs=named)
+    except Exception as error:  # each package has exceptions of its own
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"--tracker {config.tracker} cannot begin: {why.rstrip('.')}; or give --tracker none"
+        ) from error
 
 
 def track_results(accelerator: Accelerator, comparisons: Sequence[Comparison]) -> None:
