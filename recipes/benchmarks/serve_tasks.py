@@ -14,8 +14,8 @@ process, so that a busy machine slows none:
     grouped   PEFT: one LN_TUNING adapter per task on the same norms, set_adapter for each task, its texts as a batch
     arrival   PEFT: set_adapter for each text, as requests come in
 
-All but plain have to give the same logits. "fan-out" asks every task about the same few texts, once of tasks inside the network
-and once of readouts, classifiers on plain features. Three minutes on one core.
+All but plain have to give the same logits. "fan-out" asks every task about the same few texts, once of tasks inside
+the network and once of readouts, classifiers on plain features. Three minutes on one core.
 """
 
 from __future__ import annotations

@@ -53,11 +53,10 @@ def test_texts_to_an_answer_over_http(here: Path, encoder: str, monkeypatch, cap
 
 
 def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(here: Path, encoder: str, monkeypatch, capsys):
-    with socket.socket() as other, pytest.raises(SystemExit):
-        other.bind(("127.0.0.1", 0))
-        other.listen()
+    with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        typed(f"serve adapted/ --port {port}")
+        with pytest.raises(SystemExit):
+            typed(f"serve adapted/ --port {port}")
     said = capsys.readouterr()
     assert said.err.startswith(f"--host 127.0.0.1 --port {port}: cannot answer there (Address already in use)")
     assert "answers" not in said.out, "no address where another one answers"
