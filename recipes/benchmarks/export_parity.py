@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import tokenizers
@@ -143,17 +144,13 @@ def _row(family: Family, settings: Config, folder: Path, reasons: dict[str, str]
         try:
             exported = mtl.export(task, folder / f"out-{i}", to=to)
         except (ValueError, RuntimeError, ImportError) as error:
-            why = re.sub(rf"^{re.escape(task.model.backbone.name)}:? ", "", str(error))
-            yield f"- {reasons.setdefault(why, _letter(len(reasons)))}"
+            why = re.sub(r"\d+ levels", "several levels", str(error).replace(task.model.backbone.name, "it"))
+            yield f"- {reasons.setdefault(why, ascii_lowercase[len(reasons)])}"
         else:
             beside = (
                 " (head beside)" if (exported.folder / "head.safetensors").exists() and target in TARGETS[:3] else ""
             )
             yield f"{exported.parity.error:.0e}{beside}"
-
-
-def _letter(number: int) -> str:
-    return f"{number + 1})"
 
 
 def _task(family: Family, folder: Path) -> mtl.Adapted:

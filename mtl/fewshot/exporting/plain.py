@@ -121,14 +121,15 @@ def require_one_encoder(task: AdaptedTask) -> None:
     if levels > 1:
         raise ValueError(
             f"{name} reads {levels} levels, and a plain checkpoint classifies the last only: {AS_A_PROGRAM}; or load "
-            "the backbone with levels='last'"
+            "the backbone with levels='last' (mtl train --levels last) and adapt with a generator that was trained on it"
         )
     if task.standard is not None:
         raise ValueError(f"{name}: features whose levels are made even are no linear map of others; {AS_A_PROGRAM}")
     if len(task.parts) > 1:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in task.facts.get("choice", {}).items())
         why = f"{weights or len(task.parts)}: a mixture of candidates is no single network"
-        raise ValueError(f"{why}; {AS_A_PROGRAM}; or adapt(support, cross_validate=False) for the generator's alone")
+        alone = "adapt(support, cross_validate=False), mtl adapt --no-cross-validate, for the generator's alone"
+        raise ValueError(f"{why}; {AS_A_PROGRAM}; or {alone}")
 
 
 def one_modulation(subject: Subject) -> Modulation:
