@@ -121,7 +121,7 @@ def require_one_encoder(task: AdaptedTask) -> None:
     if levels > 1:
         raise ValueError(
             f"{name} reads {levels} levels, and a plain checkpoint classifies the last only: {AS_A_PROGRAM}; or load "
-            "the backbone with levels='last' (mtl train --levels last) and adapt with a generator that was trained on it"
+            "the backbone with levels='last' (mtl train --levels last), and adapt with a generator for that"
         )
     if task.standard is not None:
         raise ValueError(f"{name}: features whose levels are made even are no linear map of others; {AS_A_PROGRAM}")
