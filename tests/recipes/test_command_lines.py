@@ -12,7 +12,7 @@ from mtl.cli.answers import parse
 
 RECIPES = [
     "affinity", "compare_readouts", "few_shot_text", "few_shot_vision", "finetune", "maml", "meta_rl",
-    "meta_transfer", "reweighting", "train_universal",
+    "meta_transfer", "policy_affinity", "reweighting", "train_universal",
 ]  # fmt: skip
 BENCHMARKS = [
     "adapt_many", "calibrate_planning", "compare_accuracy", "compare_estimators", "compare_peers", "compare_precision",

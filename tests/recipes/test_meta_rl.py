@@ -70,10 +70,10 @@ def test_mixing_has_less_variance_than_multi_step(tmp_path):
 def test_cartpole_learns_discount_and_trace(tmp_path):
     pytest.importorskip("gymnasium", reason='pip install "mtl[rl]"')
     import meta_rl
-    from helpers.cartpole import Balancing
+    from helpers.actor_critic import Balancing
 
-    small = Balancing(environments=8, rollout=16)
-    cartpole = meta_rl.CartPole(rounds=30, discounts=(0.9,), settings=small)
+    small = Balancing(agents=2, environments=4, rollout=16)
+    cartpole = meta_rl.CartPole(rounds=30, discounts=(0.9,), traces=(0.95,), settings=small)
     config = meta_rl.Config(part="cartpole", cartpole=cartpole, seeds=2, out=str(tmp_path))
     fixed, discount, both = meta_rl.main(config)
     assert (fixed["discount"], fixed["trace"]) == pytest.approx((0.9, 0.95))
@@ -82,3 +82,50 @@ def test_cartpole_learns_discount_and_trace(tmp_path):
     assert both["trace"] > 0.6
     assert min(fixed["length"], discount["length"], both["length"]) > 40  # at random: 22
     assert (tmp_path / "cartpole.png").stat().st_size > 10_000
+
+
+def test_agents_of_a_group_share_what_they_learn_and_nothing_else():
+    pytest.importorskip("gymnasium", reason='pip install "mtl[rl]"')
+    from helpers.actor_critic import Balancing
+    from helpers.cartpole import Kind, train
+
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Noted(metagrad.AbstractEstimator):
+        def __call__(self, problem, meta):
+            seen.append(meta)
+            return metagrad.Rematerialised()(problem, meta)
+
+    kinds = [Kind("fixed", 0.9, 0.95), Kind("learned", 0.5, 0.95, ("discount",))]
+    settings = Balancing(agents=3, environments=4, rollout=8)
+    train(Noted(), kinds, 2, 3, settings, 0)
+    last = seen[-1]["discount"].view(2, 2, 3)
+    assert (last[0] == last[0, 0, 0]).all()
+    assert (last[1] == last[1, :, :1]).all()
+    assert last[1, 0, 0] != last[1, 1, 0], "groups learn apart"
+
+
+def test_an_episode_that_is_cut_off_is_worth_what_its_last_state_is():
+    from helpers.actor_critic import REWARD, advantages
+
+    value = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1)
+    flags = lambda *f: torch.tensor([float(v) for v in f]).view(1, 2, 1)  # noqa: E731
+    half, one = torch.tensor([0.5]), torch.ones(1)
+    cut = advantages(value, {"alive": flags(1, 1), "goes_on": flags(0, 1)}, half, one)
+    assert float(cut[0, 0, 0]) == pytest.approx(REWARD + 0.5 * 2 - 1)
+    fallen = advantages(value, {"alive": flags(0, 1), "goes_on": flags(0, 1)}, half, one)
+    assert float(fallen[0, 0, 0]) == pytest.approx(REWARD - 1)
+
+
+def test_lengths_are_those_of_finished_episodes():
+    pytest.importorskip("gymnasium", reason='pip install "mtl[rl]"')
+    from helpers.actor_critic import initial_weights
+    from helpers.cartpole import RollOuts
+
+    rollouts = RollOuts(2, 1, 80, seed=0)
+    drawn = rollouts(initial_weights([0, 1], 8))
+    for agent in range(2):
+        ends = (drawn["goes_on"][agent, :, 0] == 0).nonzero().flatten().tolist()
+        assert len(ends) > 1
+        # One step from a state of its own to the fall, and one between, that starts anew, which is nobody's.
+        assert rollouts.finished[agent, 0].tolist() == [ends[-1] + 1 - (len(ends) - 1), len(ends)]
