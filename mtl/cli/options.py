@@ -6,7 +6,18 @@ import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import tyro
 
@@ -162,8 +173,10 @@ def _broken(value: Any, hint: Any) -> Iterator[tuple[Any, str]]:
         broken = [(value, e) for rule in rules if isinstance(rule, Rule) and (e := rule.expected(value))]
         yield from broken or _broken(value, inner)
     elif get_origin(hint) in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from _broken(value, part)
+        parts = get_args(hint)
+        if not any(get_origin(part) is Literal and value in get_args(part) for part in parts):  # a word, or a number
+            for part in parts:
+                yield from _broken(value, part)
     elif get_origin(hint) is tuple and isinstance(value, tuple):
         for member in value:
             yield from _broken(member, get_args(hint)[0])

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import mtl
+from mtl.cli.answers import parse
+from mtl.cli.commands.train import Config
 from mtl.cli.main import main
 
 COLUMNS = ("kind", "form", "tone", "size")
@@ -59,7 +61,7 @@ def test_a_generator_for_each_group(notes: Path, here: Path, encoder: str, capsy
 
     before = {path: path.stat().st_mtime_ns for path in (here / "run").rglob("final/*") if path.is_file()}
     assert len(before) >= 6, "two generators and three static starts"
-    train(encoder, "--group-families 2 --hold-out-families notes.size")
+    main(["train", "--config", "run"])
     assert {path: path.stat().st_mtime_ns for path in before} == before, "the same command trains nothing again"
     with pytest.raises(SystemExit):
         train(encoder, "--group-families 3 --hold-out-families notes.size")
@@ -75,6 +77,11 @@ def test_a_generator_for_each_group(notes: Path, here: Path, encoder: str, capsy
     with pytest.raises(SystemExit):
         main([*adapt.replace("t.mtl", "u.mtl").split(), "--no-cross-validate"])
     assert "or name one, such as run/group-1/channelwise/final" in capsys.readouterr().err
+
+
+def test_the_number_of_groups_is_a_number_or_auto():
+    line = ["--data", "a", "b", "--backbone", "c", "--group-families"]
+    assert [parse(Config, [*line, word]).group_families for word in ("2", "auto")] == [2, "auto"]
 
 
 @pytest.mark.parametrize(
