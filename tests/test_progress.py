@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import transformers
 
+import mtl
 from mtl.tools.progress import ProgressBar, watched
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +48,30 @@ def test_a_kernel_shows_bars_and_an_import_of_its_package_does_not(monkeypatch):
     assert not watched()
     shell.get_ipython = lambda: SimpleNamespace(kernel="runs")
     assert watched()
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_log_shows_no_bar_of_transformers(stream, tmp_path: Path, monkeypatch):
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    enabled = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.enable_progress_bar()
+    try:
+        monkeypatch.setattr(sys, "stderr", stream)
+        mtl.load_backbone(str(tmp_path))
+        assert transformers.utils.logging.is_progress_bar_enabled(), "as it was before"
+    finally:
+        if not enabled:
+            transformers.utils.logging.disable_progress_bar()
+    assert ("Loading weights" in stream.getvalue()) == stream.isatty()
 
 
 def test_there_is_one_kind_of_bar():

@@ -117,6 +117,11 @@ def test_unlabelled_examples_say_how_far_features_vary(universal):
     assert not torch.allclose(alone.meta["standard_mean"], more.meta["standard_mean"], atol=1e-3)
 
 
+def test_a_mistyped_name_is_told_the_one_that_there_is(universal):
+    with pytest.raises(FileNotFoundError, match=r"^mtl/universl does not come with mtl; expected mtl/universal, a"):
+        mtl.load_generator("mtl/universl", backbone(sites="none", levels="all"))
+
+
 def test_adapt_by_name(universal, monkeypatch):
     asked = {}
 

@@ -185,6 +185,8 @@ def _moments(backbone: Backbone, unlabelled: Any, batch_size: int, progress: boo
 def _read(source: str | Path, revision: str | None, token: str | None) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Config and weights of a generator, and where on the hub it came from."""
     if source != UNIVERSAL:
+        if str(source).startswith("mtl/") and not Path(source).exists():
+            raise FileNotFoundError(f"{source} does not come with mtl; expected {UNIVERSAL}, a folder, or user/name")
         found = find_learner(source, revision, token)
         return *read_files(found.path), found.source
     config, weights = ASSETS / "universal.json", ASSETS / "universal.safetensors"

@@ -18,11 +18,11 @@ from mtl.fewshot.exporting.parity import Parity, check_parity
 from mtl.fewshot.exporting.peft_folder import write_peft
 from mtl.fewshot.exporting.plain import AS_A_PROGRAM, Subject, Written
 from mtl.fewshot.exporting.program_folder import write_onnx, write_pt2
-from mtl.fewshot.exporting.quiet import without_progress_bars
 from mtl.fewshot.exporting.sentence_folder import write_sentence_transformers
 from mtl.fewshot.exporting.timm_folder import write_timm
 from mtl.fewshot.exporting.transformers_folder import write_transformers
 from mtl.networks.backbones import Backbone, HFImages, HFText, TimmImages
+from mtl.networks.backbones.loading_bars import loading_bars
 from mtl.networks.backbones.prepared_inputs import divided
 from mtl.tools.files import atomic_folder, check_free
 
@@ -110,7 +110,7 @@ def export(
     subject = _subject(adapted, task, class_names, inputs)
     write = _writer(subject.backbone, to)
     # Building networks draws random weights, which must not change the caller's random numbers.
-    with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]), without_progress_bars():
+    with atomic_folder(folder) as draft, torch.random.fork_rng(devices=[]), loading_bars(False):
         written = write(subject, draft)
         exact = written.exact or not any(part.unit for part in subject.task.parts)
         parity = check_parity(subject.task, subject.inputs, written.logits, exact)

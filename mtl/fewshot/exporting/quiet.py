@@ -7,20 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers.utils import logging as transformers_logging
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """transformers shows a bar for each file of tiny networks too."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:

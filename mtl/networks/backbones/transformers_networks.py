@@ -15,10 +15,12 @@ from transformers import PretrainedConfig
 from mtl.networks.backbones.adapter import AbstractAdapter
 from mtl.networks.backbones.families import FAMILIES, AbstractFamily
 from mtl.networks.backbones.hub import asking_the_hub, unavailable_message
+from mtl.networks.backbones.loading_bars import loading_bars
 from mtl.networks.backbones.sentence_modules import SentenceModules, sentence_modules
 from mtl.networks.backbones.towers import choose_tower, has_decoder
 from mtl.networks.backbones.transformers_images import HFImages
 from mtl.networks.backbones.transformers_texts import HFText
+from mtl.tools.progress import watched
 
 SAVED = frozenset({"max_length", "tower", "dtype", "revision", "attn_implementation"})
 """Arguments that a saved generator may give."""
@@ -100,7 +102,7 @@ def load_from(
     source = replace(source, trust_remote_code=args.pop("trust_remote_code", False))
     hub_args = {k: args[k] for k in _HUB_ARGS if k in args}
     try:
-        with asking_the_hub(source.place):
+        with asking_the_hub(source.place), loading_bars(watched()):
             whole = _bare_model(source, name, pretrained, args)
             model, images = choose_tower(whole, tower, name)
             stored = pretrained or source.config is None or Path(source.place).is_dir()
