@@ -181,3 +181,15 @@ def test_momentum_that_nobody_emits_is_named():
 
 def test_the_class_has_a_name():
     assert mtl.fewshot.GENERATORS["refined"] is Refined
+
+
+def test_adam_takes_steps_of_the_sizes_that_it_emits(readout):
+    episode, generator = episodes(shots=3), learner(readout, step_size=0.1).generator
+    made = mtl.MetaLearner(readout, generator, inner_steps=4, optimizer=mtl.metagrad.InnerAdam(eps=1e-3))
+    meta = {k: v.detach() for k, v in generator(made.view(episode.support)).items()}
+    problem = made.problem(episode)
+    check = self_check(Windowed(1), problem, meta, Exact())
+    assert check.cosine["log_lr"] > 0.999
+    longer = meta | {"log_lr": meta["log_lr"] + 1}
+    near, far = (mtl.metagrad.solve(problem, m)["strength"].abs().mean() for m in (meta, longer))
+    assert 0.05 < near < far

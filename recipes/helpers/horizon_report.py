@@ -116,6 +116,9 @@ def draw(rows: Sequence[Runs], runs: Sequence[Runs], path: Path, setting: str) -
                     panel.plot(steps, [_gain(r) if value == "gain" else r[value] for r in of_row], **look)
             for panel, title in zip(line, TITLES, strict=True):
                 panel.set(xscale="log", xlabel="inner steps")
+                panel.set_xticks(sorted({r["K"] for r in own}), minor=False)
+                panel.set_xticks([], minor=True)
+                panel.get_xaxis().set_major_formatter("{x:.0f}")
                 panel.set_title(f"{loop}: {title}", fontsize=12)
             line[1].set_yscale("log")
         handles, labels = panels[0][0].get_legend_handles_labels()
