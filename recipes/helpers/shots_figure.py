@@ -37,6 +37,7 @@ def shots_figure(comparisons: Sequence[mtl.Comparison], path: Path) -> None:
                 line[1].plot(seconds, accuracy, **look)
             line[0].set(xscale="log", xlabel="labels per class", ylabel="accuracy in %", title=block)
             line[0].set_xticks(sorted({p[0] for found in methods.values() for p in found}))
+            line[0].set_xticks([], minor=True)
             line[0].get_xaxis().set_major_formatter("{x:.0f}")
             line[1].set(xscale="log", xlabel="seconds of one task", title="by seconds, one point per number of labels")
         handles, labels = panels[0][0].get_legend_handles_labels()
