@@ -61,8 +61,7 @@ class Config(Checked):
     seeds: Count = 1  # how many
 
     def contradictions(self) -> Iterator[str]:
-        if bool(self.data.images) == bool(self.data.texts):
-            yield "name the families: expected either --images or --texts"
+        yield from self.data.unsaid("estimate affinities of")
 
 
 def main(config: Config) -> Affinity:
@@ -100,10 +99,8 @@ def one_seed(network: Network, config: Config) -> tuple[Affinity, Mapping[Traine
 
 
 def open_families(config: Config) -> Network:
-    divided = config.data.of_kind("images" if config.data.images else "texts")
-    assert divided is not None, "checked with the options"
     options: dict[str, Any] = {} if config.img_size is None or config.data.texts else {"img_size": config.img_size}
-    return open_network(config.backbone, config.data, divided, **options)
+    return open_network(config.backbone, config.data, config.data.one_kind(), **options)
 
 
 def generators(

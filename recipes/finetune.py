@@ -71,13 +71,11 @@ class Config(Checked):
         return {} if self.img_size is None else {"img_size": self.img_size}
 
     def contradictions(self) -> Iterator[str]:
-        if bool(self.data.images) == bool(self.data.texts):
-            yield "name what to train on: expected either --images or --texts"
+        yield from self.data.unsaid("train on")
 
 
 def main(config: Config) -> list[mtl.Comparison]:
-    divided = config.data.of_kind("images" if config.data.images else "texts")
-    assert divided is not None, "checked with the options"
+    divided = config.data.one_kind()
     print("\n".join(divided.report))
     network = open_network(config.backbone, config.data, divided, **config.load_options)
     refined, closed = train(network, config)

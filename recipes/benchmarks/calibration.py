@@ -55,13 +55,11 @@ class Config(Checked):
     reject: float = 0.1  # share of items of known classes that may be rejected
 
     def contradictions(self) -> Iterator[str]:
-        if bool(self.data.images) == bool(self.data.texts):
-            yield "name what to measure on: expected either --images or --texts"
+        yield from self.data.unsaid("measure on")
 
 
 def main(config: Config) -> list[mtl.Comparison]:
-    divided = config.data.of_kind("images" if config.data.images else "texts")
-    assert divided is not None, "checked with the options"
+    divided = config.data.one_kind()
     print("\n".join(divided.report))
     options: dict[str, Any] = {} if config.img_size is None else {"img_size": config.img_size}
     network = open_network(config.backbone, config.data, divided, **options)

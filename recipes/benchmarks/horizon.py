@@ -80,8 +80,7 @@ class Config(Checked):
     quick: bool = False  # a few small sizes of everything, to see it work
 
     def contradictions(self) -> Iterator[str]:
-        if bool(self.data.images) == bool(self.data.texts):
-            yield "name what to measure on: expected either --images or --texts"
+        yield from self.data.unsaid("measure on")
         if not 0 <= self.noise < 1:
             yield f"--noise {self.noise}: expected a share, 0 or more and below 1"
         known = {name for loop in self.loops for name in LOOPS[loop]().learnable}
@@ -118,8 +117,7 @@ def main(config: Config) -> list[Runs]:
         config = type(config)(**(vars(config) | QUICK))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", mtl.metagrad.StructuralZeroWarning)  # the table says it
-    divided = config.data.of_kind("images" if config.data.images else "texts")
-    assert divided is not None, "checked with the options"
+    divided = config.data.one_kind()
     options: Runs = {} if config.img_size is None else {"img_size": config.img_size}
     sizes = {"train": config.training_tasks, "val": config.validation_tasks, "test": config.test_tasks}
     shared = {"shots": config.shots, "queries": config.queries, "noise": config.noise}

@@ -38,6 +38,17 @@ class Data:
     min_per_class: Count = 8  # leave out smaller classes
     cache_dir: Folder = "runs/readouts"  # where readouts are kept; may be deleted
 
+    def unsaid(self, purpose: str) -> Iterator[str]:
+        """What is wrong with the options where one kind of data is needed, to ``purpose``."""
+        if bool(self.images) == bool(self.texts):
+            yield f"name what to {purpose}: expected either --images or --texts"
+
+    def one_kind(self) -> DividedFamilies:
+        """Families of the images or of the texts, whichever were named."""
+        divided = self.of_kind("images" if self.images else "texts")
+        assert divided is not None, "checked with the options"
+        return divided
+
     def of_kind(self, kind: Literal["images", "texts"]) -> DividedFamilies | None:
         """Families of the images or the texts, at most so many examples per class; None where there are none."""
         sources = self.images if kind == "images" else self.texts

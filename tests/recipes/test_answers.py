@@ -180,7 +180,7 @@ OTHERS = [
     ("reweighting", "--training 1790", "--training 1790 and --clean 100: expected fewer than 1797 together"),
     ("train_universal", "", "nothing to train on: give --images or --texts"),
     ("train_universal", "--texts t.csv --keep-out x", "--keep-out x: expected some of the networks"),
-    ("affinity", "", "name the families: expected either --images or --texts"),
+    ("affinity", "", "name what to estimate affinities of: expected either --images or --texts"),
     ("affinity", "--texts t.csv --steps 0", "--steps 0: expected 1 or more"),
     ("compare_readouts", "", "expected either --images or --texts"),
     ("compare_readouts", "--images a", "mtl/smollm2 reads texts; name a network that reads images"),
