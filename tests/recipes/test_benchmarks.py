@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -235,3 +237,13 @@ def test_running_out_of_memory_is_a_row():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
 
     assert gpu.attempt(run, 1) == "CUDA out of memory"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux sets the peak of resident memory back")
+def test_resident_memory_is_of_the_call_alone():
+    from measuring import measure
+
+    allocate = lambda mib: float(torch.ones(mib * 2**18).sum())  # noqa: E731
+    for mib in (160, 80):  # what an earlier call needed does not hide the next one's
+        _, cost = measure(partial(allocate, mib), live=False)
+        assert cost.peak_mib == pytest.approx(mib, abs=20)
