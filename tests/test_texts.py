@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from small_data import pictures
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import mtl
@@ -119,6 +120,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path):
         (lambda r: write_folder(r, [("a", "x")]), "one sub-folder, 'x'; expected one per class"),
         (lambda r: write_folder(r / "f", [("a", "x"), ("b", "y")]).joinpath("x", "00.txt"), "is a .txt file"),
         (lambda r: r, "is empty; expected one sub-folder of texts"),
+        (lambda r: pictures(r / "p", 2, 1), "p holds no text with a label; expected texts of two classes at least"),
     ],
 )
 def test_refusals(write, message, tmp_path):

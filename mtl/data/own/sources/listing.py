@@ -51,8 +51,10 @@ class Listing(Generic[Examples]):
             noun: the word for an example, for messages.
 
         Raises:
-            ValueError: fewer than two classes are left.
+            ValueError: nothing is there, or fewer than two classes are left.
         """
+        if not self.labels:
+            raise ValueError(f"{self.source} holds no {noun} with a label; expected {noun}s of two classes at least")
         every: dict[str, list[int]] = {label: [] for label in sorted(set(self.labels))}
         for i, label in enumerate(self.labels):
             if i not in skipped:
