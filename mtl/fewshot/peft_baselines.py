@@ -19,10 +19,13 @@ from mtl.fewshot.baselines import (
     Setup,
     choose_rows,
     fine_tune,
+    in_chunks,
     make_methods,
     one_by_one,
     require_network_inputs,
+    tasks_at_once,
 )
+from mtl.fewshot.per_task_layers import adapt_per_task
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone
 
@@ -30,7 +33,8 @@ from mtl.networks.backbones import Backbone
 def peft_baselines(backbone: Backbone, *, steps: int = 50, **settings: float) -> list[Method]:
     """LoRA and IA3, fitted anew to every task together with a cosine head that starts at the class means.
 
-    Needs ``pip install "mtl[text]"``. The layers are those that peft adapts by default; LoRA's matrices have rank 8.
+    Many tasks at once, each with weights of its own. Needs ``pip install "mtl[text]"``. The layers are those that peft
+    adapts by default; LoRA's matrices have rank 8.
 
     Args:
         backbone: a network of transformers.
@@ -46,20 +50,24 @@ def peft_baselines(backbone: Backbone, *, steps: int = 50, **settings: float) ->
 
 def _method(name: Literal["LoRA", "IA3"], setup: Setup, lr: float) -> Method:
     backbone, last = setup.backbone, setup.last
-    model = _adapted_copy(backbone, name)
+    model = adapted_copy(backbone, name)
     start = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
     count, call = sum(p.numel() for p in start.values()), _Features(backbone, model)
+    together = adapt_per_task(model, lambda n: call(backbone.example_inputs(n)))
 
     def features(weights: Tensors, inputs: Inputs) -> Tensor:
         own = {f"model.{k}": weights[k] for k in start}
-        return torch.func.functional_call(call, own, (inputs.flatten(),))[..., last].unsqueeze(0)
+        found = torch.func.functional_call(call, own, (inputs.flatten(),))
+        return found[..., last].unflatten(0, (inputs.shape[0], -1))
 
     def logits(episode: Episode) -> Tensor:
         require_network_inputs(name, episode)
-        return fine_tune(episode.to(next(model.parameters()).device), start, features, lr, setup.steps)
+        of_tasks = {k: v.expand(episode.tasks, *v.shape) for k, v in start.items()}
+        return fine_tune(episode.to(next(model.parameters()).device), of_tasks, features, lr, setup.steps)
 
     values = lambda ways: count + ways * setup.levels[-1]  # noqa: E731
-    return setup.method(f"{name}, {setup.steps} steps", one_by_one(logits), values)
+    solve = in_chunks(logits, tasks_at_once) if together else one_by_one(logits)
+    return setup.method(f"{name}, {setup.steps} steps", solve, values)
 
 
 PEFT_BASELINES: dict[str, Baseline] = {
@@ -81,7 +89,7 @@ def choose_baselines(*keys: str) -> dict[str, Baseline]:
     return choose_rows(keys, BASELINES | PEFT_BASELINES)
 
 
-def _adapted_copy(backbone: Backbone, name: Literal["LoRA", "IA3"]) -> nn.Module:
+def adapted_copy(backbone: Backbone, name: Literal["LoRA", "IA3"]) -> nn.Module:
     """A copy of the network with peft's layers in it, which alone are trainable."""
     try:
         import peft  # pyright: ignore[reportMissingImports]
