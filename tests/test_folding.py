@@ -11,6 +11,7 @@ from networks import build, modulation_of, random_modulation
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+import mtl
 from mtl.networks.backbones import AbstractAdapter, Backbone
 from mtl.networks.modulation import Modulation, Modulator, Site, modulate
 from mtl.networks.modulation.folding import fold_of
@@ -204,6 +205,22 @@ def test_images_lie_channels_last_where_the_network_takes_that(view: bool):
     found = backbone(x.with_task_axis(), Modulation.identity(1, backbone.modulation_width))[0]
     torch.testing.assert_close(found, plain)
     assert (backbone.model.strides[1] == 1) != view, "channels are neighbours in memory"
+
+
+def test_so_do_images_of_one_channel_which_look_alike_either_way():
+    small = {"pretrained_cfg_overlay": {"input_size": (1, 32, 32)}, "in_chans": 1}
+    modulated, read = (
+        mtl.load_backbone("resnet10t", pretrained=False, **small, **changes)
+        for changes in ({}, {"sites": "none", "levels": "all"})
+    )
+    for backbone, expected in ((modulated, True), (read, False)):
+        seen: list[bool] = []
+        backbone.model.layer2.register_forward_hook(
+            lambda *args, seen=seen: seen.append(args[-1].is_contiguous(memory_format=torch.channels_last))
+        )
+        found = backbone(x := backbone.example_inputs(3).with_task_axis())
+        assert seen == [expected], "a readout that may have been kept is the same to the last digit"
+        torch.testing.assert_close(found[0], backbone.features(x.flatten(), backbone.model), rtol=1e-4, atol=1e-4)
 
 
 def test_transformers_keep_images_as_they_are(tmp_path: Path):

@@ -85,6 +85,22 @@ def test_adaptive_costs_nothing_where_curvature_is_low():
     assert cosine(result.grads, mtl.Exact()(problem, meta).grads, "start") > 0.999
 
 
+def test_a_direction_that_one_window_has_taken_away_shortens_no_other():
+    # Four steps at a quarter of the inverse curvature, linearised as one, leave nothing of the first direction.
+    problem, meta = quadratic(12, curvature=1.0, lr=0.25)
+    steep = torch.tensor([1.0, *[0.01] * 5], dtype=torch.float64)
+    problem = replace(
+        problem,
+        inner_loss=lambda weights, meta, step: 0.5 * (steep * weights["w"] ** 2).sum(-1),
+        outer_loss=lambda weights, meta: 0.5 * (steep.sqrt() * (weights["w"] - 1) ** 2).sum(-1),
+    )
+    adaptive = mtl.Windowed(window=4)(problem, meta)
+    plain = mtl.Windowed(window=4, mode="exact-forward")(problem, meta)
+    assert adaptive.diagnostics["max_rho"] > 2 / 3 * 0.25, "of the first window, most of the cotangent"
+    assert adaptive.pulls == plain.pulls == 3
+    assert error(adaptive.grads, plain.grads) < 1e-12
+
+
 def test_middle_anchor_is_best():
     problem, meta = regression(steps=12, lr=0.05)
     exact = mtl.Exact()(problem, meta).grads

@@ -11,8 +11,8 @@ default on one thread.
     minilm      a sentence encoder with all of its norms modulated
     smollm2     a decoder of 135 M weights, its last four blocks
 
-A network whose package is missing is left out. Baselines are tuned on the glyphs: on the readout, and inside the
-network.
+A network whose package is missing is left out. Baselines are tuned on half as many tasks as an outer step has: on the
+readout of the glyphs, and inside the networks that --tuned names, which takes longest of all.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ WORDS = ("quick", "brown", "fox", "jumps", "over", "lazy", "dog", "runs", "from"
 @dataclass(frozen=True)
 class Config(Checked):
     networks: tuple[Network, ...] = ("glyphs", "vit", "minilm", "smollm2")  # outer steps through these
+    tuned: tuple[Network, ...] = ("glyphs", "minilm")  # those of them that baselines are tuned inside of
     tasks: TwoOrMore = 16  # tasks per outer step of the glyphs, half of five shots and half of one; baselines: half
     shots: Count = 2  # examples per class and queries per class of the other networks
     image_size: Count = 224  # side of the ViT's images, in pixels
@@ -83,6 +84,8 @@ def _glyphs(config: Config) -> Iterator[tuple[str, float]]:
         learner = mtl.MetaLearner(read, generator, inner_steps=0)
         yield f"glyphs, {kind}: seconds per outer step", _seconds(config, partial(_step, learner, batch))
     yield from _baselines(config, read, batch[0], ("head", "modulation", "two_stage"), "on the readout", statistics)
+    if "glyphs" not in config.tuned:
+        return
     inside = mtl.load_backbone("mtl/glyphs").to(device_of(config.device))
     raw = _stack([mtl.GlyphTasks("train").sample(i) for i in range(half)])
     yield from _baselines(config, inside, raw, ("modulation",), "inside the network")
@@ -97,18 +100,25 @@ def _through(name: Network, config: Config) -> Iterator[tuple[str, float]]:
         backbone = mtl.load_backbone(f"mtl/{name}", last_k=4 if name == "smollm2" else None)
     backbone.to(device_of(config.device))
     learner = mtl.MetaLearner(backbone, inner_steps=config.inner_steps)
-    batch = [mtl.Episode(_examples(backbone, config, 0), _examples(backbone, config, 1), 5)]
-    yield f"{name}: seconds per outer step", _seconds(config, partial(_step, learner, batch))
+    yield f"{name}: seconds per outer step", _seconds(config, partial(_step, learner, [_episode(backbone, config, 1)]))
+    if name in config.tuned:
+        keys = ("modulation",) if name == "vit" else ("modulation", "lora", "ia3")
+        yield from _baselines(config, backbone, _episode(backbone, config, config.tasks // 2), keys, f"inside {name}")
 
 
-def _examples(backbone: mtl.Backbone, config: Config, seed: int) -> mtl.Examples:
-    n, example = 5 * config.shots, backbone.example_inputs(1)
-    if example.named:
-        inputs = backbone.preprocess([" ".join(WORDS[(i + seed) % 5 :]) for i in range(n)])
-    else:
-        draw = torch.Generator().manual_seed(seed)
-        inputs = torch.randn(n, *example.shape[1:], generator=draw)
-    return mtl.Examples(mtl.Inputs.of(inputs).with_task_axis(), torch.arange(5).repeat_interleave(config.shots)[None])
+def _episode(backbone: mtl.Backbone, config: Config, tasks: int) -> mtl.Episode:
+    """Of random images, or of words."""
+
+    def examples(seed: int) -> mtl.Examples:
+        n, example = tasks * 5 * config.shots, backbone.example_inputs(1)
+        if example.named:
+            inputs = backbone.preprocess([" ".join(WORDS[(i + seed) % 5 :]) for i in range(n)])
+        else:
+            inputs = torch.randn(n, *example.shape[1:], generator=torch.Generator().manual_seed(seed))
+        labels = torch.arange(5).repeat_interleave(config.shots).expand(tasks, -1)
+        return mtl.Examples(mtl.Inputs.of(inputs).unflatten(tasks), labels)
+
+    return mtl.Episode(examples(0), examples(1), 5)
 
 
 def _step(learner: mtl.MetaLearner, batch: Sequence[mtl.Episode]) -> None:
@@ -133,8 +143,9 @@ def _baselines(
                 method.answers(episode[t : t + 1])
 
         name = f"{method.name}, {where}"
-        alone = _seconds(config, one_by_one) / episode.tasks
-        together = _seconds(config, partial(method.answers, episode)) / episode.tasks
+        alone, together = (
+            s / episode.tasks for s in _alternating(config, one_by_one, partial(method.answers, episode))
+        )
         yield f"{name}: seconds per task, one by one", alone
         yield f"{name}: seconds per task, {episode.tasks} together", together
         print(f"{name}: {alone / together:.2f} times as fast together")
@@ -146,8 +157,15 @@ def _stack(episodes: Sequence[mtl.Episode]) -> mtl.Episode:
 
 def _seconds(config: Config, run: Callable[[], object]) -> float:
     """Of the fastest repeat, after one that warms up."""
-    run()
-    return min(_timed(config, run) for _ in range(config.repeats))
+    return _alternating(config, run)[0]
+
+
+def _alternating(config: Config, *runs: Callable[[], object]) -> list[float]:
+    """Of the fastest repeat of each; they take turns, so that all of them see the same machine."""
+    for run in runs:
+        run()
+    rounds = [[_timed(config, run) for run in runs] for _ in range(config.repeats)]
+    return [min(of_run) for of_run in zip(*rounds, strict=True)]
 
 
 def _timed(config: Config, run: Callable[[], object]) -> float:

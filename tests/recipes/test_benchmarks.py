@@ -117,16 +117,16 @@ def test_outer_steps_and_tuning_are_timed(tmp_path, capsys):
     import training_speed
 
     config = training_speed.Config(
-        networks=("glyphs", "vit"), tasks=4, shots=1, image_size=32, inner_steps=1, baseline_steps=1, repeats=1,
-        out=str(tmp_path),
+        networks=("glyphs", "vit"), tuned=("glyphs", "vit"), tasks=4, shots=1, image_size=32, inner_steps=1,
+        baseline_steps=1, repeats=1, out=str(tmp_path),
     )  # fmt: skip
     found = training_speed.main(config)
     assert found == json.loads((tmp_path / "training_speed.json").read_text())
     assert all(seconds > 0 for seconds in found.values())
     assert {"glyphs, channelwise: seconds per outer step", "vit: seconds per outer step"} <= found.keys()
     together = [name for name in found if name.endswith("2 together")]
-    assert len(together) == 4, "three baselines on the readout, one inside the network"
-    assert capsys.readouterr().out.count("times as fast together") == 4
+    assert len(together) == 5, "three baselines on the readout, one inside each network"
+    assert capsys.readouterr().out.count("times as fast together") == 5
 
 
 def test_what_modulation_costs(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl.episode import READOUT, Episode, Examples, Inputs
 from mtl.fewshot.baselines.methods import Method, in_chunks, one_by_one
-from mtl.fewshot.baselines.readout_tuning import tune_on_readout
+from mtl.fewshot.baselines.readout_tuning import adam, tune_on_readout
 from mtl.fewshot.baselines.setup import Setup
 from mtl.fewshot.heads import Cosine
 from mtl.fewshot.model import HEAD, at_least_float32, cross_entropy, head_weights
@@ -72,7 +72,7 @@ def fine_tune(
 
 def _descend(weights: Iterable[Tensor], loss: Callable[[], Tensor], lr: float, steps: int) -> None:
     """Steps of Adam on these weights alone."""
-    optimizer = torch.optim.Adam(weights, lr=lr)
+    optimizer = adam(list(weights), lr)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss().backward()

@@ -71,11 +71,16 @@ def _tune(episode: Episode, lr: float, steps: int, modulated: bool, head_steps: 
 
 def _descend(weights: Sequence[Tensor], gradients: Callable[[], Iterable[Tensor]], lr: float, steps: int) -> None:
     """Steps of Adam, in place."""
-    optimizer = torch.optim.Adam(weights, lr=lr, fused=weights[0].device.type in FUSED)
+    optimizer = adam(weights, lr)
     for _ in range(steps):
         for weight, gradient in zip(weights, gradients(), strict=True):
             weight.grad = gradient
         optimizer.step()
+
+
+def adam(weights: Sequence[Tensor], lr: float) -> torch.optim.Adam:
+    """In one pass over the weights where there is one: in a large network Adam takes longer than a few examples."""
+    return torch.optim.Adam(weights, lr=lr, fused=weights[0].device.type in FUSED)
 
 
 @dataclass(frozen=True)

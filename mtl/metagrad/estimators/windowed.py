@@ -48,7 +48,8 @@ class Windowed(AbstractEstimator):
     once, at its start.
 
     Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
-    where curvature asks for it). Memory of one step for any K. Adaptive mode reads one number from the device per pull.
+    where curvature asks for it). Memory of one step for any K. Adaptive mode reads two numbers from the device per
+    pull.
     Equals: :class:`mtl.Exact` at ``window=1`` in every mode. Past ``window * lr * h_max >= 2`` a plain window is
     unstable and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``, the largest relative
     change of the cotangent per step, and ``past_cliff``, the fraction of windows that add up to a change above one.
@@ -91,10 +92,11 @@ class Windowed(AbstractEstimator):
         sweep = Sweep(problem, meta, self.pull, trajectory)
         rhos: list[Tensor] = []
         changes: list[Tensor] = []  # relative change of the cotangent that one plain step would make of a window
+        ahead: Tensor | None = None
         for start in reversed(range(0, problem.num_steps, self.window)):
             stop = min(start + self.window, problem.num_steps)
             if self.mode == "adaptive":
-                of_window = self._adaptively(sweep, start, stop, rhos[-1] if rhos else None)
+                of_window, ahead = self._adaptively(sweep, start, stop, ahead)
             else:
                 of_window = self._in_pieces(sweep, start, stop)
             rhos += of_window
@@ -116,45 +118,62 @@ class Windowed(AbstractEstimator):
         rhos = []
         for low, high in reversed(list(pairwise(bounds))):
             steps = None if self.mode == "lazy" else range(start, stop)
-            sweep.adjoint, rho = _look(sweep, low, high, self._anchor(start, stop), steps)
+            sweep.adjoint, rho, _ = _look(sweep, low, high, self._anchor(start, stop), steps)
             rhos.append(rho)
         return rhos
 
-    def _adaptively(self, sweep: Sweep, start: int, stop: int, predicted: Tensor | None) -> list[Tensor]:
+    def _adaptively(
+        self, sweep: Sweep, start: int, stop: int, ahead: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Walk back over a window in sub-steps that change the cotangent of no task by much more than ``tau``.
 
-        The last accepted sub-step predicts the next. One that turns out to change a cotangent by more than ``2 tau`` is
-        taken again, shorter, at an anchor of its own: past the cliff the middle of the whole window says little about
-        its ends.
+        What the last accepted sub-step left to change predicts the next. One that turns out to change a cotangent by
+        more than ``2 tau`` is taken again, shorter, at an anchor of its own: past the cliff the middle of the whole
+        window says little about its ends.
+
+        Args:
+            ahead: ``rho`` as it is predicted of the window's last steps; None where nothing is known.
 
         Returns:
-            The ``rho`` of each sub-step.
+            The ``rho`` of each sub-step, and the prediction for the steps before the window.
         """
         sync_max, rhos = sweep.problem.execution.sync_max, []
         while stop > start:
             length = stop - start
-            if predicted is not None:
-                length = min(length, _steps_within(self.tau, predicted))
-            candidate, rho = self._look_back(sweep, stop - length, stop)
+            if ahead is not None:
+                length = min(length, _steps_within(self.tau, ahead))
+            candidate, rho, left = self._look_back(sweep, stop - length, stop)
             rho = sync_max(rho)
             if length > 1 and float(rho) * length > 2 * self.tau:
                 length = min(length - 1, _steps_within(self.tau, rho))
-                candidate, rho = self._look_back(sweep, stop - length, stop)
+                candidate, rho, left = self._look_back(sweep, stop - length, stop)
                 rho = sync_max(rho)
-            sweep.adjoint, predicted, stop = candidate, rho, stop - length
+            sweep.adjoint, ahead, stop = candidate, sync_max(left), stop - length
             rhos.append(rho)
-        return rhos
+        return rhos, ahead
 
-    def _look_back(self, sweep: Sweep, start: int, stop: int) -> tuple[Adjoint, Tensor]:
+    def _look_back(self, sweep: Sweep, start: int, stop: int) -> tuple[Adjoint, Tensor, Tensor]:
         return _look(sweep, start, stop, self._anchor(start, stop), range(start, stop))
 
 
-def _look(sweep: Sweep, start: int, stop: int, anchor: int, steps: range | None) -> tuple[Adjoint, Tensor]:
-    """Where one linearisation would lead, and ``rho``: the largest relative change of a task's cotangent, per step."""
+def _look(sweep: Sweep, start: int, stop: int, anchor: int, steps: range | None) -> tuple[Adjoint, Tensor, Tensor]:
+    r"""Where one linearisation would lead, and the largest relative change of a task's cotangent per step: ``rho`` of
+    these steps, and what to expect of the steps before them.
+
+    A large change is most often the work of one direction of high curvature, that of the change :math:`h` itself. The
+    cotangent has :math:`a = \langle\lambda, h\rangle / |h|` of it before and :math:`a + |h|` after, so the next change
+    is :math:`|a + |h|| / |a|` times as large: hardly any where these steps have taken that direction away. More than
+    ``rho`` is never expected.
+    """
+    before = sweep.adjoint.weights
     candidate, h = sweep.look(start, stop, anchor, steps)
-    before = tensors.norm(sweep.adjoint.weights)
-    change = tensors.norm(h) / before.clamp_min(torch.finfo(before.dtype).tiny)
-    return candidate, change.amax() / (stop - start)
+    tiny = torch.finfo(next(iter(before.values())).dtype).tiny
+    change = tensors.norm(h)
+    along = tensors.dot(before, h) / change
+    rho = change / tensors.norm(before).clamp_min(tiny)
+    left = change * (1 + change / along).abs() / tensors.norm(candidate.weights).clamp_min(tiny)
+    left = torch.fmin(left, rho)  # not a number where nothing changes
+    return candidate, rho.amax() / (stop - start), left.amax() / (stop - start)
 
 
 def _steps_within(tau: float, rho: Tensor) -> int:

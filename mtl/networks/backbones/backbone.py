@@ -94,7 +94,8 @@ class Backbone(AbstractRecognisable):
             own = self._check(self.features(inputs)).shape[-1]
         if levels != "last":
             self.readout = self._read_levels(levels, grid)
-        if self._convolutional:
+        grey = not inputs.named and inputs.tensor.shape[1] == 1
+        if self._convolutional and (self.sites or not grey):  # kept readouts of grey images stay as they are
             self._channels_last = takes_channels_last(self._own, inputs)
         self.levels = self.readout.levels if self.readout else (Level("own", "own", 0, 1.0, own),)
         self.width = sum(level.width for level in self.levels)

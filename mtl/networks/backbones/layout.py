@@ -15,7 +15,14 @@ _TOLERANCE = 1e-2  # of the largest feature: sums in another order differ by les
 
 def with_channels_last(inputs: Inputs) -> Inputs:
     """The same images, ``(n, C, H, W)`` as before, stored pixel by pixel."""
-    return inputs.map(lambda x: x.contiguous(memory_format=torch.channels_last))
+    return inputs.map(_pixel_by_pixel)
+
+
+def _pixel_by_pixel(x: Tensor) -> Tensor:
+    if x.dim() == 4 and x.shape[1] == 1:
+        # Images of one channel are stored alike either way: what convolutions make of them goes by the strides.
+        return x.contiguous().squeeze(1).unsqueeze(-1).movedim(-1, 1)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
