@@ -40,7 +40,8 @@ class Windowed(AbstractEstimator):
       on the same anchor graph).
     - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of
       the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
-      it is high the sub-steps shrink to single ones, which are the exact sweep at its price.
+      it is high the sub-steps shrink to single ones, which are the exact sweep at its price, and grow again once the
+      cotangent has little left of the direction that made them short.
 
     A window is linearised at the loss of its anchor's step, or at the mean over its steps where the problem has a
     ``window_loss``: give one where every step has a minibatch of its own, see :class:`mtl.InnerProblem`. Where steps
