@@ -3,7 +3,7 @@
     python -m mtl.planning --backbone vit_large_patch14_dinov2 --ways 5 --shots 5 --inner-steps 20 --precision bf16
     python -m mtl.planning --backbone llama-8b --precision bf16-stored --budget 40 --out runs/planning
 
-Takes minutes on one core and a few GB. docs/planning.md explains the table and how far to trust it.
+Takes seconds to a minute on one core. docs/planning.md explains the table and how far to trust it.
 """
 
 from __future__ import annotations

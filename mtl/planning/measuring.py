@@ -14,7 +14,7 @@ from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import MetaGradient
 from mtl.metagrad.problem import InnerProblem, inner_gradient
-from mtl.metagrad.products import AbstractPull
+from mtl.metagrad.products import AbstractPull, Known, Products, as_pull
 from mtl.metagrad.sweep import outer_adjoint, through_init
 from mtl.metagrad.tensors import Tensors
 from mtl.metagrad.trajectory import Trajectory
@@ -123,13 +123,32 @@ def arithmetic(learner: MetaLearner, episode: Episode, start: InnerStart) -> Ari
     return Arithmetic(once.total, gradient.total, outer.total, {})
 
 
-def pull_arithmetic(start: InnerStart, pull: AbstractPull) -> tuple[int, int]:
-    """Operations of a linearisation at an anchor, and of a product there."""
-    with Flops() as anchor:
-        products = pull.at(start.problem, start.weights, start.meta, 0)
-    with Flops() as product:
-        products(start.weights)
-    return anchor.total, product.total
+class Counted(AbstractPull):
+    """A pull that counts its operations.
+
+    Attributes:
+        anchor: operations of the last linearisation.
+        product: operations of the last product.
+    """
+
+    def __init__(self, pull: str) -> None:
+        self._pull = as_pull(pull)
+        self.anchor = self.product = 0
+
+    def at(
+        self, problem: InnerProblem, weights: Tensors, meta: Tensors, step: int, gradient: Known | None = None
+    ) -> Products:
+        with Flops() as counter:
+            evaluate = self._pull.at(problem, weights, meta, step, gradient)
+        self.anchor = counter.total
+
+        def products(cotangent: Tensors) -> tuple[Tensors, Tensors]:
+            with Flops() as counter:
+                found = evaluate(cotangent)
+            self.product = counter.total
+            return found
+
+        return products
 
 
 class Flops(AbstractWatcher):

@@ -9,19 +9,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
 from mtl.networks.backbones import AbstractAdapter, Backbone, TimmImages
 from mtl.networks.backbones.families import AbstractFamily, family_of
 from mtl.networks.backbones.transformers_networks import TransformersFamily
 from mtl.networks.modulation import SiteKind
+from mtl.planning.hollow import CPU, META, Hollow
 
 Module = TypeVar("Module", bound=nn.Module)
-Mode = FakeTensorMode | torch.device
-"""Kind of tensors. Fake ones have no values but behave like the CPU's, with its kernels and its autocast; forward-mode
-differentiation supports the meta device only. Tensors on the CPU are real, to measure."""
-META, CPU = torch.device("meta"), torch.device("cpu")
+Mode = Hollow | torch.device
+"""Kind of tensors. Hollow ones have no values but behave like the CPU's, with its autograd and its autocast. Tensors on
+the CPU are real, to measure."""
 
 DECODER = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0}
 KNOWN: dict[str, dict[str, Any]] = {
@@ -62,16 +61,15 @@ def backbone_in(
 
 def moved(module: Module, mode: Mode) -> Module:
     """The module with tensors of the mode in place of its own; shared tensors stay shared."""
-    if mode == CPU:
+    if not isinstance(mode, Hollow):
         return module
     made: dict[int, tuple[Tensor, Tensor]] = {}  # holds the originals too, or their ids could be reused
 
     def empty(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            device = "cpu" if isinstance(mode, FakeTensorMode) else "meta"
             with mode:
-                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            new = Parameter(new, tensor.requires_grad) if isinstance(tensor, Parameter) else new
+                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                new = Parameter(new, tensor.requires_grad) if isinstance(tensor, Parameter) else new
             made[id(tensor)] = tensor, new
         return made[id(tensor)][1]
 

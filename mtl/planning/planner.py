@@ -11,10 +11,9 @@ from mtl.metagrad.options import representatives
 from mtl.metagrad.products import PULLS
 from mtl.planning.advice import Change, changes
 from mtl.planning.choices import Activations, activation_options, representative
-from mtl.planning.measuring import Arithmetic
-from mtl.planning.networks import META
+from mtl.planning.measuring import Arithmetic, Counted
 from mtl.planning.options import PlanOptions
-from mtl.planning.work import takes_pull, work
+from mtl.planning.work import takes_pull, with_pull, work
 from mtl.planning.workbench import Workbench
 from mtl.tools.progress import ProgressBar
 
@@ -78,7 +77,7 @@ class Plan:
 def plan(options: PlanOptions, progress: bool = True) -> Plan:
     """Predict peak memory and relative time of every estimator, pull and choice of stored activations.
 
-    The estimators run on fake tensors: at most a configuration is downloaded, and no tensor is allocated.
+    The estimators run on tensors without values: at most a configuration is downloaded, and no tensor is allocated.
 
     Args:
         progress: show a progress bar.
@@ -86,13 +85,13 @@ def plan(options: PlanOptions, progress: bool = True) -> Plan:
     Raises:
         ValueError: unknown network, or a size, number of blocks or length that it does not support.
     """
-    bench, meta_bench = Workbench(options), _meta_bench(options)
+    bench = Workbench(options)
     stored = activation_options(options)
     bar = ProgressBar(total=len(stored) * len(RUN), show=progress, unit="run", desc=options.backbone)
     with bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", StructuralZeroWarning)
         warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # from torch's forward mode
-        costs = [_measure(bench, meta_bench, activations, bar) for activations in stored]
+        costs = [_measure(bench, activations, bar) for activations in stored]
     predicted = _rows(options, costs)
     fits = any(p.fits and p.pull for p in predicted)
     tried = () if fits else changes(options, bench.blocks, progress)
@@ -101,8 +100,7 @@ def plan(options: PlanOptions, progress: bool = True) -> Plan:
 
 
 LEANEST = Rematerialised("finite-difference")
-FORWARD = Rematerialised("forward-over-reverse")
-RUN = (Exact(), FirstOrder(), Rematerialised("reverse"), FORWARD, LEANEST)
+RUN = (Exact(), FirstOrder(), Rematerialised("reverse"), Rematerialised("forward-over-reverse"), LEANEST)
 """Representatives of all estimators, see :func:`mtl.planning.choices.representative`."""
 
 
@@ -116,25 +114,16 @@ class _Costs:
     refused: list[str]
 
 
-def _meta_bench(options: PlanOptions) -> Workbench | str:
-    """Workbench for forward-mode differentiation, or the reason why this network does not support it."""
-    try:
-        return Workbench(options, META)
-    except (RuntimeError, NotImplementedError) as e:
-        return str(e).splitlines()[0]
-
-
-def _measure(bench: Workbench, meta_bench: Workbench | str, activations: Activations, bar: ProgressBar) -> _Costs:
+def _measure(bench: Workbench, activations: Activations, bar: ProgressBar) -> _Costs:
     cost = _Costs(activations, {}, bench.arithmetic(activations), [])
     for estimator in RUN:
-        used = meta_bench if estimator == FORWARD else bench
         try:
-            if isinstance(used, str):
-                raise NotImplementedError(used)
-            peak = used.peak(estimator, activations, used.options.inner_steps)
             if isinstance(estimator, Rematerialised):
-                pull = str(estimator.pull)
-                cost.arithmetic.pulls[pull] = used.pull_arithmetic(activations, pull)
+                counted = Counted(pull := str(estimator.pull))
+                peak = bench.peak(with_pull(estimator, counted), activations, bench.options.inner_steps)
+                cost.arithmetic.pulls[pull] = counted.anchor, counted.product
+            else:
+                peak = bench.peak(estimator, activations, bench.options.inner_steps)
             cost.peaks[repr(estimator)] = peak
         except (RuntimeError, NotImplementedError) as e:
             cost.refused.append(f"{estimator!r}: {str(e).splitlines()[0]}")

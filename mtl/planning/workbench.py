@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtl.episode import Episode, Examples, RawInputs
 from mtl.fewshot.generators import Static
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad.estimators import AbstractEstimator, Exact
-from mtl.metagrad.products import as_pull
 from mtl.networks.backbones import HFText
 from mtl.planning.choices import Activations
-from mtl.planning.measuring import Arithmetic, arithmetic, inner_start, memory, permanent_bytes, pull_arithmetic
+from mtl.planning.hollow import Hollow
+from mtl.planning.measuring import Arithmetic, arithmetic, inner_start, memory, permanent_bytes
 from mtl.planning.networks import Mode, backbone_in, moved
 from mtl.planning.options import PlanOptions
 
@@ -23,14 +22,14 @@ class Workbench:
 
     Args:
         options: network and sizes.
-        mode: kind of tensors; fake ones by default.
+        mode: kind of tensors; by default those without values.
 
     Raises:
         ValueError: unknown network, or a size that it does not support.
     """
 
     def __init__(self, options: PlanOptions, mode: Mode | None = None) -> None:
-        self.options, self.mode = options, mode or FakeTensorMode()
+        self.options, self.mode = options, mode or Hollow()
         stored = {"dtype": "bfloat16"} if options.precision == "bf16-stored" else {}
         self.backbone = backbone_in(
             options.backbone,
@@ -41,7 +40,7 @@ class Workbench:
             **stored,
         )
         self.backbone.configure(precision=torch.bfloat16 if options.precision == "bf16" else None)
-        # The only generator without an autocast region, which the meta device lacks. Others add a few MB.
+        # The smallest generator; others add a few MB.
         self.generator = moved(Static(self.backbone.sites, self.backbone.width), self.mode)
         with self.mode:
             self.episode = Episode(self._examples(options.shots), self._examples(options.queries), options.ways)
@@ -80,12 +79,6 @@ class Workbench:
         activations.apply(self.backbone)
         with self.mode:
             return arithmetic(self.learner(0, Exact()), self.episode, self._start)
-
-    def pull_arithmetic(self, activations: Activations, pull: str) -> tuple[int, int]:
-        """Operations of a linearisation at an anchor, and of a product there."""
-        activations.apply(self.backbone)
-        with self.mode:
-            return pull_arithmetic(self._start, as_pull(pull))
 
     def _examples(self, per_class: int) -> Examples:
         shape = (self.options.tasks_per_chunk, self.options.ways * per_class)
