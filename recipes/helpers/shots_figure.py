@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mtl
-from mtl.tools.figures import ACCENT, GREY, INK, figure_file
+from mtl.tools.figures import ACCENT, GREY, INK, RIGHT, WRONG, figure_file
 
-COLOURS = {"ours": ACCENT, "control": INK, "baseline": GREY}
+OURS = (ACCENT, RIGHT, WRONG, INK)
 MARKS = "Dosv^<>pX*dPh"
 
 
@@ -32,7 +32,8 @@ def shots_figure(comparisons: Sequence[mtl.Comparison], path: Path) -> None:
             for i, (name, found) in enumerate(methods.items()):
                 by_shots = {p[0]: p for p in reversed(found)}  # the comparison on most tasks counts
                 shots, accuracy, seconds, kinds = zip(*sorted(by_shots.values()), strict=True)
-                look = {"color": COLOURS.get(kinds[0], GREY), "marker": MARKS[i % len(MARKS)], "label": name}
+                colour = OURS[i % len(OURS)] if kinds[0] == "ours" else GREY
+                look = {"color": colour, "marker": MARKS[i % len(MARKS)], "label": name}
                 line[0].plot(shots, accuracy, **look)
                 line[1].plot(seconds, accuracy, **look)
             line[0].set(xscale="log", xlabel="labels per class", ylabel="accuracy in %", title=block)
