@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ def adapt_per_task(model: nn.Module, run: Callable[[int], object]) -> bool:
 
 
 @torch.no_grad()
-def _rows(layers: list[nn.Module], run: Callable[[int], object]) -> list[int]:
+def _rows(layers: Sequence[nn.Module], run: Callable[[int], object]) -> list[int]:
     """Lengths of the first axes of the layers' inputs."""
     found: list[int] = []
     hooks = [Hook(layer, lambda _, args: found.append(args[0].shape[0]), before=True) for layer in layers]
