@@ -41,10 +41,10 @@ class Config(Checked):
     lengths: Annotated[tuple[Positive, ...], Distinct()] = (0.25, 0.5, 2.0)  # half the pole, in metres
     forces: Annotated[tuple[Positive, ...], Distinct()] = (2.5, 10.0, 40.0)  # of a push, in newtons
     count: TwoOrMore = 3  # groups
-    updates: Count = 200  # of the policy for all, and as many of each policy after it
+    updates: Count = 150  # of the policy for all, and as many of each policy after it
     discount: Share = 0.99  # of all policies
     penalty: Positive = 0.1  # of the regression, times the mean square of the gradients
-    seeds: TwoOrMore = 6  # policies of each sort
+    seeds: TwoOrMore = 4  # policies of each sort
     seed: Seed = 0  # the first one
     threads: Count = 1  # CPU threads
     settings: Balancing = field(default_factory=lambda: Balancing(environments=18, trace=0.95))  # of all policies

@@ -18,6 +18,7 @@ from mtl.metagrad.tensors import Tensors
 from mtl.tools.progress import ProgressBar
 
 LONGEST = 500  # steps of an episode
+APART = 3  # steps between those that an estimate takes: neighbours say much the same
 POLICY = ("policy.1", "policy.bias", "policy.2")  # what is linear in an estimate
 
 
@@ -86,13 +87,13 @@ class Steps:
 
 
 def steps_of(weights: Tensors, kind: Physics, discount: float, settings: Balancing, seed: int) -> Steps:
-    """Valid steps of a roll-out of one agent: sign and size of the advantage, standardised."""
+    """Some steps of a roll-out of one agent: sign and size of the advantage, standardised."""
     drawn = roll_outs([[kind]], settings, seed)(weights)
     with torch.no_grad():
         value = on_steps("values", weights, drawn["observations"])[..., INNER]
         ones = torch.ones(1)
         found = standardised(advantages(value, drawn, discount * ones, settings.trace * ones), drawn)
-    valid = drawn["valid"].bool()
+    valid = drawn["valid"].bool() & (torch.arange(settings.rollout) % APART == 0)[:, None]
     policy = {k: weights[k] for k in POLICY}
 
     def margin(policy: Tensors, observation: Tensor, action: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def test_linear_answers_are_those_of_the_policy_nearby():
     weights = initial_weights([0], 8)
     steps = steps_of(weights, Physics(0.5, 10.0), 0.99, SMALL, 0)
     drawn = roll_outs([[Physics(0.5, 10.0)]], SMALL, 0)(weights)
-    valid = drawn["valid"].bool()
+    valid = drawn["valid"].bool() & (torch.arange(SMALL.rollout) % 3 == 0)[:, None]
     torch.manual_seed(0)
     change = {k: 1e-3 * torch.randn_like(weights[k]) for k in POLICY}
 
