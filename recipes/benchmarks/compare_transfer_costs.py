@@ -65,7 +65,8 @@ class Config(Checked):
     inner_steps: Counts = (2, 5, 10, 20)  # inner steps, K
     window: Count = 5  # inner steps that share a linearisation, at most K
     inner_lr: Positive = 0.01  # step size of virtual steps
-    momentum: PositiveOrZero = 0.9  # momentum of virtual steps
+    inner_optimizer: Literal["sgd", "adam"] = "sgd"  # of virtual steps
+    momentum: PositiveOrZero = 0.9  # momentum of virtual steps of SGD
     batch: Count = 16  # images of a minibatch
     minibatches: tuple[Annotated[str, OneOf(tuple(MINIBATCHES))], ...] = ("own",)  # own, half, mean or shared
     learn: Literal["both", "where", "pairs"] = "both"  # what and where; where alone; or a number per pair of stages

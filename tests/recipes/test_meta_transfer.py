@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from assets import pretrain_scans
-from helpers import transfer_data
+from helpers import transfer_data, transfer_report
 from helpers.transfer_runs import candidates
 from PIL import Image
 from safetensors.torch import load_file
@@ -120,6 +120,14 @@ def test_a_pool_without_labels_shares_of_pairs_and_a_search(tmp_path):
     assert where.std() > 1e-3
     assert rows["first-order"]["right"] == rows["all pairs"]["right"], "zero gradients leave every pair alike"
     assert sum(rows["searched pairs"]["pairs"]) == pytest.approx(9, abs=1e-3)
+
+
+def test_a_difference_is_paired_by_seed_and_has_the_wider_interval():
+    rows = lambda *seeds: [{"right": r, "accuracy": r.count("1") / len(r)} for r in seeds]  # noqa: E731
+    alike = transfer_report.difference(rows("1100", "1110"), rows("1000", "1100"))
+    assert alike == "+25.0 ± 28.3", "25 points on both seeds, by two of four images"
+    apart = transfer_report.difference(rows("1111", "1000"), rows("1100", "1100"))
+    assert apart.startswith("+12.5 ± 73.5"), "+50 and -25 points: 37.5 * 1.96"
 
 
 def test_candidates_are_shares_of_one_total():
