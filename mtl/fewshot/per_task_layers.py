@@ -34,7 +34,7 @@ def adapt_per_task(model: nn.Module, run: Callable[[int], object]) -> bool:
     from peft.tuners import ia3, lora  # pyright: ignore[reportMissingImports]
     from peft.tuners.tuners_utils import BaseTunerLayer  # pyright: ignore[reportMissingImports]
 
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     together = all(rows % _EXAMPLES == 0 for rows in _rows(list(layers.values()), run))
     for name, layer in layers.items():
         if isinstance(layer, lora.Linear):

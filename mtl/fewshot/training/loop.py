@@ -192,7 +192,7 @@ def train_stages(
     parts = [replace(config, **{k: v for k, v in asdict(s).items() if k in shared}) for s in stages]
     made = [_with(learner, learning(generator, s.learn), s.inner_steps) for s in stages]
     runs = {s.folder: pair for s, pair in zip(stages, zip(made, parts, strict=True), strict=True)}
-    learned = {s.folder: s.learn for s in stages}
+    learned: dict[str, Learn] = {s.folder: s.learn for s in stages}
     settings = _compare(runs, tasks, validation, folder, accelerator)
     whole = {"stages": settings, "inner_steps": learner.inner_steps}
     finished = on_main(accelerator, lambda: is_claimed(folder, whole, [FINAL]) and is_complete(folder / FINAL))
