@@ -192,15 +192,14 @@ def train_stages(
     parts = [replace(config, **{k: v for k, v in asdict(s).items() if k in shared}) for s in stages]
     made = [_with(learner, learning(generator, s.learn), s.inner_steps) for s in stages]
     runs = {s.folder: pair for s, pair in zip(stages, zip(made, parts, strict=True), strict=True)}
-    learned: dict[str, Learn] = {s.folder: s.learn for s in stages}
     settings = _compare(runs, tasks, validation, folder, accelerator)
     whole = {"stages": settings, "inner_steps": learner.inner_steps}
     finished = on_main(accelerator, lambda: is_claimed(folder, whole, [FINAL]) and is_complete(folder / FINAL))
     if not finished:
         with held(accelerator, folder):
             on_main(accelerator, lambda: claim(folder, whole, [FINAL]))
-            for name, (trained, part) in runs.items():
-                trained = _with(trained, learning(generator, learned[name]), trained.inner_steps)
+            for stage, part in zip(stages, parts, strict=True):
+                name, trained = stage.folder, _with(learner, learning(generator, stage.learn), stage.inner_steps)
                 run = Run(trained, part, folder / name, accelerator, f"{folder.name}/{name}")
                 run.settings = settings[name]
                 generator = _train(run, tasks, validation).generator
