@@ -48,7 +48,7 @@ def test_predicted_is_what_a_real_run_holds(name, bert):
         cheap, forward = mtl.Windowed(2, "lazy", pull="finite-difference"), mtl.Rematerialised("forward-over-reverse")
         for estimator in (mtl.Exact(), mtl.Windowed(2), cheap, forward):
             pull = str(estimator.pull) if takes_pull(estimator) else ""
-            predicted, _ = fake.peak(representative(estimator, pull), activations, 3)
+            predicted = fake.peak(representative(estimator, pull), activations, 3)
             measured = real.measured(estimator, activations, 3)
             assert predicted == pytest.approx(measured, rel=0.1), (activations, estimator)
 
@@ -58,7 +58,7 @@ def test_low_precision_halves_stored_weights_and_shrinks_what_autocast_keeps(ber
     parameters = sum(p.numel() for p in whole.backbone.model.parameters())
     assert whole.permanent == cast.permanent == stored.permanent + 2 * parameters
     long = [replace(bert, precision=p, text_length=64) for p in ("fp32", "bf16")]
-    peaks = [Workbench(c).peak(mtl.FirstOrder(), EVERYTHING, 1)[0] for c in long]
+    peaks = [Workbench(c).peak(mtl.FirstOrder(), EVERYTHING, 1) for c in long]
     assert peaks[1] < peaks[0]
 
 
@@ -66,7 +66,7 @@ def test_unrolled_memory_is_linear_in_the_steps_and_the_others_is_flat(bert):
     place = Workbench(bert, CPU)
     one, two, four = (place.measured(mtl.Exact(), EVERYTHING, k) for k in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=1e-3)
-    assert place.peak(mtl.Exact(), EVERYTHING, 4)[0] == pytest.approx(four, rel=1e-3)
+    assert place.peak(mtl.Exact(), EVERYTHING, 4) == pytest.approx(four, rel=1e-3)
     for estimator in (mtl.Rematerialised(), mtl.Rematerialised("finite-difference")):
         least, most = (place.measured(estimator, EVERYTHING, k) - place.permanent for k in (1, 4))
         assert least <= most < 1.05 * least < 1.05 * (one - place.permanent)
@@ -102,7 +102,7 @@ def test_plan_says_what_fits_and_writes_it(tmp_path, capsys):
 def test_changes_are_tried_and_those_that_fit_do(tmp_path):
     tasks = replace(bert_of(tmp_path, layers=2), tasks_per_chunk=4, text_length=64)
     swept = mtl.Rematerialised("finite-difference")
-    need = Workbench(tasks).peak(swept, BLOCK_INPUTS, tasks.inner_steps)[0]
+    need = Workbench(tasks).peak(swept, BLOCK_INPUTS, tasks.inner_steps)
     found = changes(replace(tasks, budget=0.8 * need / GIB), blocks=2, progress=False)
     one = next(c for c in found if c.options == "--tasks-per-chunk 1")
     assert one.fits

@@ -67,7 +67,7 @@ def _try(options: PlanOptions, steps: list[dict[str, int | str]]) -> Change:
         merged |= step
     changed = replace(options, **merged)  # type: ignore[arg-type]
     bench, sweep = Workbench(changed), Rematerialised("finite-difference")
-    peaks = {a.name: bench.peak(sweep, a, options.inner_steps)[0] for a in activation_options(changed)[1:]}
+    peaks = {a.name: bench.peak(sweep, a, options.inner_steps) for a in activation_options(changed)[1:]}
     activations, peak = min(peaks.items(), key=lambda pair: pair[1])
     words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in merged.items())
     return Change(words, activations, peak / GIB, peak <= options.budget * GIB)

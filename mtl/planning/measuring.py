@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,45 +13,41 @@ from torch.utils.flop_counter import flop_registry
 from mtl.episode import Episode
 from mtl.fewshot.learner import MetaLearner
 from mtl.metagrad import tensors
-from mtl.metagrad.estimators import MetaGradient
-from mtl.metagrad.problem import InnerProblem, inner_gradient
+from mtl.metagrad.estimators import Exact, MetaGradient
+from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import AbstractPull, Known, Products, as_pull
-from mtl.metagrad.sweep import outer_adjoint, through_init
 from mtl.metagrad.tensors import Tensors
-from mtl.metagrad.trajectory import Trajectory
 from mtl.planning.work import Work
 from mtl.tools.memory import AbstractWatcher, LiveBytes, stored_bytes
 
-
-def meta_step(learner: MetaLearner, episode: Episode) -> MetaGradient:
-    """``learner.meta_step`` without what reads values, and up to the generator's own backward pass."""
-    meta = emit(learner, episode)
-    return learner.meta_gradient(episode, tensors.detach(meta))  # the generator's graph stays alive
+Mark = Callable[[str], None]
+"""Notes where a meta-step is."""
 
 
-def emit(learner: MetaLearner, episode: Episode) -> Tensors:
-    """The generator's output for the support set."""
-    return learner.generator(learner.view(episode.support, ways=episode.ways))
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory of a meta-step in bytes, without weights and inputs.
+def meta_step(learner: MetaLearner, episode: Episode, mark: Mark | None = None) -> MetaGradient:
+    """``learner.meta_step`` without what reads values, and up to the generator's own backward pass.
 
     Args:
-        peak: most bytes alive at once.
-        per_step: least growth per further inner step: its fast weights and its gradient.
+        mark: called before each evaluation of the initial weights and of the losses: ``init``, ``inner``, ``outer``.
     """
+    meta = learner.generator(learner.view(episode.support, ways=episode.ways))
+    problem = learner.problem(episode)
+    if mark is not None:
+        problem = replace(
+            problem,
+            init=_marked(mark, "init", problem.init),
+            inner_loss=_marked(mark, "inner", problem.inner_loss),
+            outer_loss=_marked(mark, "outer", problem.outer_loss),
+        )
+    return learner.estimator(problem, tensors.detach(meta))  # the generator's graph stays alive
 
-    peak: int
-    per_step: int
 
+def _marked(mark: Mark, part: str, compute: Callable[..., Any]) -> Callable[..., Any]:
+    def marked(*args: Any) -> Any:
+        mark(part)
+        return compute(*args)
 
-def memory(learner: MetaLearner, episode: Episode) -> Memory:
-    """Run the estimator and count. The backbone must know its frozen prefix already, or finding it would count too."""
-    with LiveBytes(known=permanent(learner, episode)) as counter:
-        result = meta_step(learner, episode)
-    return Memory(counter.peak, 2 * stored_bytes(result.weights.values()))
+    return marked
 
 
 def permanent(learner: MetaLearner, episode: Episode) -> list[Tensor]:
@@ -89,50 +86,64 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class InnerStart:
-    """Start of an inner loop.
+class Trace:
+    """What a meta-step of one inner step takes.
 
     Args:
-        problem: inner problem of the learner and the episode.
-        meta: the generator's output.
-        weights: initial fast weights.
+        peak: most bytes alive at once, with what is there throughout.
+        per_step: least growth per further inner step, which is linear: its fast weights and its gradient, or its graph.
+        alive: bytes alive before the last evaluation of the initial weights, of the inner and of the outer loss.
+        operations: floating-point operations until then, and in ``all``.
     """
 
-    problem: InnerProblem
-    meta: Tensors
-    weights: Tensors
+    peak: int
+    per_step: int
+    alive: dict[str, int]
+    operations: dict[str, int]
+
+    def after(self, steps: int) -> int:
+        """Peak bytes for as many inner steps."""
+        return self.peak + (steps - 1) * self.per_step
+
+    def arithmetic(self, pulls: dict[str, tuple[int, int]]) -> Arithmetic:
+        """Of the building blocks, which stand one after the other in :class:`mtl.FirstOrder`'s meta-step."""
+        at = self.operations
+        start = at["inner"] + at["all"] - at["init"]  # the initial weights are evaluated again for their gradient
+        return Arithmetic(start, at["outer"] - at["inner"], at["init"] - at["outer"], pulls)
 
 
-def inner_start(learner: MetaLearner, episode: Episode) -> InnerStart:
-    """Compute everything that precedes the first inner step."""
-    meta, problem = tensors.detach(emit(learner, episode)), learner.problem(episode)
-    with torch.no_grad():
-        return InnerStart(problem, meta, problem.init(meta))
+def trace(learner: MetaLearner, episode: Episode) -> Trace:
+    """Run the estimator through its inner steps, one for the parts to be told apart, and count.
 
+    The backbone must know its frozen prefix already, or finding it would count too.
+    """
+    always, alive, operations = permanent(learner, episode), dict[str, int](), dict[str, int]()
+    with LiveBytes(known=always) as counter, Flops() as flops:
 
-def arithmetic(learner: MetaLearner, episode: Episode, start: InnerStart) -> Arithmetic:
-    """Count the operations of the building blocks, except the pulls."""
-    problem, meta, weights = start.problem, start.meta, start.weights
-    with Flops() as gradient:
-        inner_gradient(problem, weights, meta, 0)
-    with Flops() as outer:
-        _, adjoint, _ = outer_adjoint(problem, meta, Trajectory([weights], [learner.optimizer.init(weights)], [], 0))
-    with Flops() as once:
-        inner_start(learner, episode)
-        through_init(problem, meta, adjoint)
-    return Arithmetic(once.total, gradient.total, outer.total, {})
+        def mark(part: str) -> None:
+            alive[part], operations[part] = counter.now, flops.total
+
+        result = meta_step(learner, episode, mark)
+        operations["all"] = flops.total
+    per_step = 2 * stored_bytes(result.weights.values())
+    if isinstance(learner.estimator, Exact):  # the graph of a step stays until the end
+        per_step = alive["outer"] - alive["inner"]
+    return Trace(permanent_bytes(learner, episode) + counter.peak, per_step, alive, operations)
 
 
 class Counted(AbstractPull):
     """A pull that counts its operations.
+
+    Args:
+        name: of the pull.
 
     Attributes:
         anchor: operations of the last linearisation.
         product: operations of the last product.
     """
 
-    def __init__(self, pull: str) -> None:
-        self._pull = as_pull(pull)
+    def __init__(self, name: str) -> None:
+        self.name, self._pull = name, as_pull(name)
         self.anchor = self.product = 0
 
     def at(

@@ -11,7 +11,7 @@ from mtl.metagrad.options import representatives
 from mtl.metagrad.products import PULLS
 from mtl.planning.advice import Change, changes
 from mtl.planning.choices import Activations, activation_options, representative
-from mtl.planning.measuring import Arithmetic, Counted
+from mtl.planning.measuring import Arithmetic, Counted, Trace
 from mtl.planning.options import PlanOptions
 from mtl.planning.work import takes_pull, with_pull, work
 from mtl.planning.workbench import Workbench
@@ -106,29 +106,27 @@ RUN = (Exact(), FirstOrder(), Rematerialised("reverse"), Rematerialised("forward
 
 @dataclass(frozen=True)
 class _Costs:
-    """Measurements for one choice of activations; ``peaks`` are bytes for K steps, and per further step."""
+    """Measurements for one choice of activations."""
 
     activations: Activations
-    peaks: dict[str, tuple[int, int]]
+    traces: dict[str, Trace]
     arithmetic: Arithmetic
     refused: list[str]
 
 
 def _measure(bench: Workbench, activations: Activations, bar: ProgressBar) -> _Costs:
-    cost = _Costs(activations, {}, bench.arithmetic(activations), [])
+    traces, pulls, refused = dict[str, Trace](), dict[str, tuple[int, int]](), list[str]()
     for estimator in RUN:
+        counted = Counted(str(estimator.pull)) if isinstance(estimator, Rematerialised) else None
         try:
-            if isinstance(estimator, Rematerialised):
-                counted = Counted(pull := str(estimator.pull))
-                peak = bench.peak(with_pull(estimator, counted), activations, bench.options.inner_steps)
-                cost.arithmetic.pulls[pull] = counted.anchor, counted.product
-            else:
-                peak = bench.peak(estimator, activations, bench.options.inner_steps)
-            cost.peaks[repr(estimator)] = peak
+            run = with_pull(estimator, counted) if counted else estimator
+            traces[repr(estimator)] = bench.trace(run, activations)
+            if counted:
+                pulls[counted.name] = counted.anchor, counted.product
         except (RuntimeError, NotImplementedError) as e:
-            cost.refused.append(f"{estimator!r}: {str(e).splitlines()[0]}")
+            refused.append(f"{estimator!r}: {str(e).splitlines()[0]}")
         bar.update()
-    return cost
+    return _Costs(activations, traces, traces[repr(FirstOrder())].arithmetic(pulls), refused)
 
 
 def _rows(options: PlanOptions, costs: list[_Costs]) -> tuple[Predicted, ...]:
@@ -141,9 +139,9 @@ def _predict(options: PlanOptions, cost: _Costs) -> Iterator[Predicted]:
     for name, estimator in representatives(options.window).items():
         least, most = work(estimator, options.inner_steps)
         for pull in PULLS if takes_pull(estimator) else ("",):
-            peak = cost.peaks.get(repr(representative(estimator, pull)))
+            trace = cost.traces.get(repr(representative(estimator, pull)))
             how = pull or "reverse"  # autograd's own backward pass is a reverse product too
-            if peak and how in cost.arithmetic.pulls:
-                fits = peak[0] <= options.budget * GIB
+            if trace and how in cost.arithmetic.pulls:
+                gib, growth = trace.after(options.inner_steps) / GIB, trace.per_step / GIB
                 low, high = (cost.arithmetic.total(w, how) for w in (least, most))
-                yield Predicted(name, pull, cost.activations.name, peak[0] / GIB, peak[1] / GIB, low, high, fits)
+                yield Predicted(name, pull, cost.activations.name, gib, growth, low, high, gib <= options.budget)

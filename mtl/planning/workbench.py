@@ -8,11 +8,11 @@ from torch import Tensor
 from mtl.episode import Episode, Examples, RawInputs
 from mtl.fewshot.generators import Static
 from mtl.fewshot.learner import MetaLearner
-from mtl.metagrad.estimators import AbstractEstimator, Exact
+from mtl.metagrad.estimators import AbstractEstimator, FirstOrder
 from mtl.networks.backbones import HFText
 from mtl.planning.choices import Activations
 from mtl.planning.hollow import Hollow
-from mtl.planning.measuring import Arithmetic, arithmetic, inner_start, memory, permanent_bytes
+from mtl.planning.measuring import Trace, permanent_bytes, trace
 from mtl.planning.networks import Mode, backbone_in, moved
 from mtl.planning.options import PlanOptions
 
@@ -44,8 +44,9 @@ class Workbench:
         self.generator = moved(Static(self.backbone.sites, self.backbone.width), self.mode)
         with self.mode:
             self.episode = Episode(self._examples(options.shots), self._examples(options.queries), options.ways)
-            self._start = inner_start(self.learner(0, Exact()), self.episode)
-        self.permanent = permanent_bytes(self.learner(0, Exact()), self.episode)
+            learner = self.learner(0, FirstOrder())
+            learner.problem(self.episode)  # finds the frozen prefix, which would count otherwise
+        self.permanent = permanent_bytes(learner, self.episode)
 
     @property
     def blocks(self) -> int:
@@ -55,30 +56,21 @@ class Workbench:
     def learner(self, steps: int, estimator: AbstractEstimator) -> MetaLearner:
         return MetaLearner(self.backbone, self.generator, inner_steps=steps, estimator=estimator)
 
-    def peak(self, estimator: AbstractEstimator, activations: Activations, steps: int) -> tuple[int, int]:
-        """Peak bytes for ``steps`` inner steps, permanent tensors included, and growth per further step.
-
-        Runs one step, and two if memory grows with their number, because growth is linear.
-        """
+    def trace(self, estimator: AbstractEstimator, activations: Activations) -> Trace:
+        """Run the estimator through one inner step and count."""
         activations.apply(self.backbone)
         with self.mode:
-            one = memory(self.learner(1, estimator), self.episode)
-            slope = one.per_step
-            if isinstance(estimator, Exact):
-                slope = memory(self.learner(2, estimator), self.episode).peak - one.peak
-        return self.permanent + one.peak + (steps - 1) * slope, slope
+            return trace(self.learner(1, estimator), self.episode)
+
+    def peak(self, estimator: AbstractEstimator, activations: Activations, steps: int) -> int:
+        """Peak bytes for ``steps`` inner steps, permanent tensors included, predicted from one step."""
+        return self.trace(estimator, activations).after(steps)
 
     def measured(self, estimator: AbstractEstimator, activations: Activations, steps: int) -> int:
         """The same peak, measured by running all steps."""
         activations.apply(self.backbone)
         with self.mode:
-            return self.permanent + memory(self.learner(steps, estimator), self.episode).peak
-
-    def arithmetic(self, activations: Activations) -> Arithmetic:
-        """Operations of an estimator's building blocks, except pulls."""
-        activations.apply(self.backbone)
-        with self.mode:
-            return arithmetic(self.learner(0, Exact()), self.episode, self._start)
+            return trace(self.learner(steps, estimator), self.episode).peak
 
     def _examples(self, per_class: int) -> Examples:
         shape = (self.options.tasks_per_chunk, self.options.ways * per_class)

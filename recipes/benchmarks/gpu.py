@@ -181,7 +181,7 @@ def large(config: Config, device: torch.device) -> Iterator[Row]:
         else:
             row |= {"seconds": found[1].seconds, "peak GiB": weights + found[1].peak_mib / 1024}
             row |= {k: found[0][k] for k in ("pulls", "loss")}
-        yield row | {"predicted GiB": place.peak(LEAN, keeping, config.large_steps)[0] / GIB}
+        yield row | {"predicted GiB": place.peak(LEAN, keeping, config.large_steps) / GIB}
 
 
 def _allocated(device: torch.device) -> float:
