@@ -43,6 +43,10 @@ def test_a_line_loads_no_more_than_it_needs(line: str, expected: set[str]):
     assert loaded_by(line) == expected
 
 
+def test_learners_load_no_package_that_few_tasks_need():
+    assert not loaded_by("import mtl.fewshot") & {"sklearn", "datasets"}
+
+
 @pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
 def test_lists_of_names_agree(package: ModuleType):
     """Of what is loaded late, what type checkers see, and what is public."""

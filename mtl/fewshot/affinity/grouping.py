@@ -6,7 +6,6 @@ import importlib
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 Method = Literal["spectral", "sdp"]
 
@@ -46,6 +45,8 @@ def _positive(matrix: np.ndarray) -> np.ndarray:
 
 def _cluster(kernel: np.ndarray, count: int) -> np.ndarray:
     """Rows of the ``count`` leading eigenvectors, at unit length, by k-means."""
+    from sklearn.cluster import KMeans  # its import takes as long as torch's
+
     vectors = np.linalg.eigh(kernel)[1][:, -count:]
     rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return KMeans(count, n_init=20, random_state=0).fit_predict(rows)  # pyright: ignore[reportArgumentType]
