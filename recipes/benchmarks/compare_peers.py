@@ -8,8 +8,10 @@ The module is one that knows nothing of this toolkit: a frozen transformer of ti
 shifts after its norms and linear layers and a linear head, called through `torch.func.functional_call`. 5-way 5-shot
 with 75 queries, plain gradient descent on scales, shifts and head, one task, one thread. Every way runs in a process of
 its own, which builds the same problem from the same seed; its gradient is compared with plain PyTorch's. MiB is the
-most resident memory above what the process had before, time is relative to the unrolled gradient and memory to the
-plain first-order one. With both modules and two lengths of the loop half an hour.
+most resident memory above what the process had before, relative to the plain first-order gradient. That gradient is
+also each process's clock, timed in turn with its own: a way's time is counted in first-order gradients beside it, and
+given relative to the unrolled gradient's, so that a machine that grows slower in between does not count. With both
+modules and two lengths of the loop three quarters of an hour.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 from command import Checked, Count, Counts, Device, Folder, Positive, answer
-from measuring import Cost, device_of, measure
+from measuring import Cost, device_of, measure, timed
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -45,7 +47,7 @@ class Config(Checked):
     step_size: Positive = 0.002  # step size of the inner loop
     image_size: Count = 64  # width and height of images, in pixels
     device: Device = ""  # cpu or cuda; the accelerator, if there is one, when empty
-    repeats: Count = 2  # timed runs; the fastest counts
+    repeats: Count = 2  # timed runs of a way and of the clock, in turn; the fastest of each counts
     out: Folder = "runs/compare_estimators"  # folder for peers.csv
     only: str | None = None  # measure one way in this process; used by the benchmark itself
 
@@ -265,22 +267,26 @@ def solve(name: str, model: Modulated, support: Examples, query: Examples, k: in
 
 # --- the comparison ---
 
+UNROLLED, CLOCK = "plain PyTorch, unrolled", "plain PyTorch, first-order"
+
 
 def measure_here(name: str, module: Module, config: Config) -> list[dict[str, Any]]:
     """Seconds, MiB and the gradient of one way, in this process, for each K."""
     torch.set_num_threads(1)
     task, rows = task_of(module, config), []
     for k in config.inner_steps:
-        call = lambda k=k: solve(name, *task, k, config.step_size)  # noqa: E731
-        grads, cost = measure(call, config.repeats, live=False)
-        rows.append(row_of(name, module, k, cost))
+        way, clock = (lambda k=k, n=n: solve(n, *task, k, config.step_size) for n in (name, CLOCK))
+        grads, cost = measure(way, live=False)  # memory, before the clock needs any
+        seconds = [(timed(way)[0], timed(clock)[0]) for _ in range(config.repeats)]
+        rows.append(row_of(name, module, k, cost, *map(min, zip(*seconds, strict=True))))
         gradient = torch.cat([g.detach().flatten().cpu() for g in grads])
         torch.save(gradient, Path(config.out) / f"{module}-{name}-{k}.pt")
     return rows
 
 
-def row_of(name: str, module: Module, k: int, cost: Cost) -> dict[str, Any]:
-    return {"module": module, "library": name, "K": k, "seconds": cost.seconds, "MiB": cost.peak_mib}
+def row_of(name: str, module: Module, k: int, cost: Cost, seconds: float, clock: float) -> dict[str, Any]:
+    row = {"module": module, "library": name, "K": k, "seconds": seconds, "clock": clock}
+    return row | {"MiB": cost.peak_mib}
 
 
 def measure_apart(name: str, module: Module, k: int, config: Config) -> dict[str, Any]:
@@ -341,13 +347,12 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def against(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> dict[str, float]:
     """Beside plain PyTorch at the same K: time to the unrolled gradient's, memory to the first-order one's, error."""
-    unrolled, first_order = "plain PyTorch, unrolled", "plain PyTorch, first-order"
     module, k = row["module"], row["K"]
     beside = {r["library"]: r for r in [*rows, row] if (r["module"], r["K"]) == (module, k)}
-    found, exact = (torch.load(out / f"{module}-{name}-{k}.pt") for name in (row["library"], unrolled))
+    found, exact = (torch.load(out / f"{module}-{name}-{k}.pt") for name in (row["library"], UNROLLED))
     return {
-        "time": row["seconds"] / beside[unrolled]["seconds"],
-        "memory": row["MiB"] / beside[first_order]["MiB"] if beside.get(first_order, {}).get("MiB") else float("nan"),
+        "time": row["seconds"] / row["clock"] / (beside[UNROLLED]["seconds"] / beside[UNROLLED]["clock"]),
+        "memory": row["MiB"] / beside[CLOCK]["MiB"] if beside.get(CLOCK, {}).get("MiB") else float("nan"),
         "cosine": float(torch.cosine_similarity(found, exact, 0)),
         "error": float((found - exact).abs().max() / exact.abs().max()),
     }
