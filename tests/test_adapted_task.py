@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,14 +197,8 @@ def test_files_that_are_something_else(returns, tmp_path):
 def test_tasks_that_cannot_be_kept(returns, tmp_path):
     with pytest.raises(ValueError, match="task=1: there are tasks 0 to 0"):
         returns.save(tmp_path / "x.mtl", task=1)
-    broken = copy.copy(returns)
-    object.__setattr__(
-        broken,
-        "starts",
-        tuple(
-            mtl.fewshot.adapted.Start({k: v * torch.nan for k, v in s.weights.items()}, s.meta) for s in returns.starts
-        ),
-    )
+    starts = tuple(replace(s, weights={k: v * torch.nan for k, v in s.weights.items()}) for s in returns.starts)
+    broken = replace(returns, starts=starts)
     with pytest.raises(ValueError, match="not finite"):
         broken.save(tmp_path / "x.mtl")
     assert not (tmp_path / "x.mtl").exists()

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from mtl.episode import Examples, Inputs, RawInputs
-from mtl.fewshot.adapted_task import AdaptedTask, Part, Standard
+from mtl.fewshot.adapted_task import AdaptedTask, Standard
 from mtl.fewshot.calibration import Calibration
-from mtl.fewshot.choosing import Choice, mix
+from mtl.fewshot.choosing import Choice
 from mtl.fewshot.finite import check_answers
 from mtl.fewshot.kept_examples import write_examples
 from mtl.fewshot.living import AbstractLiving, Recipe, Support
-from mtl.fewshot.model import TaskModel, head_weights, most_likely
+from mtl.fewshot.mixture import Mixture, Start
+from mtl.fewshot.model import TaskModel, most_likely
 from mtl.fewshot.predicting import AbstractPredictor, threshold
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, batches
 from mtl.metagrad.tensors import Tensors
@@ -27,19 +28,6 @@ from mtl.networks.backbones import Backbone, Prepared
 from mtl.networks.backbones.prepared_inputs import examples_per_pass, pieces
 from mtl.networks.merging import Merged, merge
 from mtl.networks.modulation import Modulation
-
-
-@dataclass(frozen=True)
-class Start:
-    """One way of adapting to the tasks.
-
-    Args:
-        weights: fast weights after the inner loop, one row per task.
-        meta: what the inner loop started from.
-    """
-
-    weights: Tensors
-    meta: Tensors
 
 
 @dataclass(frozen=True)
@@ -126,45 +114,14 @@ class Adapted(AbstractPredictor, AbstractLiving):
         """``(tasks, n, ...) -> (tasks, n, ways)``, so many examples at a time as memory for a few is enough."""
         inputs = Inputs.of(inputs)
         size = None if self.model.backbone.execution.lockstep else examples_per_pass(inputs)
-        found = [self._logits(piece) for piece in pieces(inputs, size)]
+        found = [self._mixture.logits(piece) for piece in pieces(inputs, size)]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
-    @torch.no_grad()
-    def _logits(self, inputs: Inputs) -> Tensor:
-        inputs, backbone = inputs.to(self.model.device), self.model.backbone
-        # What all candidates have in common is computed once: with nothing modulated, the whole network.
-        asked = backbone.prepare(inputs) if len(self._parts) > 1 else inputs
-        found = []
-        for part, seen in zip(self._parts, self._seen, strict=True):
-            features = self.model.features(asked, part.weights, part.meta)
-            support = (seen, self.support.labels)
-            found.append(self.model.logits(features, support, self.ways, part.weights, part.meta))
-        return found[0] if len(found) == 1 else mix(torch.stack(found), self._mixture)
-
     @cached_property
-    def _counted(self) -> list[int]:
-        """Candidates that count in some task."""
-        return [0] if self.choice is None else (self.choice.weights > 0).any(0).nonzero().flatten().tolist()
-
-    @property
-    def _parts(self) -> list[Start]:
+    def _mixture(self) -> Mixture:
+        """The candidates that count."""
         starts = self.starts or (Start(self.weights, self.meta),)
-        return [starts[i] for i in self._counted]
-
-    @property
-    def _mixture(self) -> Tensor:
-        """Weight of every part, ``(tasks, parts)``."""
-        one = torch.ones(len(self.support.labels), 1)
-        return one if self.choice is None else self.choice.weights[:, self._counted]
-
-    @cached_property
-    @torch.no_grad()
-    def _seen(self) -> list[Tensor | None]:
-        """Features of the support set, part by part, which every prediction reads; None where the head does not."""
-        if not self.model.head.needs_support:
-            return [None] * len(self._parts)
-        prepared = self.readout or self.model.backbone.prepare(self.support.inputs)
-        return [self.model.features(prepared, part.weights, part.meta) for part in self._parts]
+        return Mixture.of(self.model, self.support, self.ways, starts, self.choice, self.readout)
 
     def predict(
         self,
@@ -265,7 +222,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
     @property
     def modulation(self) -> Modulation:
         """Scale and shift of every task that the generator led to, ``(tasks, sites + features)``."""
-        return self._modulation(Start(self.weights, self.meta))
+        return self.model.generator.modulation(self.weights, self.meta)
 
     @property
     def adapted_values(self) -> int:
@@ -287,16 +244,14 @@ class Adapted(AbstractPredictor, AbstractLiving):
         """
         if self.model.generator.standard.even:
             raise ValueError("levels of one size are no linear map of features; keep predicting with the learner")
-        backbone, head = self.model.backbone, self.model.head
-        counted = self._counted_of(task)
+        backbone, head, counted = self.model.backbone, self.model.head, self._mixture.of_task(task)
         if len(counted) > 1 and (backbone.sites or not head.keeps_logits):
             why = f"{self.choice}: a mixture of {'several networks' if backbone.sites else 'such classifiers'}"
             raise ValueError(f"{why} is no single one; adapt(support, cross_validate=False) to export the generator's")
-        linear = [self._classifier(part, seen, task, w).linear() for part, seen, w in counted]
-        weight, bias = (torch.stack(of_parts).sum(0) for of_parts in zip(*linear, strict=True))
+        weight, bias = self._mixture.linear(task)
         if not bool(torch.cat([weight.flatten(), bias.flatten()]).isfinite().all()):
             raise ValueError(f"task {task} is not finite, so there is nothing to export; predict() says what is wrong")
-        modulation, sites = self._modulation(counted[0][0]), backbone.modulation_width
+        modulation, sites = self._mixture.modulation(counted[0].start), backbone.modulation_width
         merged = merge(backbone, Modulation(modulation.scale[:, :sites], modulation.shift[:, :sites]), task)
         return merged, weight, bias
 
@@ -308,7 +263,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
         """
         if not 0 <= task < (tasks := len(self.support.labels)):
             raise ValueError(f"task={task}: there are tasks 0 to {tasks - 1}")
-        parts = Part.total([self._part(part, seen, task, w) for part, seen, w in self._counted_of(task)])
+        parts = self._mixture.parts(task)
         if not all(bool(v.isfinite().all()) for part in parts for v in part.tensors.values()):
             raise ValueError(f"task {task} is not finite, so there is nothing to keep; predict() says what is wrong")
         generator, backbone = self.model.generator, self.model.backbone
@@ -349,51 +304,7 @@ class Adapted(AbstractPredictor, AbstractLiving):
         """
         write_examples(Path(path), self.model.backbone, self._support())
 
-    def _counted_of(self, task: int) -> list[tuple[Start, Tensor | None, float]]:
-        """Candidates that count in a task, what they make of the support set, and their weights."""
-        mixture = self._mixture[task].tolist()
-        return [(part, seen, w) for part, seen, w in zip(self._parts, self._seen, mixture, strict=True) if w > 0]
-
     def _chosen(self, task: int) -> dict[str, Any]:
         if self.choice is None:
             return {}
         return {"choice": {row.name: round(row.weight, 4) for row in self.choice.rows(task) if row.weight > 0}}
-
-    def _part(self, part: Start, seen: Tensor | None, task: int, weight: float) -> Part:
-        head, sites = self.model.head, self.model.backbone.modulation_width
-        if not (head.keeps_logits or head.unit_length):
-            kind = f"a {type(head).__name__} head, which says neither keeps_logits nor unit_length"
-            raise ValueError(
-                f"no linear classifier is known to have the logits of {kind}; keep the adapted task itself"
-            )
-        found = self._classifier(part, seen, task, weight)
-        if head.keeps_logits:
-            found = Part(*found.linear())
-        if not sites:
-            return found
-        modulation = self._modulation(part)
-        return replace(found, scale=modulation.scale[task, :sites], shift=modulation.shift[task, :sites])
-
-    def _classifier(self, part: Start, seen: Tensor | None, task: int, weight: float) -> Part:
-        """One candidate of one task as a linear classifier of pooled features, which are scaled and shifted before."""
-        modulation, sites = self._modulation(part), self.model.backbone.modulation_width
-        of_features = (v[task, sites:] for v in (modulation.scale, modulation.shift))
-        w, b = (v[task] * weight for v in self._head_as_linear(part, seen))
-        return Part(w, b, None, None, *of_features, unit=self.model.head.unit_length)
-
-    def _modulation(self, part: Start) -> Modulation:
-        return self.model.generator.modulation(part.weights, part.meta)
-
-    @torch.no_grad()
-    def _head_as_linear(self, part: Start, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight and bias of one candidate of all tasks, on the modulated features that the head sees."""
-        head = self.model.head
-        features = self.model.features(self.support.inputs, part.weights, part.meta) if seen is None else seen
-        linear = head.as_linear(head_weights(part.weights), (features, self.support.labels), self.ways)
-        if linear is None:
-            kind = f"a {type(head).__name__} head"
-            raise ValueError(f"no linear classifier predicts the same as {kind}; keep predicting with the learner")
-        weight, bias = linear
-        if (factor := self.model.generator.logit_scale(part.meta)) is not None:
-            weight, bias = weight * factor.view(-1, 1, 1), bias * factor.view(-1, 1)
-        return weight, bias

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtl.episode import Episode, Examples
-from mtl.fewshot.adapted import Adapted, Start
+from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.calibration import calibrations_of
 from mtl.fewshot.choosing import by_head_start, by_left_out, candidates, leave_out, mix
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
@@ -21,6 +21,7 @@ from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
 from mtl.fewshot.living import Recipe, Support, kept, read_support
 from mtl.fewshot.many import ManyAdapted, adapt_to_many
+from mtl.fewshot.mixture import Start
 from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy, with_step_sizes
 from mtl.fewshot.raw_items import ITEMS_PER_PASS, count_ways, labelled
 from mtl.metagrad import tensors
