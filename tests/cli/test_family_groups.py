@@ -73,7 +73,8 @@ def test_a_generator_for_each_group(notes: Path, here: Path, encoder: str, capsy
     nats = {
         g: float(line.split()[-2]) for line in said.splitlines() for g in groups if line.startswith(f"{g}: left-out")
     }
-    assert f"by {min(nats, key=nats.__getitem__)}" in said.splitlines()
+    least = {f"by {g}" for g, loss in nats.items() if loss == min(nats.values())}  # printed alike, they may differ
+    assert least & set(said.splitlines())
     with pytest.raises(SystemExit):
         main([*adapt.replace("t.mtl", "u.mtl").split(), "--no-cross-validate"])
     assert "or name one, such as run/group-1/channelwise/final" in capsys.readouterr().err
