@@ -34,6 +34,7 @@ from helpers import transfer_data, transfer_report
 from helpers.source_head import source_head
 from helpers.transfer_runs import (
     KEPT,
+    SEARCHED,
     SMALL,
     Run,
     Training,
@@ -82,7 +83,8 @@ class Config(Checked):
     betas: Positives = (1.0, 3.0, 10.0, 30.0)  # weights of the matching loss to tune over
     inner_lrs: Positives = (0.01,)  # step sizes of virtual steps to tune over
     meta_lrs: Positives = (0.001, 0.003)  # step sizes of Adam on the meta-networks to tune over
-    search: Count = 24  # weights of pairs to try for "searched pairs", judged on validation images
+    # weights of pairs to try: "searched pairs" are the best on validation images, "oracle pairs" those on test images
+    search: Count = 24
     seen: Annotated[transfer_data.Seen, tyro.conf.OmitArgPrefixes] = field(default_factory=transfer_data.Seen)
     sizes: transfer_data.PartSizes = field(default_factory=transfer_data.PartSizes)  # images per class of each part
     training: Training = field(default_factory=Training)  # training of the target, the same for every method
@@ -169,9 +171,10 @@ class Bench:
         for regulariser, name in {"last": "last stage", "all": "all pairs", "attention": "attention transfer"}.items():
             if regulariser in asked:
                 betas[regulariser] = self._best([replace(plain, method=name, beta=b) for b in c.betas])
-        if "given" in asked:
+        for name in (n for n in wanted if n in SEARCHED):
             tried = candidates(c.stages, c.search, TUNING_SEED)
-            betas["given"] = self._best([replace(betas["all"], method="searched pairs", pairs=p) for p in tried])
+            runs = [replace(betas["all"], method="searched pairs", pairs=p) for p in tried]
+            betas[name] = self._best(runs, SEARCHED[name])
         if "learned" in asked:
             start = replace(betas["all"], method="rematerialised", inner_steps=c.inner_steps[0])
             lower = [b for b in c.betas if b < start.beta and not c.training.fixed_total]  # weights can raise the total
@@ -184,7 +187,7 @@ class Bench:
                 learned = name != HEAD and table[name].regulariser == "learned"
                 if i >= len(c.seeds) and not (learned and name in c.main):
                     continue
-                best = betas["none" if name == HEAD else table[name].regulariser]
+                best = betas.get(name) or betas["none" if name == HEAD else table[name].regulariser]
                 runs.append(replace(best, method=name, inner_steps=k if learned else 0, seed=seed))
         return runs
 
@@ -197,9 +200,9 @@ class Bench:
             for r in learned
         ]
 
-    def _best(self, runs: list[Run]) -> Run:
-        rows = self.rows(runs) if len(runs) > 1 else [{"validation": 0.0}]
-        return max(zip(runs, rows, strict=True), key=lambda pair: pair[1]["validation"])[0]
+    def _best(self, runs: list[Run], by: str = "validation") -> Run:
+        rows = self.rows(runs) if len(runs) > 1 else [{by: 0.0}]
+        return max(zip(runs, rows, strict=True), key=lambda pair: pair[1][by])[0]
 
     def _do(self, run: Run) -> None:
         file = self._file(run)

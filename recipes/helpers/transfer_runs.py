@@ -40,6 +40,10 @@ Make = Callable[[int], mtl.metagrad.AbstractEstimator]
 """K to an estimator."""
 
 
+SEARCHED = {"searched pairs": "validation", "oracle pairs": "accuracy"}
+"""Weights of pairs out of :func:`candidates`, by the images that choose: the oracle's are those of the test."""
+
+
 @dataclass(frozen=True)
 class Method:
     """What pulls the target towards its source, and who trains that.
@@ -74,7 +78,7 @@ def methods(window: int) -> dict[str, Method]:
         "all pairs": Method("all"),
         "all pairs, held-out too": Method("all", parts=both),
         "attention transfer": Method("attention"),
-        "searched pairs": Method("given"),
+        **{name: Method("given") for name in SEARCHED},
     }
     coarse = {"fewer, larger steps": Method("learned", learned["rematerialised"], coarse=True)}
     kept = {k + KEPT: Method("given") for k in ("rematerialised", "windowed, adaptive")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import timm
 import torch
 from assets import pretrain_scans
 from helpers import transfer_data, transfer_report
-from helpers.transfer_runs import candidates
+from helpers.transfer_runs import SEARCHED, candidates
 from PIL import Image
 from safetensors.torch import load_file
 from small_data import pictures
@@ -113,13 +114,16 @@ def test_a_pool_without_labels_shares_of_pairs_and_a_search(tmp_path):
     config = ["--data", own, "--source", "mtl/glyphs", "--img-size", "16", "--views", "2", "--sides", "4", "2", "1",
               "--sizes.pool", "1", "--training.fixed-total", "--training.learn", "pairs", "--training.hold", "2",
               "--training.optimizer", "adamw", "--training.inner-optimizer", "adam", "--search", "3"]  # fmt: skip
-    names = ("rematerialised", "first-order", "all pairs", "searched pairs", "from scratch", "source, new head")
+    names = ("rematerialised", "first-order", "all pairs", *SEARCHED, "from scratch", "source, new head")
     rows = {r["method"]: r for r in little_transfer(tmp_path / "run", *config, "--only", *names)}
     where = torch.tensor(rows["rematerialised"]["where"])
     assert where.mean() == pytest.approx(1, abs=1e-5)
     assert where.std() > 1e-3
     assert rows["first-order"]["right"] == rows["all pairs"]["right"], "zero gradients leave every pair alike"
-    assert sum(rows["searched pairs"]["pairs"]) == pytest.approx(9, abs=1e-3)
+    tried = [json.loads(f.read_text()) for f in (tmp_path / "run" / "runs").glob("searched-*-seed1000-*.json")]
+    for name, by in SEARCHED.items():
+        assert sum(rows[name]["pairs"]) == pytest.approx(9, abs=1e-3)
+        assert rows[name]["pairs"] in [t["pairs"] for t in tried if t[by] == max(t[by] for t in tried)]
 
 
 def test_a_difference_is_paired_by_seed_and_has_the_wider_interval():
