@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from helpers.readouts import Data, Network, open_network
@@ -31,7 +33,7 @@ from helpers.sweeps import NINE, last_block, swept
 
 import mtl
 from mtl.cli.answers import answer
-from mtl.cli.options import Checked, Count, CountList, CountOrZero, Counts, Folder, Positive, Positives, Seed
+from mtl.cli.options import Checked, Count, CountList, CountOrZero, Counts, Folder, Positive, Positives, Seeds
 from mtl.fewshot import Method, Setup, choose_baselines, tune_baselines
 from mtl.fewshot.baselines.fine_tuning import scale_and_shift
 from mtl.tools.comparison import MethodResult
@@ -64,7 +66,7 @@ class Config(Checked):
     sweep: Positives = NINE  # Adam's step sizes to choose from
     baselines: tuple[str, ...] = ("ridge_all", "logistic_all", "logistic")  # rows of the table
     cross_validate: bool = False  # a row more: the loop, stopped where left-out labels say; ten times as slow
-    seed: Seed = 0  # of weights and episodes
+    seeds: Seeds = (0,)  # of weights and training episodes; accuracies of what is trained are means over them
 
     @property
     def load_options(self) -> dict[str, Any]:
@@ -78,10 +80,10 @@ def main(config: Config) -> list[mtl.Comparison]:
     divided = config.data.one_kind()
     print("\n".join(divided.report))
     network = open_network(config.backbone, config.data, divided, **config.load_options)
-    refined, closed = train(network, config)
+    trained = {folder_of(config, seed): train(network, config, seed) for seed in config.seeds}
     found, text = list[mtl.Comparison](), ""
     for shots in config.shots:
-        comparisons = compare(network, refined, closed, config, shots)
+        comparisons = compare(network, trained, config, shots)
         found += comparisons
         text += "".join(f"\n{c.table(markdown=True)}\n" for c in comparisons)
         write_whole(Path(config.out) / "finetune.md", text.encode())
@@ -95,19 +97,28 @@ def main(config: Config) -> list[mtl.Comparison]:
 # --- meta-training ---------------------------------------------------------------------------------------------------
 
 
-def train(network: Network, config: Config) -> tuple[mtl.MetaLearner, mtl.MetaLearner]:
-    """The rule with its loop, and the rule alone after as many outer steps."""
-    torch.manual_seed(config.seed)
+Trained = tuple[mtl.MetaLearner, mtl.MetaLearner]
+"""The rule with its loop, and the rule alone after as many outer steps."""
+
+
+def folder_of(config: Config, seed: int) -> Path:
+    """Of one training; the first has no folder of its own, so that its generator is found in the same place."""
+    return Path(config.out) / ("" if seed == config.seeds[0] else f"seed-{seed}")
+
+
+def train(network: Network, config: Config, seed: int) -> Trained:
+    torch.manual_seed(seed)
+    run = partial(_train, network=network, config=config, seed=seed)
     rule = learner(network, "channelwise", 0)
     if config.warm_steps:
-        rule = _train(rule, network, config, "rule", config.warm_steps, config.outer_lr)
+        rule = run(rule, name="rule", steps=config.warm_steps, lr=config.outer_lr)
     closed, refined = learner(network, "channelwise", 0), learner(network, "refined", config.inner_steps)
     closed.generator.load_state_dict(rule.generator.state_dict())
     assert isinstance(refined.generator, mtl.fewshot.Refined)
     assert isinstance(rule.generator, mtl.ChannelWise)
     refined.generator.start_from(rule.generator, keep=True)
-    looped = _train(refined, network, config, "refined", config.steps, config.loop_lr)
-    return looped, _train(closed, network, config, "closed", config.steps, config.outer_lr / 2)
+    looped = run(refined, name="refined", steps=config.steps, lr=config.loop_lr)
+    return looped, run(closed, name="closed", steps=config.steps, lr=config.outer_lr / 2)
 
 
 def learner(network: Network, kind: str, steps: int) -> mtl.MetaLearner:
@@ -117,11 +128,11 @@ def learner(network: Network, kind: str, steps: int) -> mtl.MetaLearner:
 
 
 def _train(
-    learner: mtl.MetaLearner, network: Network, config: Config, name: str, steps: int, lr: float
+    learner: mtl.MetaLearner, network: Network, config: Config, seed: int, name: str, steps: int, lr: float
 ) -> mtl.MetaLearner:
     """The best of a training by validation tasks."""
     block = config.tasks_per_step
-    tasks = [network.tasks("train", s, config.queries, config.seed) for s in config.training_shots]
+    tasks = [network.tasks("train", s, config.queries, seed) for s in config.training_shots]
     held_out = [network.tasks("val", s, config.queries) for s in config.validation_shots]
     settings = mtl.TrainingConfig(
         steps=steps,
@@ -135,7 +146,7 @@ def _train(
         save_every=25,
         self_check=False,
     )
-    folder = Path(config.out) / name
+    folder = folder_of(config, seed) / name
     best = mtl.train(learner, mtl.Alternating(tasks, block), mtl.Alternating(held_out, block), settings, folder)
     mtl.save_pretrained(best, folder / "final")
     return best
@@ -144,43 +155,60 @@ def _train(
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
-def compare(
-    network: Network, refined: mtl.MetaLearner, closed: mtl.MetaLearner, config: Config, shots: int
-) -> list[mtl.Comparison]:
+def compare(network: Network, trained: dict[Path, Trained], config: Config, shots: int) -> list[mtl.Comparison]:
     """All methods on many tasks; the loop and the sweep on the first of these."""
-    folder, table = f"{config.out}/comparison", choose_baselines(*config.baselines)
-    methods, _ = tune_baselines(
+    tests = network.tasks("test", shots, config.queries)
+    setting = f"{config.backbone}, {config.data.ways}-way {shots}-shot"
+
+    def on(methods: Sequence[Method], count: int, setting: str, place: Path = Path(config.out)) -> mtl.Comparison:
+        tasks = mtl.data.EvaluationTasks(tests, count)
+        folder = place / "comparison"
+        found = mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=setting, folder=folder, tasks_per_chunk=4)
+        return replace(found, unseen=tests.unseen)
+
+    def trained_on(count: int, setting: str, first: int | None = None) -> mtl.Comparison:
+        """The first methods of every training, or all of them, and their means."""
+        found = [on(of_training(*t, config)[:first], count, setting, place) for place, t in trained.items()]
+        return replace(found[0], rows=tuple(map(mean, zip(*(c.rows for c in found), strict=True))))
+
+    def beside(ours: mtl.Comparison, others: mtl.Comparison) -> mtl.Comparison:
+        return replace(ours, rows=(*ours.rows, *others.rows))
+
+    baselines, _ = tune_baselines(
         network.backbone,
         network.tasks("val", shots, config.queries),
-        table=table,
+        table=choose_baselines(*config.baselines),
         episodes=config.tuning_episodes,
         statistics=network.statistics,
-        folder=folder,
+        folder=f"{config.out}/comparison",
     )
-    ours = [
+    others = [mtl.learner_method(ready(network), "ready generator"), *baselines]
+    found = [beside(trained_on(n := config.test_episodes, setting), on(others, n, setting))]
+    if n := config.sweep_episodes:
+        sweep = swept(Setup(network.backbone, config.inner_steps, network.statistics), scale_and_shift, config.sweep)
+        said = f"{setting}, with a sweep"
+        found.append(beside(trained_on(n, said, first=1), on([sweep], n, said)))
+    if n := config.inside_episodes:
+        said = f"{setting}, with a sweep inside the network"
+        found.append(beside(trained_on(n, said, first=1), inside(network, config, shots)))
+    return found
+
+
+def of_training(refined: mtl.MetaLearner, closed: mtl.MetaLearner, config: Config) -> list[Method]:
+    return [
         mtl.learner_method(refined, "refined"),
         *([mtl.learner_method(refined, "cross-validated", cross_validate=True)] if config.cross_validate else []),
         mtl.learner_method(refined, "refined", steps=0),
         mtl.learner_method(closed, "closed form, trained as long"),
-        mtl.learner_method(ready(network), "ready generator"),
     ]
-    tests = network.tasks("test", shots, config.queries)
-    setting = f"{config.backbone}, {config.data.ways}-way {shots}-shot"
 
-    def on(methods: Sequence[Method], count: int, setting: str) -> mtl.Comparison:
-        tasks = mtl.data.EvaluationTasks(tests, count)
-        found = mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=setting, folder=folder, tasks_per_chunk=4)
-        return replace(found, unseen=tests.unseen)
 
-    found = [on([*ours, *methods], config.test_episodes, setting)]
-    if config.sweep_episodes:
-        setup = Setup(network.backbone, config.inner_steps, network.statistics)
-        rows = [ours[0], swept(setup, scale_and_shift, config.sweep)]
-        found.append(on(rows, config.sweep_episodes, f"{setting}, with a sweep"))
-    if config.inside_episodes:
-        first = on(ours[:1], config.inside_episodes, f"{setting}, with a sweep inside the network")
-        found.append(replace(first, rows=(*first.rows, *inside(network, config, shots))))
-    return found
+def mean(rows: Sequence[MethodResult]) -> MethodResult:
+    """One method after several trainings, on the same tasks."""
+    if len(rows) == 1:
+        return rows[0]
+    accuracy, seconds = (np.mean(v, 0) for v in zip(*((r.accuracy, r.seconds_per_task) for r in rows), strict=True))
+    return replace(rows[0], accuracy=accuracy, seconds_per_task=float(seconds), answers=None)
 
 
 def ready(network: Network) -> mtl.MetaLearner:
@@ -190,7 +218,7 @@ def ready(network: Network) -> mtl.MetaLearner:
     return learner
 
 
-def inside(network: Network, config: Config, shots: int) -> tuple[MethodResult, ...]:
+def inside(network: Network, config: Config, shots: int) -> mtl.Comparison:
     """Tuning of the last block, at rates swept task by task, on the same tasks; what is below is computed once."""
     backbone = mtl.load_backbone(config.backbone, last_k=1, **config.load_options)
     rows = mtl.data.InputCache(backbone.precompute, folder=config.data.cache_dir, version=backbone.cache_key())
@@ -200,7 +228,7 @@ def inside(network: Network, config: Config, shots: int) -> tuple[MethodResult, 
     methods = [replace(m, name=f"{m.name}, last block") for m in methods[:1]] + methods[1:]
     tasks = mtl.data.EvaluationTasks(tests, config.inside_episodes)
     folder = f"{config.out}/comparison"
-    return mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=f"{shots}-shot, inside", folder=folder).rows
+    return mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=f"{shots}-shot, inside", folder=folder)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import finetune
+import numpy as np
 import pytest
 import torch
 from helpers import sweeps
@@ -78,6 +79,21 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     assert (learner.inner_steps, type(learner.generator)) == (2, mtl.fewshot.Refined)
     again = finetune.main(replace(config, shots=(3,)))
     assert (again[0].rows[0].accuracy == found[3].rows[0].accuracy).all()
+    [both] = finetune.main(replace(config, shots=(3,), sweep_episodes=0, inside_episodes=0, seeds=(0, 1)))
+    assert [r.method for r in both.rows] == [r.method for r in found[3].rows]
+    first, second = (mtl.from_pretrained(tmp_path / "out" / place / "refined" / "final") for place in (".", "seed-1"))
+    alike = [a.equal(b) for a, b in zip(first.generator.parameters(), second.generator.parameters(), strict=True)]
+    assert not all(alike), "each seed trains its own"
+
+
+def test_what_several_trainings_say_is_their_mean_on_every_task():
+    rows = [
+        mtl.tools.MethodResult("refined", "ours", np.array(a), s, 7) for a, s in (([0.2, 1], 1.0), ([0.6, 0.5], 3.0))
+    ]
+    found = finetune.mean(rows)
+    assert found.accuracy.tolist() == [0.4, 0.75]
+    assert (found.seconds_per_task, found.adapted_values) == (2.0, 7)
+    assert finetune.mean(rows[:1]) is rows[0]
 
 
 def test_data_is_needed():
