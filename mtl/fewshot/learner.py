@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
-from copy import copy
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +11,19 @@ from torch import Tensor
 
 from mtl.episode import Episode, Examples
 from mtl.fewshot.adapted import Adapted
-from mtl.fewshot.calibration import calibrations_of
-from mtl.fewshot.choosing import by_head_start, by_left_out, candidates, leave_out, mix
+from mtl.fewshot.adapting import KERNELS, Adaptation, InnerLoop
 from mtl.fewshot.generators import AbstractGenerator, SupportView, make_generator
 from mtl.fewshot.heads import AbstractHead, CentredRidge, Cosine
-from mtl.fewshot.lite import lite_examples as draw_lite_examples
-from mtl.fewshot.living import Recipe, Support, kept, read_support
+from mtl.fewshot.living import Support, read_support
 from mtl.fewshot.many import ManyAdapted, adapt_to_many
-from mtl.fewshot.mixture import Start
-from mtl.fewshot.model import QueryLoss, TaskModel, check_part, cross_entropy, with_step_sizes
-from mtl.fewshot.raw_items import ITEMS_PER_PASS, count_ways, labelled
+from mtl.fewshot.model import QueryLoss, TaskModel, check_part, with_step_sizes
+from mtl.fewshot.raw_items import ITEMS_PER_PASS, labelled
 from mtl.metagrad import tensors
 from mtl.metagrad.estimators import AbstractEstimator, MetaGradient, Windowed
 from mtl.metagrad.optimizers import AbstractInnerOptimizer
-from mtl.metagrad.problem import InnerProblem, solve, without_overflow
+from mtl.metagrad.problem import InnerProblem, without_overflow
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Backbone, Prepared
-from mtl.networks.modulation import CopyableLock
-
-# PyTorch chooses the kernel of attention for the whole process, and second derivatives need a certain one: a training
-# step of another thread must not change it between a forward pass and its recomputation.
-_KERNELS = CopyableLock()
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ class MetaLearner:
         meta = self.generator.for_training(self.view(episode.support, prepared, episode.ways))
         problem = self.problem(episode, prepared)
         estimate = lambda problem: self.estimator(problem, tensors.detach(meta))  # noqa: E731
-        with _KERNELS:
+        with KERNELS:
             found, problem, finite = without_overflow(problem, estimate, lambda g: [g.losses, *g.grads.values()])
         if finite:
             if (scale := problem.execution.loss_scale) is not None:
@@ -166,8 +155,7 @@ class MetaLearner:
             prepared: the support inputs from :meth:`Backbone.prepare`, where they are used for other passes too.
             ways: number of classes; by default counted, which waits for the device.
         """
-        features, activations = self.backbone.observe(prepared or support.inputs)
-        return SupportView(features, activations, support.labels, ways or int(support.labels.max()) + 1)
+        return self.model.view(support, prepared, ways)
 
     def problem(self, episode: Episode, prepared: Prepared | None = None) -> InnerProblem:
         """The inner problem of a batch of equal-shaped episodes.
@@ -175,22 +163,7 @@ class MetaLearner:
         Args:
             prepared: see :meth:`view`.
         """
-        labels, ways, model = episode.support.labels, episode.ways, self.model
-        # Every inner step and pull reads the same support set, so what lies below the first site is computed once.
-        support = self.backbone.prepare(prepared or episode.support.inputs)
-        lite = draw_lite_examples(episode.support, self.lite_examples)
-
-        def init(meta: Tensors) -> Tensors:
-            return model.initial_weights(support, labels, ways, meta, lite(0))
-
-        def inner_loss(weights: Tensors, meta: Tensors, step: int) -> Tensor:
-            return cross_entropy(model.support_logits(support, labels, ways, weights, meta, lite(step)), labels)
-
-        def query_logits(weights: Tensors, meta: Tensors) -> Tensor:
-            return model.outer_logits(support, labels, ways, episode.query.inputs, weights, meta)
-
-        outer_loss = QueryLoss(query_logits, episode.query.labels)
-        return InnerProblem(init, inner_loss, outer_loss, self.inner_steps, self.optimizer, self.backbone.execution)
+        return self._loop().problem(episode, prepared)
 
     def meta_gradient(self, episode: Episode, meta: Tensors) -> MetaGradient:
         """The estimator's gradient on a batch of episodes, with respect to the ``meta`` that the generator emitted."""
@@ -227,8 +200,18 @@ class MetaLearner:
             ValueError: fewer than two classes, or a class without examples; ``meta`` together with ``cross_validate``
                 or ``calibrate``.
         """
+        if meta is not None and cross_validate:
+            raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
+        if meta is not None and calibrate:
+            raise ValueError(
+                "adapt(meta=..., calibrate=True): left-out examples need a start of their own in each fold"
+            )
+        adaptation = self.adaptation(steps, cross_validate, calibrate)
         with torch.inference_mode(False), torch.no_grad():  # the inner loop needs gradients
-            return self._adapt(support, steps, meta, cross_validate, calibrate)
+            given = Support((), support) if isinstance(support, Examples) else read_support(self.backbone, support)
+            adapted = adaptation(given) if meta is None else adaptation.from_meta(given, meta)
+        self._last = self._here.last = adapted
+        return adapted
 
     def adapt_many(
         self,
@@ -262,81 +245,16 @@ class MetaLearner:
         Raises:
             ValueError: there is no task, or none could be adapted to.
         """
-        options = {"steps": steps, "cross_validate": cross_validate, "calibrate": calibrate}
-        adapt = partial(self._alone().adapt_to, meta=None, **options)
+        adaptation = self.adaptation(steps, cross_validate, calibrate)
         with torch.inference_mode(False), torch.no_grad():
-            return adapt_to_many(self.backbone, adapt, tasks, cross_validate or calibrate, batch_size, progress)
+            return adapt_to_many(adaptation, tasks, batch_size, progress)
 
-    def _adapt(
-        self, support: Any, steps: int | None, meta: Tensors | None, cross_validate: bool, calibrate: bool
-    ) -> Adapted:
-        if meta is not None and cross_validate:
-            raise ValueError("adapt(meta=..., cross_validate=True): meta is one start, and several are to be compared")
-        if meta is not None and calibrate:
-            raise ValueError(
-                "adapt(meta=..., calibrate=True): left-out examples need a start of their own in each fold"
-            )
-        given = Support((), support) if isinstance(support, Examples) else read_support(self.backbone, support)
-        return self.adapt_to(given, steps, meta, cross_validate, calibrate)
+    def adaptation(self, steps: int | None = None, cross_validate: bool = False, calibrate: bool = False) -> Adaptation:
+        """How :meth:`adapt` adapts: a function of examples, which shares no memory of the last task."""
+        return Adaptation(self._loop(steps), cross_validate, calibrate)
 
-    def adapt_to(
-        self, given: Support, steps: int | None, meta: Tensors | None, cross_validate: bool, calibrate: bool = False
-    ) -> Adapted:
-        """:meth:`adapt` to examples of which something is known already, without gradients outside."""
-        ways = count_ways(given.examples.labels)
-        support = given.examples.to(self.device).map(tensors.usable)
-        prepared = self.backbone.prepare(given.prepared or support.inputs)
-        view = self._standardised(self.view(support, prepared, ways), given) if meta is None else None
-        found: Tensors = self.generator(view) if meta is None else meta
-        # Copies, because some are the generator's own parameters, which may be trained further.
-        emitted = {k: v.detach().clone() for k, v in found.items()}
-        start = lambda meta: Start(self._solve(prepared, support.labels, ways, meta, steps), meta)  # noqa: E731
-        tries = partial(candidates, self.generator) if cross_validate else lambda meta: {"generator": meta}
-        tried = tries(emitted)
-        choice, calibrations = None, ()
-        if view is not None and (cross_validate or calibrate):
-            left_out = leave_out(self.model, view, prepared, tries, partial(self._solve, steps=steps))
-            choice = by_left_out(tuple(tried), left_out) if left_out else by_head_start(tuple(tried), len(view.labels))
-            mixed = left_out and left_out._replace(logits=mix(left_out.logits, choice.weights))
-            calibrations = calibrations_of(mixed, len(view.labels))
-        starts = tuple(start(meta) for meta in tried.values())
-        readout = None if self.backbone.sites else prepared
-        recipe = self._recipe(given, prepared, steps, cross_validate, calibrate) if view is not None else None
-        choice, weights, names = choice if cross_validate else None, starts[-1].weights, given.names
-        adapted = Adapted(
-            self.model, support, ways, weights, emitted, names, choice, starts, readout, recipe, calibrations
-        )
-        self._last = self._here.last = adapted
-        return adapted
-
-    def _standardised(self, view: SupportView, given: Support) -> SupportView:
-        if given.background is None:
-            return view
-        return replace(view, standard=self.generator.standard.of_support(view.features, given.background))
-
-    def _recipe(
-        self, given: Support, prepared: Prepared, steps: int | None, cross_validate: bool, calibrate: bool
-    ) -> Recipe:
-        options = {"steps": steps, "cross_validate": cross_validate, "calibrate": calibrate}
-        again = partial(self._alone().adapt_to, meta=None, **options)
-        return Recipe(again, kept(self.backbone, prepared), given.background)
-
-    def _alone(self) -> MetaLearner:
-        """One that shares all but the memory of the last task."""
-        alone = copy(self)
-        alone._last = None
-        return alone
-
-    def _solve(self, prepared: Prepared, labels: Tensor, ways: int, meta: Tensors, steps: int | None) -> Tensors:
-        """Fast weights after the inner loop."""
-        support = Examples(prepared.inputs, labels)
-        problem = self.problem(Episode(support, support, ways), prepared)
-        problem = problem if steps is None else replace(problem, num_steps=steps)
-        options = self.backbone.options
-        recomputes = options.checkpoint_blocks or options.examples_per_chunk is not None
-        with _KERNELS if recomputes else nullcontext():
-            weights, *_ = without_overflow(problem, lambda p: solve(p, meta), lambda weights: weights.values())
-        return weights
+    def _loop(self, steps: int | None = None) -> InnerLoop:
+        return InnerLoop(self.model, self.inner_steps if steps is None else steps, self.optimizer, self.lite_examples)
 
     def predict(self, inputs: Any, *, batch_size: int = ITEMS_PER_PASS, progress: bool = True) -> Any:
         """Predictions of the task last adapted to, see :meth:`Adapted.predict`.

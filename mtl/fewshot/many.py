@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from mtl.episode import Examples, Inputs
 from mtl.fewshot.adapted import Adapted
+from mtl.fewshot.adapting import Adaptation
 from mtl.fewshot.choosing import MOST_FOLDS
 from mtl.fewshot.living import Support
 from mtl.fewshot.many_items import SupportReader
+from mtl.fewshot.moments import Moments
 from mtl.fewshot.raw_items import BAR_DELAY
 from mtl.networks.backbones import Backbone
 from mtl.tools.hints import did_you_mean
@@ -92,31 +94,23 @@ def tasks_by_name(tasks: Any) -> dict[str, Any]:
 
 
 def adapt_to_many(
-    backbone: Backbone,
-    adapt: Callable[[Support], Adapted],
-    tasks: Any,
-    folds: bool,
-    batch_size: int,
-    progress: bool,
-    **known: Any,
+    adaptation: Adaptation, tasks: Any, batch_size: int, progress: bool, background: Moments | None = None
 ) -> ManyAdapted:
     """Read the items of all tasks in full batches, and adapt to tasks of equal sizes together.
 
     Args:
-        adapt: to one batch of tasks.
         tasks: see :func:`tasks_by_name`.
-        folds: whether it leaves out examples.
-        known: of the :class:`Support` of every task.
+        background: of the :class:`Support` of every task.
 
     Raises:
         ValueError: not one task could be adapted to.
     """
-    given = tasks_by_name(tasks)
+    given, backbone = tasks_by_name(tasks), adaptation.loop.model.backbone
     found, failures = dict[str, Adapted](), dict[str, str]()
     groups: dict[tuple[int, int, int], dict[str, Support]] = {}
 
     def flush(group: dict[str, Support]) -> None:
-        found.update(_adapted(adapt, group, known))
+        found.update(_adapted(adaptation, group, background))
         group.clear()
 
     reader = SupportReader(backbone, given, batch_size)
@@ -124,7 +118,7 @@ def adapt_to_many(
         if isinstance(support, str):
             failures[name] = support
             continue
-        sizes = _sizes(support.examples.labels, folds)
+        sizes = _sizes(support.examples.labels, adaptation.leaves_out)
         group = groups.setdefault(sizes, {})
         group[name] = support
         if len(group) >= _tasks_per_batch(backbone, sizes, batch_size):
@@ -148,15 +142,13 @@ def _tasks_per_batch(backbone: Backbone, sizes: tuple[int, int, int], batch_size
     return max(1, _VALUES_PER_BATCH // (backbone.width * folds * (n + _PER_CHANNEL)))
 
 
-def _adapted(
-    adapt: Callable[[Support], Adapted], group: Mapping[str, Support], known: dict[str, Any]
-) -> dict[str, Adapted]:
+def _adapted(adaptation: Adaptation, group: Mapping[str, Support], background: Moments | None) -> dict[str, Adapted]:
     if not group:
         return {}
     supports = list(group.values())
     inputs = Inputs.cat(Inputs.pad([s.examples.inputs for s in supports]))
     labels = torch.cat([s.examples.labels for s in supports])
-    batch = adapt(Support((), Examples(inputs, labels), **known))
+    batch = adaptation(Support((), Examples(inputs, labels), background=background))
     return {name: replace(batch[i], class_names=support.names) for i, (name, support) in enumerate(group.items())}
 
 

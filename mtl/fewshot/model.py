@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.episode import Inputs, RawInputs
-from mtl.fewshot.generators import AbstractGenerator
+from mtl.episode import Examples, Inputs, RawInputs
+from mtl.fewshot.generators import AbstractGenerator, SupportView
 from mtl.fewshot.heads import AbstractHead
 from mtl.fewshot.lite import lite_features
 from mtl.metagrad.optimizers import AbstractInnerOptimizer
@@ -66,6 +66,16 @@ class TaskModel:
     @property
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
+
+    def view(self, support: Examples, prepared: Prepared | None = None, ways: int | None = None) -> SupportView:
+        """The support set as the generator sees it: one plain forward pass, without a graph.
+
+        Args:
+            prepared: the support inputs from :meth:`Backbone.prepare`, where they are used for other passes too.
+            ways: number of classes; by default counted, which waits for the device.
+        """
+        features, activations = self.backbone.observe(prepared or support.inputs)
+        return SupportView(features, activations, support.labels, ways or int(support.labels.max()) + 1)
 
     def initial_weights(
         self, support: Prepared, labels: Tensor, ways: int, meta: Tensors, lite: Tensor | None = None

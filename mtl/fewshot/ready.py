@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def adapt(
         support = read_support(learner.backbone, support)
         if unlabelled is not None or support.background is None:
             support = replace(support, background=_moments(learner.backbone, unlabelled, batch_size, progress))
-        return learner.adapt_to(support, None, None, cross_validate)
+        return learner.adaptation(cross_validate=cross_validate)(support)
 
 
 def adapt_many(
@@ -165,9 +164,7 @@ def adapt_many(
     learner = _ready(generator, backbone)
     with torch.inference_mode(False), torch.no_grad():
         background = _moments(learner.backbone, unlabelled, batch_size, progress)
-        adapt = partial(learner.adapt_to, steps=None, meta=None, cross_validate=cross_validate)
-        known = {"background": background}
-        return adapt_to_many(learner.backbone, adapt, tasks, cross_validate, batch_size, progress, **known)
+        return adapt_to_many(learner.adaptation(cross_validate=cross_validate), tasks, batch_size, progress, background)
 
 
 def _ready(generator: str | Path, backbone: str | Backbone) -> MetaLearner:
