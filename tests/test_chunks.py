@@ -12,7 +12,7 @@ from networks import batch, build
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.fewshot import learner as learner_module
+from mtl.fewshot import adapting
 from mtl.fewshot.lite import lite_examples
 from mtl.tools.memory import LiveBytes
 
@@ -78,7 +78,7 @@ def test_the_gradient_through_some_examples_is_the_full_one_on_average(head: Any
     loss, expected = of(whole)
     found = []
     for chosen in itertools.combinations(range(6), 2):
-        monkeypatch.setattr(learner_module, "draw_lite_examples", lambda *_, c=chosen: lambda step: torch.tensor(c))
+        monkeypatch.setattr(adapting, "draw_lite_examples", lambda *_, c=chosen: lambda step: torch.tensor(c))
         value, each = of(some)
         torch.testing.assert_close(value, loss)
         found.append(each)
