@@ -153,11 +153,16 @@ def test_a_finished_run_needs_no_writing(tmp_path):
     assert contents(tmp_path / "run") == before
 
 
-def test_a_worker_that_dies(tmp_path, whole):
-    def die() -> None:
-        assert get_worker_info() is not None
-        os.kill(os.getpid(), signal.SIGKILL)
+def die() -> None:
+    assert get_worker_info() is not None
+    os.kill(os.getpid(), signal.SIGKILL)
 
+
+def fail() -> None:
+    raise LookupError("no such image")
+
+
+def test_a_worker_that_dies(tmp_path, whole):
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\S* \d+\) .*(killed by signal|exited)") as raised:
         train(tmp_path / "run", Then(6, die), workers=1)
     assert raised.value.__notes__[0] == "a process that prepares episodes died; if memory was short, use fewer than 1"
@@ -166,9 +171,6 @@ def test_a_worker_that_dies(tmp_path, whole):
 
 
 def test_an_error_in_a_worker_is_the_tasks_own(tmp_path):
-    def fail() -> None:
-        raise LookupError("no such image")
-
     with pytest.raises(LookupError, match="no such image") as raised:
         train(tmp_path / "run", Then(6, fail), workers=1)
     assert "step-00000004.pt is intact (step 4 of 6)" in note_of(raised)
