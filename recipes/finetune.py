@@ -88,8 +88,8 @@ def main(config: Config) -> list[mtl.Comparison]:
         text += "".join(f"\n{c.table(markdown=True)}\n" for c in comparisons)
         write_whole(Path(config.out) / "finetune.md", text.encode())
     print(text)
-    for i, comparison in enumerate(found):
-        comparison.to_json(Path(config.out) / f"{i}, {comparison.setting}.json")
+    for comparison in found:
+        comparison.to_json(Path(config.out) / f"{comparison.setting.removeprefix(f'{config.backbone}, ')}.json")
     shots_figure(found, Path(config.out) / "finetune.png")
     return found
 

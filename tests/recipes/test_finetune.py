@@ -75,6 +75,10 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     for name in (*ours, "best of 2 rates", "weights of the last block"):
         assert name in said
     assert (tmp_path / "out" / "finetune.png").stat().st_size > 10_000
+    files = {p.stem for p in (tmp_path / "out").glob("*.json")}
+    assert files == {
+        f"2-way {n}-shot{more}" for n in (1, 3) for more in ("", ", with a sweep", ", with a sweep inside the network")
+    }
     learner = mtl.from_pretrained(tmp_path / "out" / "refined" / "final")
     assert (learner.inner_steps, type(learner.generator)) == (2, mtl.fewshot.Refined)
     again = finetune.main(replace(config, shots=(3,)))
