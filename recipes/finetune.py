@@ -183,7 +183,7 @@ def compare(network: Network, trained: dict[Path, Trained], config: Config, shot
         folder=f"{config.out}/comparison",
     )
     others = [mtl.learner_method(ready(network), "ready generator"), *baselines]
-    found = [beside(trained_on(n := config.test_episodes, setting), on(others, n, setting))]
+    found = [beside(trained_on(config.test_episodes, setting), on(others, config.test_episodes, setting))]
     if n := config.sweep_episodes:
         sweep = swept(Setup(network.backbone, config.inner_steps, network.statistics), scale_and_shift, config.sweep)
         said = f"{setting}, with a sweep"

@@ -147,7 +147,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(name: str, saved: Path):
         (b"", r"config\.json is damaged: no JSON at line 1, column 1"),
         (b'{"mtl": "0.1.0",\n "backbone": {"lo', r"config\.json is damaged: no JSON at line 2, column 15"),
         (b'{"mtl": "\xff"}', r"config\.json is damaged: no UTF-8 at byte 9"),
-        (b"[" * 100_000, r"config\.json is damaged: no JSON \(.*(recursion|[Ss]tack overflow)"),
+        (b"[" * 100_000, r"config\.json is damaged: no JSON \(.*recursion"),
         (b"[]", r"config\.json holds a list, expected an object"),
         (b"{}", r"config\.json lacks 'backbone\.load'"),
     ],

@@ -121,7 +121,10 @@ class Adapted(AbstractPredictor, AbstractLiving):
     def _mixture(self) -> Mixture:
         """The candidates that count."""
         starts = self.starts or (Start(self.weights, self.meta),)
-        return Mixture.of(self.model, self.support, self.ways, starts, self.choice, self.readout)
+        weights = torch.ones(len(self.support.labels), 1) if self.choice is None else self.choice.weights
+        counted: list[int] = (weights > 0).any(0).nonzero().flatten().tolist()
+        chosen = tuple(starts[i] for i in counted)
+        return Mixture(self.model, self.support, self.ways, chosen, weights[:, counted], self.readout)
 
     def predict(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl.episode import Examples, Inputs
 from mtl.fewshot.adapted_task import Part
-from mtl.fewshot.choosing import Choice, mix
+from mtl.fewshot.choosing import mix
 from mtl.fewshot.model import TaskModel, head_weights
 from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Prepared
@@ -58,17 +58,6 @@ class Mixture:
     starts: tuple[Start, ...]
     weights: Tensor
     readout: Prepared | None
-
-    @staticmethod
-    def of(
-        model: TaskModel, support: Examples, ways: int, starts: tuple[Start, ...], choice: Choice | None,
-        readout: Prepared | None,
-    ) -> Mixture:  # fmt: skip
-        """Those that a choice counts; the first alone, where nothing was chosen between."""
-        if choice is None:
-            return Mixture(model, support, ways, starts[:1], torch.ones(len(support.labels), 1), readout)
-        counted: list[int] = (choice.weights > 0).any(0).nonzero().flatten().tolist()
-        return Mixture(model, support, ways, tuple(starts[i] for i in counted), choice.weights[:, counted], readout)
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> Tensor:

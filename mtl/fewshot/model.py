@@ -68,12 +68,7 @@ class TaskModel:
         return next(self.generator.parameters()).device
 
     def view(self, support: Examples, prepared: Prepared | None = None, ways: int | None = None) -> SupportView:
-        """The support set as the generator sees it: one plain forward pass, without a graph.
-
-        Args:
-            prepared: the support inputs from :meth:`Backbone.prepare`, where they are used for other passes too.
-            ways: number of classes; by default counted, which waits for the device.
-        """
+        """The support set as the generator sees it, see :meth:`MetaLearner.view`."""
         features, activations = self.backbone.observe(prepared or support.inputs)
         return SupportView(features, activations, support.labels, ways or int(support.labels.max()) + 1)
 

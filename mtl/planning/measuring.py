@@ -92,13 +92,12 @@ class Trace:
     Args:
         peak: most bytes alive at once, with what is there throughout.
         per_step: least growth per further inner step, which is linear: its fast weights and its gradient, or its graph.
-        alive: bytes alive before the last evaluation of the initial weights, of the inner and of the outer loss.
-        operations: floating-point operations until then, and in ``all``.
+        operations: floating-point operations before the last evaluation of the initial weights (``init``), of the inner
+            and of the outer loss, and in ``all``.
     """
 
     peak: int
     per_step: int
-    alive: dict[str, int]
     operations: dict[str, int]
 
     def after(self, steps: int) -> int:
@@ -128,7 +127,7 @@ def trace(learner: MetaLearner, episode: Episode) -> Trace:
     per_step = 2 * stored_bytes(result.weights.values())
     if isinstance(learner.estimator, Exact):  # the graph of a step stays until the end
         per_step = alive["outer"] - alive["inner"]
-    return Trace(permanent_bytes(learner, episode) + counter.peak, per_step, alive, operations)
+    return Trace(permanent_bytes(learner, episode) + counter.peak, per_step, operations)
 
 
 class Counted(AbstractPull):

@@ -37,7 +37,9 @@ def parse_json(contents: bytes, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: no JSON at {where} ({error.msg}); {way_out}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: no UTF-8 at byte {error.start:,}; {way_out}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except RecursionError as error:  # thousands of brackets; its words differ from one Python to the next
+        raise ValueError(f"{path} is damaged: no JSON (brackets nested past the recursion limit); {way_out}") from error
+    except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"{path} is damaged: no JSON ({error}); {way_out}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds {_name(type(found))}, expected an object; is it the right file?")

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import torch
 from command import Checked, Count, Counts, Device, Folder, Positive, answer
-from measuring import Cost, device_of, measure, timed
+from measuring import device_of, measure, timed
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -279,16 +279,12 @@ def measure_here(name: str, module: Module, config: Config) -> list[dict[str, An
         way, clock = (lambda k=k, n=n: solve(n, *task, k, config.step_size) for n in (name, CLOCK))
         grads, cost = measure(way, live=False)  # memory, before the clock needs any
         seconds = [(timed(way)[0], timed(clock)[0]) for _ in range(config.repeats)]
-        rows.append(row_of(name, module, k, cost, seconds))
+        fastest, clocks = min(way for way, _ in seconds), median(way / clock for way, clock in seconds)
+        row = {"module": module, "library": name, "K": k, "seconds": fastest, "clocks": clocks}
+        rows.append(row | {"MiB": cost.peak_mib})
         gradient = torch.cat([g.detach().flatten().cpu() for g in grads])
         torch.save(gradient, Path(config.out) / f"{module}-{name}-{k}.pt")
     return rows
-
-
-def row_of(name: str, module: Module, k: int, cost: Cost, seconds: list[tuple[float, float]]) -> dict[str, Any]:
-    fastest, clocks = min(way for way, _ in seconds), median(way / clock for way, clock in seconds)
-    row = {"module": module, "library": name, "K": k, "seconds": fastest, "clocks": clocks}
-    return row | {"MiB": cost.peak_mib}
 
 
 def measure_apart(name: str, module: Module, k: int, config: Config) -> dict[str, Any]:
