@@ -107,6 +107,7 @@ def all_methods(config: Config) -> dict[str, Method]:
         "unrolled, exact": Method(mtl.Exact(), trained=False),
         f"adaptive windows of {w}": Method(mtl.Windowed(w)),
         f"exact-forward windows of {w}": Method(mtl.Windowed(w, "exact-forward")),
+        f"linear windows of {w}": Method(mtl.Windowed(w, "exact-forward", rank_one=False)),
         f"lazy windows of {w}": Method(mtl.Windowed(w, "lazy")),
         f"control: exact, K/{w} steps of {w} times the size": Method(mtl.Rematerialised(), coarse=w),
         "truncated, last 2 steps": Method(mtl.metagrad.Truncated(2)),

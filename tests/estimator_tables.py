@@ -45,6 +45,7 @@ APPROXIMATE = {
     "exact-forward(3)": (mtl.Windowed(window=3, mode="exact-forward"), 7, 3, set()),
     "exact-forward(3), start": (mtl.Windowed(window=3, mode="exact-forward", anchor="start"), 7, 3, set()),
     "exact-forward(3), end": (mtl.Windowed(window=3, mode="exact-forward", anchor="end"), 7, 3, set()),
+    "exact-forward(3), plain": (mtl.Windowed(window=3, mode="exact-forward", rank_one=False), 7, 3, set()),
     "substepped(3)": (mtl.Windowed(window=3, mode="exact-forward", substeps=3), 7, 7, set()),
     "adaptive(3)": (mtl.Windowed(window=3), 7, 3, set()),
 }

@@ -37,7 +37,14 @@ OPTIMIZERS = {
 
 
 def regression(
-    steps: int = 6, *, lr: float = 0.1, seed: int = 0, fixed_batch: bool = True, kind: type = InnerSGD, **options
+    steps: int = 6,
+    *,
+    lr: float = 0.1,
+    seed: int = 0,
+    fixed_batch: bool = True,
+    kind: type = InnerSGD,
+    examples: int = EXAMPLES,
+    **options,
 ) -> tuple[InnerProblem, dict]:
     """Two-layer tanh regression.
 
@@ -48,13 +55,13 @@ def regression(
     """
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
-    x, y = draw(steps + 1, TASKS, EXAMPLES, FEATURES), draw(steps + 1, TASKS, EXAMPLES)
-    xq, yq = draw(TASKS, EXAMPLES, FEATURES), draw(TASKS, EXAMPLES)
+    x, y = draw(steps + 1, TASKS, examples, FEATURES), draw(steps + 1, TASKS, examples)
+    xq, yq = draw(TASKS, examples, FEATURES), draw(TASKS, examples)
     meta = {
         "start": 0.5 * draw(TASKS, FEATURES, HIDDEN),
         "both": 0.5 * draw(TASKS, HIDDEN),
         "outer": 1 + 0.1 * draw(1),
-        "inner": 0.1 * draw(EXAMPLES),
+        "inner": 0.1 * draw(examples),
         "rate": torch.full((1,), lr, dtype=torch.float64),
     }
 

@@ -211,10 +211,8 @@ def test_any_number_of_steps_is_defined(estimator, steps):
 @pytest.mark.parametrize("estimator", [e for e in ALL.values() if not isinstance(e, MORE_THAN_THE_OUTER_LOSS)])
 def test_tasks_are_independent(estimator):
     # A batch of tasks gives what each gives alone: per-task cotangents divided by their number, shared ones averaged.
-    if estimator in (ALL["adaptive(3)"],):
-        estimator = replace(
-            estimator, tau=0.99
-        )  # sub-steps are chosen for the worst task of a batch; keep one per window
+    if isinstance(estimator, mtl.Windowed):  # but for the length of sub-steps, and a mean over tasks of corrections
+        estimator = replace(estimator, tau=0.99, rank_one=False)
     problem, meta = regression(lr=0.01)
     joint = estimator(problem, meta).grads
     for task in range(3):
@@ -278,7 +276,7 @@ def test_memory_is_flat_in_the_number_of_steps():
     """Bytes of activations saved for backward and alive at once, counted as they are saved, not guessed."""
 
     def peak(estimator, steps):
-        problem, meta = regression(steps=steps)
+        problem, meta = regression(steps=steps, examples=60)  # graphs of the network that outweigh those of updates
         Token.alive = Token.peak = 0
         with saved_tensors_hooks(Token, lambda token: token.tensor):
             estimator(problem, meta)

@@ -57,7 +57,7 @@ def test_window_is_its_straight_through_form(anchor):
         w = {k: (s := v - n * lr * g[k]) + (end[k] - s).detach() for k, v in w.items()}
     keys = ["start", "both", "inner", "outer"]
     expected = torch.autograd.grad(problem.outer_loss(w, meta).mean(), [meta[k] for k in keys])
-    found = mtl.Windowed(window=size, mode="exact-forward", anchor=anchor)(problem, meta).grads
+    found = mtl.Windowed(window=size, mode="exact-forward", anchor=anchor, rank_one=False)(problem, meta).grads
     assert error({k: found[k] for k in keys}, dict(zip(keys, expected, strict=True))) < 1e-10
 
 
@@ -70,10 +70,11 @@ def test_substepping_every_step_is_exact_on_a_quadratic():
 def test_adaptive_survives_the_cliff_where_a_plain_window_falls():
     problem, meta = quadratic(12, curvature=1.0, lr=0.75)  # size * lr * h_max = 3
     exact = mtl.Exact()(problem, meta).grads
-    plain = mtl.Windowed(window=4, mode="exact-forward")(problem, meta)
-    adaptive = mtl.Windowed(window=4)(problem, meta)
-    for key in exact:
-        assert cosine(adaptive.grads, exact, key) > 0.95
+    plain = mtl.Windowed(window=4, mode="exact-forward", rank_one=False)(problem, meta)
+    for rank_one in (True, False):
+        adaptive = mtl.Windowed(window=4, rank_one=rank_one)(problem, meta)
+        for key in exact:
+            assert cosine(adaptive.grads, exact, key) > 0.95
     assert min(cosine(plain.grads, exact, k) for k in exact) < 0.9
     assert plain.diagnostics["max_rho"] > 0.5, "the diagnostic says why"
 
@@ -94,8 +95,8 @@ def test_a_direction_that_one_window_has_taken_away_shortens_no_other():
         inner_loss=lambda weights, meta, step: 0.5 * (steep * weights["w"] ** 2).sum(-1),
         outer_loss=lambda weights, meta: 0.5 * (steep.sqrt() * (weights["w"] - 1) ** 2).sum(-1),
     )
-    adaptive = mtl.Windowed(window=4)(problem, meta)
-    plain = mtl.Windowed(window=4, mode="exact-forward")(problem, meta)
+    adaptive = mtl.Windowed(window=4, tau=0.5, rank_one=False)(problem, meta)
+    plain = mtl.Windowed(window=4, mode="exact-forward", rank_one=False)(problem, meta)
     assert adaptive.diagnostics["max_rho"] > 2 / 3 * 0.25, "of the first window, most of the cotangent"
     assert adaptive.pulls == plain.pulls == 3
     assert error(adaptive.grads, plain.grads) < 1e-12
@@ -105,7 +106,7 @@ def test_middle_anchor_is_best():
     problem, meta = regression(steps=12, lr=0.05)
     exact = mtl.Exact()(problem, meta).grads
     errors = {
-        a: error(mtl.Windowed(window=3, mode="exact-forward", anchor=a)(problem, meta).grads, exact)
+        a: error(mtl.Windowed(window=3, mode="exact-forward", anchor=a, rank_one=False)(problem, meta).grads, exact)
         for a in ("start", "middle", "end")
     }
     assert errors["middle"] < min(errors["start"], errors["end"])
@@ -114,13 +115,75 @@ def test_middle_anchor_is_best():
 def test_window_error_shrinks_with_the_step_size():
     # At fixed K the relative error is first order in the step size: what a window leaves out is how the cotangent
     # changes inside it.
-    def at(lr):
+    def at(lr, rank_one=False):
         problem, meta = regression(steps=6, lr=lr)
-        return error(
-            mtl.Windowed(window=3, mode="exact-forward")(problem, meta).grads, mtl.Exact()(problem, meta).grads
-        )
+        found = mtl.Windowed(window=3, mode="exact-forward", rank_one=rank_one)(problem, meta)
+        return error(found.grads, mtl.Exact()(problem, meta).grads)
 
     assert at(0.002) / at(0.001) == pytest.approx(2, rel=0.1)
+    assert at(0.01, rank_one=True) < at(0.01) / 2, "and what changes, the product tells"
+
+
+def one_direction(steps: int, tasks: int = 3, **options) -> tuple[mtl.InnerProblem, dict]:
+    """A loss that curves along one direction alone, of its own in each task, and is tilted along it by ``inner``."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    along = torch.nn.functional.normalize(draw(tasks, 6), dim=1)
+    aim = 5 * along + 0.1 * draw(tasks, 6)
+    meta = {"start": draw(tasks, 6), "inner": draw(1), "rate": torch.full((1,), 0.3, dtype=torch.float64)}
+
+    def inner_loss(weights, meta, step):
+        place = (weights["w"] * along).sum(-1)
+        return 0.5 * place**2 + meta["inner"] * place
+
+    def outer_loss(weights, meta):
+        return (weights["w"] * aim).sum(
+            -1
+        )  # most of it along that direction, also where windows have taken their share
+
+    optimizer = InnerSGD(lr=lambda meta: meta["rate"], **options)
+    return mtl.InnerProblem(lambda meta: {"w": meta["start"]}, inner_loss, outer_loss, steps, optimizer), meta
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize("pull", ["reverse", "forward-over-reverse"])
+def test_a_window_is_exact_where_one_direction_alone_curves(options, pull):
+    problem, meta = one_direction(8, tasks=1, **options)
+    exact = mtl.Exact()(problem, meta).grads
+    found = mtl.Windowed(window=4, mode="exact-forward", pull=pull)(problem, meta)
+    assert found.pulls == 2
+    assert error(found.grads, exact) < 1e-10
+    plain = mtl.Windowed(window=4, mode="exact-forward", pull=pull, rank_one=False)(problem, meta)
+    assert error(plain.grads, exact) > 0.1
+
+
+def test_one_product_says_nothing_of_a_task_from_that_of_another():
+    problem, meta = one_direction(8)
+    estimator = mtl.Windowed(window=4, mode="exact-forward")
+    exact, found = mtl.Exact()(problem, meta).grads, estimator(problem, meta).grads
+    assert error({"": found["start"]}, {"": exact["start"]}) < 1e-10
+    assert error({"": found["inner"]}, {"": exact["inner"]}) < 0.05, "corrected by a mean over the tasks"
+
+
+@pytest.mark.parametrize("curvature", [1.0, 3.0, 30.0])
+def test_past_the_cliff_one_product_per_window_keeps_the_direction(curvature):
+    problem, meta = quadratic(12, curvature=curvature, lr=0.9 / curvature)  # size * lr * h_max = 4.5
+    exact = mtl.Exact()(problem, meta).grads
+    found = mtl.Windowed(window=5, mode="exact-forward")(problem, meta)
+    plain = mtl.Windowed(window=5, mode="exact-forward", rank_one=False)(problem, meta)
+    assert found.pulls == plain.pulls == 3
+    assert min(cosine(found.grads, exact, k) for k in exact) > 0.9
+    assert min(cosine(plain.grads, exact, k) for k in exact) < 0.7
+
+
+def test_a_product_without_positive_curvature_changes_nothing():
+    problem, meta = quadratic(12, curvature=1.0, lr=0.05)
+    hill = replace(problem, inner_loss=lambda weights, meta, step: -problem.inner_loss(weights, meta, step))
+    found, plain = (mtl.Windowed(4, "exact-forward", rank_one=r)(hill, meta).grads for r in (True, False))
+    assert error(found, plain) == 0
+    flat = replace(problem, inner_loss=lambda weights, meta, step: 0 * problem.inner_loss(weights, meta, step))
+    for name, grad in mtl.Windowed(4)(flat, meta).grads.items():
+        assert grad.isfinite().all(), name
 
 
 def with_mean_of_window(problem: mtl.InnerProblem) -> mtl.InnerProblem:

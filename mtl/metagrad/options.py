@@ -24,7 +24,7 @@ def make_estimator(name: str, **options: object) -> AbstractEstimator:
         ValueError: for an unknown name, an option that the estimator lacks, or a value outside its range.
 
     >>> make_estimator("windowed", window=3, pull="finite-difference")
-    Windowed(window=3, mode='adaptive', anchor='middle', pull='finite-difference', substeps=1, tau=0.5)
+    Windowed(window=3, mode='adaptive', anchor='middle', pull='finite-difference', substeps=1, tau=0.4, rank_one=True)
     >>> make_estimator("first-order", window=3)
     Traceback (most recent call last):
     ValueError: the estimator 'first-order' has no option window=3; it has no options at all
@@ -63,6 +63,9 @@ class EstimatorOptions:
     mode: Mode | None = field(default=None, metadata=_help("how a window is walked back"))
     anchor: Anchor | None = field(default=None, metadata=_help("step of a window that is linearised"))
     substeps: int | None = field(default=None, metadata=_help("pulls per window of mode exact-forward"))
+    rank_one: bool | None = field(
+        default=None, metadata=_help("steps of a window feel what those after them have changed")
+    )
     tau: float | None = field(
         default=None, metadata=_help("change of the cotangent per sub-step, of mode adaptive, 0 .. 1")
     )

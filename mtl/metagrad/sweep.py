@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +75,53 @@ class Adjoint:
     def with_products(self, h: Tensors, m: Tensors) -> Adjoint:
         """With the network's share ``(H c, M c)`` added."""
         return Adjoint(tensors.add(self.weights, h), self.state, tensors.add(self.meta, m))
+
+
+@dataclass(frozen=True)
+class RankOne:
+    r"""What one product :math:`h = H c` says of the curvature of a task:
+
+    .. math:: \hat H = \frac{h h^T}{d}, \qquad d = \max(c^T h,\; \kappa |c| |h|)
+
+    With :math:`d = c^T h` it is the one symmetric matrix of rank one with :math:`\hat H c = h` (the update of rank one
+    of quasi-Newton methods, from nothing). The bound keeps it from claiming more curvature than one product can tell:
+    :math:`\kappa` is a third, and so much more where the n steps of a window would overshoot that none of them does.
+    Where :math:`c^T h \le 0` it claims none.
+
+    Args:
+        rows: h, ``(tasks, P)``.
+        size: d, ``(tasks,)``; infinite where no curvature is claimed.
+        along: :math:`c^T h`, ``(tasks,)``.
+    """
+
+    rows: Tensor
+    size: Tensor
+    along: Tensor
+
+    LEAST: ClassVar[float] = 1 / 3
+
+    @staticmethod
+    def of(c: Tensors, h: Tensors, cotangent: Tensors, steps: int) -> RankOne:
+        """Of a pull, and the cotangent of the weights that the window of so many steps began with."""
+        rows, along = tensors.flat(h), tensors.dot(c, h)
+        length = tensors.norm(h)
+        overshot = length / tensors.norm(cotangent).clamp_min(torch.finfo(length.dtype).tiny) / steps
+        size = torch.maximum(along, tensors.norm(c) * length * overshot.clamp_min(RankOne.LEAST))
+        return RankOne(rows, torch.where(along > 0, size, torch.inf), along)
+
+    def __call__(self, vector: Tensors) -> Tensors:
+        r""":math:`\hat H` times it."""
+        return tensors.unflat(self._coefficients(vector).unsqueeze(1) * self.rows, vector)
+
+    def share(self, felt: Tensors, c: Tensors) -> Tensor:
+        """How much of ``M c`` to count where the steps felt ``felt`` in place of c: a mean over tasks, since ``M c`` of
+        meta-parameters that tasks share is a sum over them."""
+        changes = self._coefficients(tensors.add(felt, c, -1.0))
+        weights = self.along.abs()
+        return 1 + (weights * changes).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+    def _coefficients(self, vector: Tensors) -> Tensor:
+        return (tensors.flat(vector) * self.rows).sum(1) / self.size
 
 
 class Sweep:
@@ -137,23 +185,36 @@ class Sweep:
         evaluations, weights = self.trajectory.evaluations, tensors.clone(self.trajectory.weights[-1])
         return MetaGradient(self.losses, grads, weights, evaluations, self.pulls, self.diagnostics)
 
-    def look(self, start: int, stop: int, anchor: int, steps: range | None = None) -> tuple[Adjoint, Tensors]:
-        """Where :meth:`back` would lead, without going there: the adjoint, and the ``H c`` in it.
+    def look(
+        self, start: int, stop: int, anchor: int, steps: range | None = None, rank_one: bool = False
+    ) -> tuple[Adjoint, Tensors]:
+        """Where :meth:`back` would lead, without going there: the adjoint, and the ``H c`` of the pull.
 
         Args:
             steps: see :meth:`products`.
+            rank_one: let every step feel what the steps after it have changed, as far as the one product tells.
         """
         if (anchor, steps) != self._anchor:
             self.release()  # or two graphs are alive while the next is built
         direct, cotangent = self.through(start, stop, self.adjoint)
         h, m = self.products(anchor, cotangent, steps)
-        return direct.with_products(h, m), h
+        if not rank_one or stop - start == 1:  # a single step has none after it
+            return direct.with_products(h, m), h
+        self.release()  # the updates need room for graphs of their own
+        curvature = RankOne.of(cotangent, h, self.adjoint.weights, stop - start)
+        walked, felt = self.through(start, stop, self.adjoint, curvature)
+        unexplained = tensors.add(h, curvature(cotangent), -1.0)
+        return walked.with_products(unexplained, tensors.times(m, curvature.share(felt, cotangent))), h
 
-    def through(self, start: int, stop: int, adjoint: Adjoint) -> tuple[Adjoint, Tensors]:
+    def through(
+        self, start: int, stop: int, adjoint: Adjoint, curvature: RankOne | None = None
+    ) -> tuple[Adjoint, Tensors]:
         """See :func:`through_updates`; of this trajectory's steps."""
         t = self.trajectory
         gradients = t.gradients[start:stop]
-        return through_updates(self.problem, self.meta, t.weights[start], t.states[start], gradients, adjoint)
+        return through_updates(
+            self.problem, self.meta, t.weights[start], t.states[start], gradients, adjoint, curvature
+        )
 
     def products(self, anchor: int, cotangent: Tensors, steps: range | None = None) -> tuple[Tensors, Tensors]:
         """One pull: ``(H c, M c)`` at the weights of step ``anchor``. Its graph stays until another is asked for.
@@ -212,6 +273,7 @@ def through_updates(
     state: Tensors,
     gradients: Sequence[Tensors],
     adjoint: Adjoint,
+    curvature: RankOne | None = None,
 ) -> tuple[Adjoint, Tensors]:
     r"""Walk an adjoint back through consecutive updates, holding their gradients fixed.
 
@@ -219,6 +281,9 @@ def through_updates(
     With plain gradient descent over n steps the displacement receives :math:`c = -n \alpha \lambda`; momentum, decay
     and learned step sizes come out right of themselves.
     Cost: element-wise work only.
+
+    Args:
+        curvature: let the gradients change with the weights as this says, in place of holding them fixed.
 
     Returns:
         The adjoint before the updates without the network's share, and the cotangent ``c`` that a pull turns into that
@@ -229,9 +294,10 @@ def through_updates(
     with torch.enable_grad():
         new_weights, new_state = weights, state
         for gradient in gradients:
-            new_weights, new_state = problem.optimizer.update(
-                new_weights, new_state, tensors.add(gradient, shared), meta
-            )
+            moved = tensors.add(gradient, shared)
+            if curvature is not None:  # adds nothing but a derivative
+                moved = tensors.add(moved, curvature(tensors.add(new_weights, tensors.detach(new_weights), -1.0)))
+            new_weights, new_state = problem.optimizer.update(new_weights, new_state, moved, meta)
     outputs = [*new_weights.values(), *new_state.values()]
     seeds = [*(adjoint.weights[k] for k in new_weights), *(adjoint.state[k] for k in new_state)]
     d_weights, d_state, d_meta, cotangent = tensors.grad(outputs, weights, state, meta, shared, cotangents=seeds)

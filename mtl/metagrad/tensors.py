@@ -63,7 +63,7 @@ def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float = 1.0) ->
     return dict(zip(a, found, strict=True))
 
 
-def times(a: Mapping[str, Tensor], factor: float) -> Tensors:
+def times(a: Mapping[str, Tensor], factor: float | Tensor) -> Tensors:
     """``factor * a``, as cheaply."""
     if not a:
         return {}
@@ -78,6 +78,17 @@ def per_task(values: Tensor, like: Tensor) -> Tensor:
 def scale(tensors: Mapping[str, Tensor], factor: Tensor) -> Tensors:
     """Multiply task ``t`` of every tensor by ``factor[t]``; ``factor`` has shape ``(tasks,)``."""
     return {k: v * per_task(factor, v) for k, v in tensors.items()}
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All of them side by side, ``(tasks, P)``."""
+    return torch.cat([v.reshape(len(v), -1) for v in tensors.values()], 1)
+
+
+def unflat(rows: Tensor, like: Mapping[str, Tensor]) -> Tensors:
+    """The reverse of :func:`flat`, with the names and shapes of ``like``."""
+    parts = rows.split([v[0].numel() for v in like.values()], 1)  # one node of a graph, however many tensors
+    return {k: part.reshape(v.shape) for part, (k, v) in zip(parts, like.items(), strict=True)}
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:

@@ -63,6 +63,7 @@ ESTIMATORS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "rematerialised, forward-over-reverse": mtl.Rematerialised("forward-over-reverse"),
     "rematerialised, finite difference": mtl.Rematerialised(FD),
     "windowed(5), adaptive, finite difference": mtl.Windowed(SIZE, pull=FD),
+    "windowed(5), exact-forward, linear": mtl.Windowed(SIZE, "exact-forward", rank_one=False),
 }
 CONTROL = "MAML, K / 5 steps, each 5 times as large"
 

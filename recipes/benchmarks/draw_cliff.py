@@ -2,8 +2,9 @@
 
     python recipes/benchmarks/draw_cliff.py
 
-The ViT of compare_estimators.py; two minutes on one thread. Plain windows fall where window times step size times
-curvature comes near 2, on what acts inside the inner loss (type L) first; adaptive ones take more pulls instead.
+The ViT of compare_estimators.py; two minutes on one thread. Linear windows fall where window times step size times
+curvature comes near 2, on what acts inside the inner loss (type L) first; those that use the matrix of rank one of
+their product, the default, do not, and adaptive ones take more pulls beside.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Config(Checked):
 
 SIZE = 5  # of the windows
 ADAPTIVE = f"windowed({SIZE}), adaptive"
-DRAWN = (ADAPTIVE, f"windowed({SIZE}), exact-forward", f"windowed({SIZE}), lazy", "first-order")
-ESTIMATORS = {name: mtl.metagrad.representatives(SIZE)[name] for name in DRAWN}
+LINEAR = f"windowed({SIZE}), exact-forward, linear"
+DRAWN = (ADAPTIVE, f"windowed({SIZE}), exact-forward", LINEAR, f"windowed({SIZE}), lazy", "first-order")
+ESTIMATORS = {name: compare_estimators.ESTIMATORS[name] for name in DRAWN}
 SHOWN = {"I": "initial scale and shift (I)", "L": "weights of the inner loss (L)"}
 
 

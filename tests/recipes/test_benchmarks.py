@@ -175,9 +175,10 @@ def test_the_cliff_is_drawn(tmp_path):
 
     config = draw_cliff.Config(depth=1, inner_steps=5, curvatures=(0.02, 0.8), out=str(tmp_path))
     found = draw_cliff.main(config)
-    exact_forward = "windowed(5), exact-forward"
-    assert all(c.cosine["scale"] > 0.99 for c in (found[exact_forward][0], *found[draw_cliff.ADAPTIVE]))
-    assert found[exact_forward][1].cosine["example"] < 0.9, "past the cliff"
+    exact_forward, linear = "windowed(5), exact-forward", draw_cliff.LINEAR
+    assert all(c.cosine["scale"] > 0.99 for c in (*found[exact_forward], found[linear][0], *found[draw_cliff.ADAPTIVE]))
+    assert found[linear][1].cosine["example"] < 0.9, "past the cliff"
+    assert found[exact_forward][1].cosine["example"] > found[linear][1].cosine["example"] + 0.1
     assert (tmp_path / "cliff.png").stat().st_size > 10_000
 
 

@@ -31,7 +31,12 @@ class Windowed(AbstractEstimator):
 
     .. math:: \lambda \mathrel{-}= n \alpha H_a \lambda, \qquad \text{acc} \mathrel{-}= n \alpha M_a \lambda,
 
-    instead of at each of its steps. The modes differ in the steps really taken and in how a window is walked back:
+    instead of at each of its steps. That takes :math:`\lambda` as it is behind the window for all of its steps. But the
+    product :math:`H_a c` of the pull says already how :math:`\lambda` changes along the largest direction of curvature
+    in it, so with ``rank_one`` the n updates are walked back once more (element-wise work alone), each feeling what
+    the steps after it have changed as the matrix of rank one that the product determines
+    (:class:`mtl.metagrad.sweep.RankOne`) says. For plain descent and one direction, that is :math:`(1 - \alpha h)^n` in
+    place of :math:`1 - n \alpha h`. The modes differ in the steps really taken and in how a window is walked back:
 
     - ``"lazy"``: the gradient is evaluated once per window and applied n times; its sweep is exact *for that coarse
       loop*. With plain SGD on a fixed batch this is exactly MAML with K / window steps of size ``window * lr``: compare
@@ -51,9 +56,10 @@ class Windowed(AbstractEstimator):
     Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
     where curvature asks for it). Memory of one step for any K. Adaptive mode reads two numbers from the device per
     pull.
-    Equals: :class:`mtl.Exact` at ``window=1`` in every mode. Past ``window * lr * h_max >= 2`` a plain window is
-    unstable and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``, the largest relative
-    change of the cotangent per step, and ``past_cliff``, the fraction of windows that add up to a change above one.
+    Equals: :class:`mtl.Exact` at ``window=1`` in every mode, and with ``rank_one`` wherever one direction alone curves.
+    Past ``window * lr * h_max >= 2`` a window without ``rank_one`` is unstable and, but for lazy ones, the loss does
+    not show it: watch the diagnostics ``max_rho``, the largest relative change of the cotangent per step, and
+    ``past_cliff``, the fraction of windows that add up to a change above one.
 
     Args:
         window: inner steps per window, at least 1.
@@ -63,6 +69,8 @@ class Windowed(AbstractEstimator):
         pull: ``"reverse"``, ``"forward-over-reverse"`` or ``"finite-difference"``, or an instance of a pull.
         substeps: pulls per window in mode ``"exact-forward"``; 1 .. window.
         tau: aimed-for relative change of the cotangent per sub-step in mode ``"adaptive"``; in (0, 1).
+        rank_one: see above. Lazy windows, whose sweep is exact for their own loop, and those of several ``substeps`` go
+            without. What meta-parameters in the inner loss receive is corrected by a mean over the tasks of a batch.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -73,7 +81,8 @@ class Windowed(AbstractEstimator):
     anchor: Anchor = "middle"
     pull: PullChoice = "reverse"
     substeps: int = 1
-    tau: float = 0.5
+    tau: float = 0.4
+    rank_one: bool = True
 
     def __post_init__(self) -> None:
         as_pull(self.pull)
@@ -119,7 +128,8 @@ class Windowed(AbstractEstimator):
         rhos = []
         for low, high in reversed(list(pairwise(bounds))):
             steps = None if self.mode == "lazy" else range(start, stop)
-            sweep.adjoint, rho, _ = _look(sweep, low, high, self._anchor(start, stop), steps)
+            alone = self.rank_one and self.mode != "lazy" and pieces == 1
+            sweep.adjoint, rho, _ = _look(sweep, low, high, self._anchor(start, stop), steps, alone)
             rhos.append(rho)
         return rhos
 
@@ -154,25 +164,27 @@ class Windowed(AbstractEstimator):
         return rhos, ahead
 
     def _look_back(self, sweep: Sweep, start: int, stop: int) -> tuple[Adjoint, Tensor, Tensor]:
-        return _look(sweep, start, stop, self._anchor(start, stop), range(start, stop))
+        return _look(sweep, start, stop, self._anchor(start, stop), range(start, stop), self.rank_one)
 
 
-def _look(sweep: Sweep, start: int, stop: int, anchor: int, steps: range | None) -> tuple[Adjoint, Tensor, Tensor]:
+def _look(
+    sweep: Sweep, start: int, stop: int, anchor: int, steps: range | None, rank_one: bool
+) -> tuple[Adjoint, Tensor, Tensor]:
     r"""Where one linearisation would lead, and the largest relative change of a task's cotangent per step: ``rho`` of
     these steps, and what to expect of the steps before them.
 
-    A large change is most often the work of one direction of high curvature, that of the change :math:`h` itself. The
-    cotangent has :math:`a = \langle\lambda, h\rangle / |h|` of it before and :math:`a + |h|` after, so the next change
-    is :math:`|a + |h|| / |a|` times as large: hardly any where these steps have taken that direction away. More than
-    ``rho`` is never expected.
+    A large change is most often the work of one direction of high curvature, that of the change :math:`h` itself. Of
+    it the cotangent has :math:`\langle\lambda, h\rangle / |h|` before and after, and the next change is smaller in the
+    same ratio: hardly any is left where these steps have taken that direction away. More than ``rho`` is never
+    expected.
     """
     before = sweep.adjoint.weights
-    candidate, h = sweep.look(start, stop, anchor, steps)
+    candidate, h = sweep.look(start, stop, anchor, steps, rank_one)
     tiny = torch.finfo(next(iter(before.values())).dtype).tiny
     change = tensors.norm(h)
-    along = tensors.dot(before, h) / change
+    kept = (tensors.dot(candidate.weights, h) / tensors.dot(before, h)).abs()
     rho = change / tensors.norm(before).clamp_min(tiny)
-    left = change * (1 + change / along).abs() / tensors.norm(candidate.weights).clamp_min(tiny)
+    left = change * kept / tensors.norm(candidate.weights).clamp_min(tiny)
     left = torch.fmin(left, rho)  # not a number where nothing changes
     return candidate, rho.amax() / (stop - start), left.amax() / (stop - start)
 
