@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -295,13 +295,27 @@ def through_updates(
         new_weights, new_state = weights, state
         for gradient in gradients:
             moved = tensors.add(gradient, shared)
-            if curvature is not None:  # adds nothing but a derivative
-                moved = tensors.add(moved, curvature(tensors.add(new_weights, tensors.detach(new_weights), -1.0)))
+            if curvature is not None:
+                moved = dict(zip(moved, _Felt.apply(curvature, *new_weights.values(), *moved.values()), strict=True))
             new_weights, new_state = problem.optimizer.update(new_weights, new_state, moved, meta)
     outputs = [*new_weights.values(), *new_state.values()]
     seeds = [*(adjoint.weights[k] for k in new_weights), *(adjoint.state[k] for k in new_state)]
     d_weights, d_state, d_meta, cotangent = tensors.grad(outputs, weights, state, meta, shared, cotangents=seeds)
     return Adjoint(d_weights, d_state, tensors.add(adjoint.meta, d_meta)), cotangent
+
+
+class _Felt(torch.autograd.Function):
+    """Gradients as they are, and with the derivative in the weights that a :class:`RankOne` says."""
+
+    @staticmethod
+    def forward(ctx: Any, curvature: RankOne, *both: Tensor) -> tuple[Tensor, ...]:
+        ctx.curvature = curvature
+        return both[len(both) // 2 :]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        felt = ctx.curvature({str(i): g for i, g in enumerate(grads)})
+        return None, *felt.values(), *grads
 
 
 def through_init(problem: InnerProblem, meta: Tensors, adjoint: Adjoint) -> Tensors:
