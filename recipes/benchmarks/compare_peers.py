@@ -64,6 +64,8 @@ OURS: dict[str, mtl.metagrad.AbstractEstimator] = {
     "mtl, windowed(5), finite difference": mtl.Windowed(pull="finite-difference"),
     "mtl, windowed(5), one-sided difference": mtl.Windowed(pull="one-sided-difference"),
     "mtl, windowed(5), auto": mtl.Windowed(pull="auto"),
+    "mtl, windowed(5), fixed": mtl.Windowed(mode="exact-forward"),
+    "mtl, windowed(5), fixed, one-sided difference": mtl.Windowed(mode="exact-forward", pull="one-sided-difference"),
     "mtl, windowed(5), lazy": mtl.Windowed(mode="lazy"),
     "mtl, windowed(5), lazy, one-sided difference": mtl.Windowed(mode="lazy", pull="one-sided-difference"),
     "mtl, first-order": mtl.FirstOrder(),

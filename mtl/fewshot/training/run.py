@@ -106,8 +106,8 @@ class Run:
             self.warned_cliff = True
             warnings.warn(
                 f"step {self.step + 1}: {metrics['past_cliff']:.0%} of the windows are past the cliff (max_rho "
-                f"{metrics['max_rho']:.2f}): adaptive windows cost as much as Rematerialised there, and other modes "
-                "point elsewhere; a lower inner step size or a shorter window helps",
+                f"{metrics['max_rho']:.2f}): adaptive windows cost as much as Rematerialised there, fixed ones are "
+                "coarse, and those without rank_one point elsewhere; a lower inner step size or a shorter window helps",
                 stacklevel=3,
             )
 
