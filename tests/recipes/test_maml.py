@@ -27,7 +27,7 @@ def test_maml_with_every_estimator(tmp_path):
     )
     with pytest.warns(mtl.metagrad.StructuralZeroWarning, match="Reptile gives exactly zero for .*log_lr"):
         rows = {r["method"]: r for r in maml.main(config)}
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert rows["exact"]["MiB"] < rows["unrolled, exact"]["MiB"]
     assert rows["unrolled, exact"]["cosine"] == pytest.approx(1, abs=1e-4)
     assert rows["first-order"]["pulls"] == 0
