@@ -56,10 +56,11 @@ class Windowed(AbstractEstimator):
     Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
     where curvature asks for it). Memory of one step for any K. Adaptive mode reads two numbers from the device per
     pull.
-    Equals: :class:`mtl.Exact` at ``window=1`` in every mode, and with ``rank_one`` wherever one direction alone curves.
-    Past ``window * lr * h_max >= 2`` a window without ``rank_one`` is unstable and, but for lazy ones, the loss does
-    not show it: watch the diagnostics ``max_rho``, the largest relative change of the cotangent per step, and
-    ``past_cliff``, the fraction of windows that add up to a change above one.
+    Equals: :class:`mtl.Exact` at ``window=1`` in every mode, and with ``rank_one`` where one direction alone curves and
+    has a third of the cotangent or more. Past ``window * lr * h_max >= 2`` a window without ``rank_one`` is unstable,
+    past twice that one with it, and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``,
+    the largest relative change of the cotangent per step, and ``past_cliff``, the fraction of windows that add up to a
+    change above one.
 
     Args:
         window: inner steps per window, at least 1.
