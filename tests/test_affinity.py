@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 import mtl
 from mtl.episode import READOUT
 from mtl.fewshot.affinity import Linearised, affinities, draw_subsets, fit, group
-from mtl.fewshot.affinity.linearising import LOGITS, SCALE, ChangedBatch, Projection, flat, linearise, margins_of
+from mtl.fewshot.affinity.linearising import LOGITS, SCALE, ChangedBatch, Projection, linearise, margins_of
 from mtl.fewshot.affinity.measuring import Affinity
+from mtl.metagrad import tensors
 
 WIDTH = 24  # of the features of the tiny network
 SIDES = ("left.1", "right.1", "left.2", "right.2", "left.3", "right.3")
@@ -72,7 +73,7 @@ def test_linear_answers_are_right_to_first_order(learner, name):
     def error(length: float) -> float:
         with torch.no_grad():
             true = adapted.margins({k: length * v for k, v in step.items()})[0]
-        linear = torch.cat([margins + length * (gradients @ flat(step)[0]) for margins, gradients in rows])
+        linear = torch.cat([margins + length * (gradients @ tensors.flat(step)[0]) for margins, gradients in rows])
         return float((true - linear).norm())
 
     assert error(0.04) > 1e-5, "there is something to be wrong about"

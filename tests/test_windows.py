@@ -129,7 +129,7 @@ def one_direction(steps: int, tasks: int = 3, **options) -> tuple[mtl.InnerProbl
     g = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     along = torch.nn.functional.normalize(draw(tasks, 6), dim=1)
-    aim = 5 * along + 0.1 * draw(tasks, 6)
+    aim = 5 * along + 0.1 * draw(tasks, 6)  # most of it along that direction, also where windows have taken their share
     meta = {"start": draw(tasks, 6), "inner": draw(1), "rate": torch.full((1,), 0.3, dtype=torch.float64)}
 
     def inner_loss(weights, meta, step):
@@ -137,9 +137,7 @@ def one_direction(steps: int, tasks: int = 3, **options) -> tuple[mtl.InnerProbl
         return 0.5 * place**2 + meta["inner"] * place
 
     def outer_loss(weights, meta):
-        return (weights["w"] * aim).sum(
-            -1
-        )  # most of it along that direction, also where windows have taken their share
+        return (weights["w"] * aim).sum(-1)
 
     optimizer = InnerSGD(lr=lambda meta: meta["rate"], **options)
     return mtl.InnerProblem(lambda meta: {"w": meta["start"]}, inner_loss, outer_loss, steps, optimizer), meta

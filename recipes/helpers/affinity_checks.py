@@ -17,7 +17,8 @@ from helpers.family_training import judge, train
 from helpers.readouts import Network
 from mtl.episode import Episode
 from mtl.fewshot.affinity import Affinity, affinities, draw_subsets, group
-from mtl.fewshot.affinity.linearising import LOGITS, SCALE, ChangedBatch, flat
+from mtl.fewshot.affinity.linearising import LOGITS, SCALE, ChangedBatch
+from mtl.metagrad import tensors
 
 DISTANCES = (0.001, 0.005, 0.01)
 COUNTS = (3, 4, 5)  # groups to compare, where there are as many families
@@ -123,7 +124,7 @@ def _errors(checks: Checks, change: dict[str, Tensor], factor: float) -> tuple[f
         step = {k: factor * change[k].expand_as(v) if k in change else v for k, v in zero.items()}
         with torch.no_grad():
             before, after = adapted.margins(zero)[0], adapted.margins(step)[0]
-        linear = torch.cat([margins + gradients @ flat(step)[0] for margins, gradients in adapted.rows()])
+        linear = torch.cat([margins + gradients @ tensors.flat(step)[0] for margins, gradients in adapted.rows()])
         wrong += float((after - linear).square().sum())
         size += float(after.square().sum())
         moved += float((after - before).square().sum())

@@ -103,5 +103,4 @@ def steps_of(weights: Tensors, kind: Physics, discount: float, settings: Balanci
     observations, actions = drawn["observations"][:, :-1][valid], drawn["actions"][valid]
     slopes = vmap(grad(margin), (None, 0, 0))(policy, observations, actions)
     margins = vmap(margin, (None, 0, 0))(policy, observations, actions)
-    gradients = torch.cat([v.flatten(1) for v in slopes.values()], 1)
-    return Steps(Linearised(margins.detach(), gradients.detach()), found[valid].sign(), found[valid].abs())
+    return Steps(Linearised(margins.detach(), tensors.flat(slopes).detach()), found[valid].sign(), found[valid].abs())

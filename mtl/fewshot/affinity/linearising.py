@@ -93,12 +93,7 @@ class ChangedBatch:
         last = margins.shape[1] - 1
         for query in range(last + 1):
             (grads,) = tensors.grad(margins[:, query].sum(), change, retain_graph=query < last)
-            yield margins[:, query].detach(), flat(grads)
-
-
-def flat(change: Tensors) -> Tensor:
-    """``(tasks, size)`` of named tensors with a task axis."""
-    return torch.cat([v.reshape(len(v), -1) for v in change.values()], 1)
+            yield margins[:, query].detach(), tensors.flat(grads)
 
 
 def linearise(learner: MetaLearner, episodes: Sequence[Episode], projection: Projection, chunk: int = 8) -> Linearised:

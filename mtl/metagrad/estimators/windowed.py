@@ -129,8 +129,8 @@ class Windowed(AbstractEstimator):
         rhos = []
         for low, high in reversed(list(pairwise(bounds))):
             steps = None if self.mode == "lazy" else range(start, stop)
-            alone = self.rank_one and self.mode != "lazy" and pieces == 1
-            sweep.adjoint, rho, _ = _look(sweep, low, high, self._anchor(start, stop), steps, alone)
+            rank_one = self.rank_one and self.mode != "lazy" and pieces == 1
+            sweep.adjoint, rho, _ = _look(sweep, low, high, self._anchor(start, stop), steps, rank_one)
             rhos.append(rho)
         return rhos
 
