@@ -12,6 +12,8 @@ from problems import OPTIMIZERS, quadratic, regression
 
 import mtl
 from mtl.metagrad.optimizers import InnerSGD
+from mtl.metagrad.products import AbstractPull, Reverse
+from mtl.metagrad.sweep import Sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::mtl.metagrad.StructuralZeroWarning")
 
@@ -77,6 +79,60 @@ def test_adaptive_survives_the_cliff_where_a_plain_window_falls():
             assert cosine(adaptive.grads, exact, key) > 0.95
     assert min(cosine(plain.grads, exact, k) for k in exact) < 0.9
     assert plain.diagnostics["max_rho"] > 0.5, "the diagnostic says why"
+
+
+class Watched(AbstractPull):
+    """Exact products, and the step of every linearisation with the number of products taken of it."""
+
+    def __init__(self):
+        self.taken = []
+
+    def at(self, problem, weights, meta, step, gradient=None):
+        products = Reverse().at(problem, weights, meta, step, gradient)
+        self.taken.append([step, 0])
+
+        def counted(cotangent):
+            self.taken[-1][1] += 1
+            return products(cotangent)
+
+        return counted
+
+
+@pytest.mark.parametrize(
+    ("lr", "momentum"), [(0.3, 0.0), (0.15, 0.9), (0.5, 0.0)], ids=["plain", "momentum", "past the cliff"]
+)
+def test_a_product_that_changes_too_much_serves_for_the_last_steps(lr, momentum):
+    # All directions have a curvature of one. Four steps of 0.3 change the cotangent by 1.2 of itself, with tau = 0.4
+    # between 2 and 4 tau; four of 0.5 by 2.
+    problem, meta = quadratic(4, curvature=1.0, lr=lr)
+    problem = replace(
+        problem,
+        optimizer=InnerSGD(lr, momentum=momentum),
+        inner_loss=lambda weights, meta, step: 0.5 * (weights["w"] - meta["inner"]).square().sum(-1),
+    )
+    pull = Watched()
+    found = mtl.Windowed(4, tau=0.4, pull=pull)(problem, meta).grads
+    assert error(found, mtl.Exact()(problem, meta).grads) < 1e-10
+    assert pull.taken[0] == [2, 1], "the middle of the window"
+    assert (pull.taken[1][0] == 3) == (lr == 0.5), "the last step, at an anchor of its own"
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("behind", [3, 0], ids=["from the end", "before a window"])
+def test_a_shorter_look_is_one_at_the_same_anchor(options, behind):
+    problem, meta = regression(steps=7, **options)
+    sweep = Sweep(problem, meta)
+    if not behind:
+        sweep.back(4, 7)
+    stop, before = 7 if behind else 4, sweep.pulls
+    look = sweep.look(stop - 4, stop, stop - 2)
+    found, expected = sweep.shorter(look, 2), sweep.look(stop - 2, stop, stop - 2)
+    assert found.steps == expected.steps == range(stop - 2, stop)
+    for name in ("h", "m", "cotangent"):
+        assert error(getattr(found, name), getattr(expected, name)) < 1e-10, name
+    assert error(sweep.behind(found).weights, sweep.behind(expected).weights) < 1e-10
+    if not options or options == {"lr": 0.05}:
+        assert sweep.pulls - before == 2, "the shorter look asks for no product"
 
 
 def test_adaptive_costs_nothing_where_curvature_is_low():

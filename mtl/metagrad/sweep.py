@@ -27,6 +27,8 @@ from mtl.metagrad.products import Products, PullChoice, as_pull
 from mtl.metagrad.tensors import Tensors
 from mtl.metagrad.trajectory import Trajectory, unroll
 
+PARALLEL = 1e-3  # of a cotangent's length: what two may differ by to count as multiples
+
 
 @dataclass(frozen=True)
 class MetaGradient:
@@ -124,6 +126,25 @@ class RankOne:
         return (tensors.flat(vector) * self.rows).sum(1) / self.size
 
 
+@dataclass(frozen=True)
+class Look:
+    """What one linearisation says of consecutive steps, before a sweep has gone back over them.
+
+    Args:
+        steps: the steps.
+        direct: the adjoint before them without the network's share.
+        cotangent: c, what the pull was asked for.
+        h: ``H c``.
+        m: ``M c``.
+    """
+
+    steps: range
+    direct: Adjoint
+    cotangent: Tensors
+    h: Tensors
+    m: Tensors
+
+
 class Sweep:
     """A sweep in progress, from the last inner step towards the first.
 
@@ -166,7 +187,7 @@ class Sweep:
         Args:
             anchor: the step at whose weights it is linearised; the first of them by default.
         """
-        self.adjoint, _ = self.look(start, stop, start if anchor is None else anchor)
+        self.adjoint = self.behind(self.look(start, stop, start if anchor is None else anchor))
 
     def skip(self, start: int, stop: int) -> None:
         """Walk back from ``stop`` to ``start`` through the updates alone: the inner gradients count as constants."""
@@ -185,26 +206,48 @@ class Sweep:
         evaluations, weights = self.trajectory.evaluations, tensors.clone(self.trajectory.weights[-1])
         return MetaGradient(self.losses, grads, weights, evaluations, self.pulls, self.diagnostics)
 
-    def look(
-        self, start: int, stop: int, anchor: int, steps: range | None = None, rank_one: bool = False
-    ) -> tuple[Adjoint, Tensors]:
-        """Where :meth:`back` would lead, without going there: the adjoint, and the ``H c`` of the pull.
+    def look(self, start: int, stop: int, anchor: int, of: range | None = None) -> Look:
+        """What one linearisation at step ``anchor`` says of the steps before ``stop``, without going there.
 
         Args:
-            steps: see :meth:`products`.
-            rank_one: let every step feel what the steps after it have changed, as far as the one product tells.
+            of: see :meth:`products`.
         """
-        if (anchor, steps) != self._anchor:
+        if (anchor, of) != self._anchor:
             self.release()  # or two graphs are alive while the next is built
         direct, cotangent = self.through(start, stop, self.adjoint)
-        h, m = self.products(anchor, cotangent, steps)
-        if not rank_one or stop - start == 1:  # a single step has none after it
-            return direct.with_products(h, m), h
+        return Look(range(start, stop), direct, cotangent, *self.products(anchor, cotangent, of))
+
+    def shorter(self, look: Look, length: int) -> Look:
+        """The last steps of a look alone, at the same anchor.
+
+        With plain gradient descent their cotangent is a multiple of the one that the product is known of, and so is
+        the product. Otherwise it is another product, of the graph that is there already.
+        """
+        stop = look.steps.stop
+        direct, cotangent = self.through(stop - length, stop, self.adjoint)
+        factor, rest = tensors.multiple(cotangent, look.cotangent)
+        rest, factor = torch.stack([self.problem.execution.sync_max(rest), factor]).tolist()
+        if rest < PARALLEL:
+            h, m = tensors.times(look.h, factor), tensors.times(look.m, factor)
+        else:
+            assert self._anchor is not None
+            h, m = self.products(self._anchor[0], cotangent, self._anchor[1])
+        return Look(range(stop - length, stop), direct, cotangent, h, m)
+
+    def behind(self, look: Look, rank_one: bool = False) -> Adjoint:
+        """The adjoint before the steps that were looked at.
+
+        Args:
+            rank_one: let every step feel what the steps after it have changed, as far as the one product tells.
+        """
+        if not rank_one or len(look.steps) == 1:  # a single step has none after it
+            return look.direct.with_products(look.h, look.m)
         self.release()  # the updates need room for graphs of their own
-        curvature = RankOne.of(cotangent, h, self.adjoint.weights, stop - start)
-        walked, felt = self.through(start, stop, self.adjoint, curvature)
-        unexplained = tensors.add(h, curvature(cotangent), -1.0)
-        return walked.with_products(unexplained, tensors.times(m, curvature.share(felt, cotangent))), h
+        curvature = RankOne.of(look.cotangent, look.h, self.adjoint.weights, len(look.steps))
+        walked, felt = self.through(look.steps.start, look.steps.stop, self.adjoint, curvature)
+        unexplained = tensors.add(look.h, curvature(look.cotangent), -1.0)
+        share = curvature.share(felt, look.cotangent)
+        return walked.with_products(unexplained, tensors.times(look.m, share))
 
     def through(
         self, start: int, stop: int, adjoint: Adjoint, curvature: RankOne | None = None
@@ -216,17 +259,17 @@ class Sweep:
             self.problem, self.meta, t.weights[start], t.states[start], gradients, adjoint, curvature
         )
 
-    def products(self, anchor: int, cotangent: Tensors, steps: range | None = None) -> tuple[Tensors, Tensors]:
+    def products(self, anchor: int, cotangent: Tensors, of: range | None = None) -> tuple[Tensors, Tensors]:
         """One pull: ``(H c, M c)`` at the weights of step ``anchor``. Its graph stays until another is asked for.
 
         Args:
-            steps: of the window whose loss is linearised, by the problem's ``window_loss``; the loss of the anchor's
+            of: steps of the window whose loss is linearised, by the problem's ``window_loss``; the loss of the anchor's
                 own step where it is None, or the problem has no other.
         """
-        if self._products is None or (anchor, steps) != self._anchor:
+        if self._products is None or (anchor, of) != self._anchor:
             self.release()
-            self._products = self._linearised(anchor, steps)
-            self._anchor = anchor, steps
+            self._products = self._linearised(anchor, of)
+            self._anchor = anchor, of
         self.pulls += 1
         return self._products(cotangent)
 

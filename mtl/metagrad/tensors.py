@@ -102,6 +102,14 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
     return dot(a, a).sqrt()
 
 
+def multiple(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The factor that brings b nearest to a, and how much of a's length is left then: two numbers, over all tasks."""
+    of_a, of_b = flat(a), flat(b)
+    tiny = torch.finfo(of_a.dtype).tiny
+    factor = (of_a * of_b).sum() / of_b.square().sum().clamp_min(tiny)
+    return factor, (of_a - factor * of_b).norm() / of_a.norm().clamp_min(tiny)
+
+
 def grad(
     outputs: Tensor | Collection[Tensor],
     *inputs: Mapping[str, Tensor],

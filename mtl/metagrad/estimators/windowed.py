@@ -14,7 +14,7 @@ from mtl.metagrad import tensors
 from mtl.metagrad.estimators.base import AbstractEstimator
 from mtl.metagrad.problem import InnerProblem
 from mtl.metagrad.products import PullChoice, as_pull
-from mtl.metagrad.sweep import Adjoint, MetaGradient, Sweep
+from mtl.metagrad.sweep import Adjoint, Look, MetaGradient, Sweep
 from mtl.metagrad.tensors import Tensors
 from mtl.metagrad.trajectory import unroll
 
@@ -126,12 +126,13 @@ class Windowed(AbstractEstimator):
         """Walk back over a window in nearly equal pieces, all linearised at one anchor; their ``rho``."""
         pieces = 1 if self.mode == "lazy" else min(self.substeps, stop - start)
         bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)]
+        rank_one = self.rank_one and self.mode != "lazy" and pieces == 1
+        of = None if self.mode == "lazy" else range(start, stop)
         rhos = []
         for low, high in reversed(list(pairwise(bounds))):
-            steps = None if self.mode == "lazy" else range(start, stop)
-            rank_one = self.rank_one and self.mode != "lazy" and pieces == 1
-            sweep.adjoint, rho, _ = _look(sweep, low, high, self._anchor(start, stop), steps, rank_one)
-            rhos.append(rho)
+            look = sweep.look(low, high, self._anchor(start, stop), of)
+            rhos.append(_relative_change(sweep, look).amax() / (high - low))
+            sweep.adjoint = sweep.behind(look, rank_one)
         return rhos
 
     def _adaptively(
@@ -140,8 +141,8 @@ class Windowed(AbstractEstimator):
         """Walk back over a window in sub-steps that change the cotangent of no task by much more than ``tau``.
 
         What the last accepted sub-step left to change predicts the next. One that turns out to change a cotangent by
-        more than ``2 tau`` is taken again, shorter, at an anchor of its own: past the cliff the middle of the whole
-        window says little about its ends.
+        more than ``2 tau`` is taken again, shorter. Up to ``4 tau``, its product serves for that too; past the cliff,
+        the middle of the whole window says little about its ends, and the shorter one has an anchor of its own.
 
         Args:
             ahead: ``rho`` as it is predicted of the window's last steps; None where nothing is known.
@@ -150,44 +151,47 @@ class Windowed(AbstractEstimator):
             The ``rho`` of each sub-step, and the prediction for the steps before the window.
         """
         sync_max, rhos = sweep.problem.execution.sync_max, []
+
+        def look_back(length: int, longer: Look | None = None) -> tuple[Look, Tensor, Tensor]:
+            first = stop - length
+            if longer is None:
+                look = sweep.look(first, stop, self._anchor(first, stop), range(first, stop))
+            else:
+                look = sweep.shorter(longer, length)
+            change = _relative_change(sweep, look)
+            return look, change, sync_max(change.amax() / length)
+
         while stop > start:
             length = stop - start
             if ahead is not None:
                 length = min(length, _steps_within(self.tau, ahead))
-            candidate, rho, left = self._look_back(sweep, stop - length, stop)
-            rho = sync_max(rho)
-            if length > 1 and float(rho) * length > 2 * self.tau:
+            look, change, rho = look_back(length)
+            if length > 1 and (changed := float(rho) * length) > 2 * self.tau:
                 length = min(length - 1, _steps_within(self.tau, rho))
-                candidate, rho, left = self._look_back(sweep, stop - length, stop)
-                rho = sync_max(rho)
-            sweep.adjoint, ahead, stop = candidate, sync_max(left), stop - length
+                look, change, rho = look_back(length, look if changed <= 4 * self.tau else None)
+            before, sweep.adjoint = sweep.adjoint, sweep.behind(look, self.rank_one)
+            left = torch.fmin(_left_to_change(before, look, sweep.adjoint), change)  # not a number: nothing changes
+            ahead, stop = sync_max(left.amax() / length), stop - length
             rhos.append(rho)
         return rhos, ahead
 
-    def _look_back(self, sweep: Sweep, start: int, stop: int) -> tuple[Adjoint, Tensor, Tensor]:
-        return _look(sweep, start, stop, self._anchor(start, stop), range(start, stop), self.rank_one)
+
+def _relative_change(sweep: Sweep, look: Look) -> Tensor:
+    """Of each task's cotangent of the weights, by all the steps looked at."""
+    length = tensors.norm(sweep.adjoint.weights)
+    return tensors.norm(look.h) / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
-def _look(
-    sweep: Sweep, start: int, stop: int, anchor: int, steps: range | None, rank_one: bool
-) -> tuple[Adjoint, Tensor, Tensor]:
-    r"""Where one linearisation would lead, and the largest relative change of a task's cotangent per step: ``rho`` of
-    these steps, and what to expect of the steps before them.
+def _left_to_change(before: Adjoint, look: Look, after: Adjoint) -> Tensor:
+    r"""The relative change of each task to expect of as many steps before those looked at, if it is the smaller one.
 
     A large change is most often the work of one direction of high curvature, that of the change :math:`h` itself. Of
     it the cotangent has :math:`\langle\lambda, h\rangle / |h|` before and after, and the next change is smaller in the
-    same ratio: hardly any is left where these steps have taken that direction away. More than ``rho`` is never
-    expected.
+    same ratio: hardly any is left where these steps have taken that direction away.
     """
-    before = sweep.adjoint.weights
-    candidate, h = sweep.look(start, stop, anchor, steps, rank_one)
-    tiny = torch.finfo(next(iter(before.values())).dtype).tiny
-    change = tensors.norm(h)
-    kept = (tensors.dot(candidate.weights, h) / tensors.dot(before, h)).abs()
-    rho = change / tensors.norm(before).clamp_min(tiny)
-    left = change * kept / tensors.norm(candidate.weights).clamp_min(tiny)
-    left = torch.fmin(left, rho)  # not a number where nothing changes
-    return candidate, rho.amax() / (stop - start), left.amax() / (stop - start)
+    change, length = tensors.norm(look.h), tensors.norm(after.weights)
+    kept = (tensors.dot(after.weights, look.h) / tensors.dot(before.weights, look.h)).abs()
+    return change * kept / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
 def _steps_within(tau: float, rho: Tensor) -> int:
