@@ -37,7 +37,7 @@ from mtl.tools.progress import ProgressBar
 
 NAME = "universal"
 LITES = tuple(f"mtl/efficientnet-lite{size}" for size in range(3))
-ROWS = ("logistic", "ridge_all")
+ROWS = ("logistic", "ridge_all", "ridge_weighted")
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,9 @@ def compare(
     """On one data set, whose statistics the baselines use too."""
     statistics = pupil.network.statistics
     methods = [
-        mtl.learner_method(pupil.learner, "universal"),
-        mtl.learner_method(pupil.by_support, "universal, by support"),
-        mtl.learner_method(pupil.learner, "cross-validated", cross_validate=True),
+        mtl.learner_method(pupil.learner, "cross-validated", cross_validate=True),  # as mtl.adapt does
+        mtl.learner_method(pupil.by_support, "cross-validated, by support", cross_validate=True),
+        mtl.learner_method(pupil.learner, "generator alone"),
         *mtl.baselines(pupil.network.backbone, table=table, statistics=statistics, **best),
     ]
     every = mtl.data.EvaluationTasks(tasks, config.test_tasks)

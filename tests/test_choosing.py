@@ -89,7 +89,7 @@ def test_candidates_are_judged_on_what_they_did_not_see(kind, levels, sites, ste
         assert {r.name: r.log_likelihood for r in choice.rows(t)} == pytest.approx(scores, rel=1e-3, abs=1e-4)
     assert (choice.folds, choice.left_out) == (2, 6)
     head_start = torch.tensor([0.0] * (len(choice.names) - 1) + [2.0])
-    expected = (0.3 * 6 * choice.log_likelihood + head_start).softmax(1)
+    expected = (0.5 * 6 * choice.log_likelihood + head_start).softmax(1)
     torch.testing.assert_close(choice.weights, expected, atol=0.05, rtol=0)  # but for what was negligible
 
 
@@ -119,6 +119,52 @@ def test_the_last_level_is_a_candidate_as_if_there_were_no_other():
     torch.testing.assert_close(found, factor * made.head.logits(query, {}, (support, UNEQUAL), 3), atol=1e-3, rtol=1e-3)
 
 
+def loss_of_left_out(x: torch.Tensor, labels: torch.Tensor) -> float:
+    """Cross-entropy of every example under a ridge regression, with an intercept, fitted to the others; 1 at chance."""
+    total = 0.0
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        seen, targets = x[others], torch.nn.functional.one_hot(labels[others], 3).double()
+        centred = seen - seen.mean(0)
+        dual = torch.linalg.solve(
+            centred @ centred.T / x.shape[1] + 0.1 * torch.eye(len(others)), targets - targets.mean(0)
+        )
+        scores = targets.mean(0) + (x[i] - seen.mean(0)) @ centred.T @ dual / x.shape[1]
+        total += float(torch.nn.functional.cross_entropy(5 * scores, labels[i]))
+    return total / len(x) / math.log(3)
+
+
+def test_levels_count_by_what_they_say_of_left_out_examples():
+    made, e = learner(), episode()
+    emitted = made.adapt(e.support).meta
+    found = mtl.fewshot.choosing.candidates(made.generator, emitted)
+    factors = found["levels by evidence"]["scale"]
+    torch.testing.assert_close(factors.square().mean(1), torch.ones(2))
+    torch.testing.assert_close(found["generator by evidence"]["scale"], emitted["scale"] * factors)
+    values = made.generator.standard.apply_to(made.backbone(e.support.inputs), {}).double()
+    widths = [level.width for level in made.backbone.levels]
+    for t in range(2):
+        losses = [loss_of_left_out(level[t], UNEQUAL[t]) for level in values.split(widths, -1)]
+        for level, loss in zip(factors[t].split(widths), losses, strict=True):
+            expected = factors[t, 0] * math.exp(8 * (losses[0] - loss))
+            torch.testing.assert_close(level, expected.expand_as(level), rtol=1e-3, atol=0)
+
+
+def test_no_level_has_evidence_where_nothing_can_be_left_out_or_there_is_one_level():
+    for made, labels in ((learner(), ONE_SHOT), (learner(levels="last"), UNEQUAL)):
+        choice = made.adapt(episode(labels).support, cross_validate=True).choice
+        assert choice is not None
+        assert not [name for name in choice.names if "evidence" in name]
+
+
+def test_evidence_of_levels_leaves_the_inside_of_the_network_as_it_is():
+    made, e = learner(sites="norm"), episode()
+    found = mtl.fewshot.choosing.candidates(made.generator, made.adapt(e.support).meta)
+    inside = found["levels by evidence"]["scale"][:, : -made.backbone.width]
+    assert inside.shape[1] > 0
+    torch.testing.assert_close(inside, torch.ones_like(inside))
+
+
 def test_a_mixture_of_linear_classifiers_is_one():
     made, e = learner(even=False), episode()
     adapted = made.adapt(e.support, cross_validate=True)
@@ -126,7 +172,7 @@ def test_a_mixture_of_linear_classifiers_is_one():
         _, weight, bias = adapted.merge(task)
         plain = made.backbone(e.query.inputs)[task] @ weight.T + bias
         torch.testing.assert_close(plain, adapted.logits(e.query.inputs)[task], atol=1e-3, rtol=1e-3)
-    inside = learner("channelwise", "last", "norm", inner_steps=0).adapt(e.support, cross_validate=True)
+    inside = learner("channelwise", "last", "norm", inner_steps=0).adapt(episode(ONE_SHOT).support, cross_validate=True)
     with pytest.raises(ValueError, match=r"a mixture of several networks is no single one; adapt\(support, cross_val"):
         inside.merge()
     with pytest.raises(ValueError, match="no linear map of features"):
@@ -152,7 +198,7 @@ def test_a_choice_says_what_it_was_and_why():
     assert found.weights[0, 2] == 0  # negligible
     torch.testing.assert_close(found.weights.sum(1), torch.ones(2))
     torch.testing.assert_close(found.weights[1], torch.tensor([0.5, 0.5, 0]))  # what is not finite does not count
-    assert float(found.weights[0, 1] / found.weights[0, 0]) == pytest.approx(math.exp(0.3 * 6 * 0.5), rel=1e-4)
+    assert float(found.weights[0, 1] / found.weights[0, 0]) == pytest.approx(math.exp(0.5 * 6 * 0.5), rel=1e-4)
     level = choose(("a", "generator"), torch.tensor([[-1.0, -1.0]]), 2, 6)
     assert float(level.weights[0, 1] / level.weights[0, 0]) == pytest.approx(math.exp(2), rel=1e-4)  # the head start
 

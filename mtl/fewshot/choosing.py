@@ -20,7 +20,7 @@ from mtl.metagrad.tensors import Tensors
 from mtl.networks.backbones import Prepared
 
 MOST_FOLDS = 10
-SHARPNESS = 0.3  # of the choice: weights are softmax(0.3 total log-likelihood), since left-out examples are few
+SHARPNESS = 0.5  # of the choice: weights are softmax(0.5 total log-likelihood), since left-out examples are few
 HEAD_START = 2.0  # of the generator, in nats: it was trained on more tasks than this one has examples
 NEGLIGIBLE = 0.01  # weights below this are dropped
 
@@ -98,11 +98,12 @@ def by_head_start(names: tuple[str, ...], tasks: int) -> Choice:
     return replace(choose(names, nothing, 0, 0), log_likelihood=torch.full_like(nothing, torch.nan))
 
 
-def candidates(generator: AbstractGenerator, meta: Tensors) -> dict[str, Tensors]:
+def candidates(generator: AbstractGenerator, meta: Tensors, evidence: bool = True) -> dict[str, Tensors]:
     """What may be made of a support set, from the plainest to what the generator emits.
 
     Args:
         meta: emitted by the generator.
+        evidence: also those that let each level count by what it says of left-out examples.
     """
     if not isinstance(generator, AbstractSiteGenerator):
         return generator.candidates(meta)
@@ -111,6 +112,9 @@ def candidates(generator: AbstractGenerator, meta: Tensors) -> dict[str, Tensors
     found |= {"all levels" if found else "plain": plain}
     found |= {} if static is None else {"static": static}
     found |= {} if rule is None else {"rule": rule}
+    if evidence and (factors := generator.by_evidence(meta)) is not None:
+        weighed = lambda meta: meta | {"scale": meta["scale"] * factors}  # noqa: E731
+        found |= {"levels by evidence": weighed(plain), "generator by evidence": weighed(meta)}
     return found | {"half-way": _half_way(meta), "generator": meta}
 
 
@@ -128,6 +132,11 @@ def _half_way(meta: Tensors) -> Tensors:
     scale = meta["scale"]
     between = torch.where(scale > 0, scale.clamp_min(0).sqrt(), (1 + scale) / 2)
     return meta | {"scale": between, "shift": meta["shift"] / 2}
+
+
+def can_leave_out(labels: Tensor, ways: int) -> bool:
+    """Whether every class of every task, of labels ``(tasks, n)``, has two examples or more."""
+    return int(F.one_hot(labels, ways).sum(1).min()) > 1
 
 
 def folds(labels: Tensor, ways: int, most: int = MOST_FOLDS) -> tuple[Tensor, Tensor] | None:

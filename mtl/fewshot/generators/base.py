@@ -84,8 +84,8 @@ class AbstractGenerator(nn.Module, abc.ABC):
     """Whether the class takes ``levels=``, the levels of the features, when it is built."""
 
     of_support: ClassVar[frozenset[str]] = frozenset()
-    """Names in ``meta`` of what was computed from the support examples to spare the inner loop time; it does without.
-    Whoever adapts other examples from this ``meta`` leaves them out."""
+    """Names in ``meta`` of what is true of the support examples alone, and which the inner loop does without. Whoever
+    adapts other examples from this ``meta`` leaves them out."""
 
     of_loop: ClassVar[tuple[str, ...]] = ("step_sizes_of.",)
     """How the names of those weights begin that nothing but an inner loop needs, see :meth:`learn`."""
@@ -247,6 +247,12 @@ class AbstractSiteGenerator(AbstractGenerator):
 
     def rule(self, meta: Tensors) -> Tensors | None:
         """The same ``meta`` without what is common to all tasks, where both are apart; None where not."""
+        del meta
+        return None
+
+    def by_evidence(self, meta: Tensors) -> Tensor | None:
+        """Factors on scales that let each level count by how well it alone answers support examples that it was not
+        fitted to, ``(tasks, channels)``; None where the features have one level, or this was not read."""
         del meta
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from mtl.networks.modulation import Site
 
 LIMIT = 6.0  # of log-scales, either way
 EPS = 1e-6
+EVIDENCE_POWER = 8.0  # of exp(-loss) of a level, where levels count by it alone
 ALONE = 0.3  # part of the training tasks in which the rule does without the scales common to all
 
 
@@ -71,6 +73,7 @@ class ChannelWise(AbstractSiteGenerator):
     """
 
     reads_levels = True
+    of_support: ClassVar[frozenset[str]] = frozenset({"level_loss"})
 
     def __init__(
         self,
@@ -117,8 +120,9 @@ class ChannelWise(AbstractSiteGenerator):
         log_scale = emitted[..., 0].clamp(-LIMIT, LIMIT) + self.common.log_scale(reading.values)
         # Shifts are relative to the site too. Those of the features are left to the head.
         shift = emitted[..., 1] * reading.size
-        log_lr = self.step_sizes_of.log_lr
-        return reading.standard | self.common.meta() | {"scale": log_scale.exp(), "shift": shift, "log_lr": log_lr}
+        emitted = {"scale": log_scale.exp(), "shift": shift, "log_lr": self.step_sizes_of.log_lr}
+        loss = {"level_loss": reading.evidence[:, -len(self.levels) :, 0]} if len(self.levels) > 1 else {}
+        return reading.standard | self.common.meta() | emitted | loss
 
     def for_training(self, view: SupportView) -> Tensors:
         """As for adaptation, but some tasks do without the scales that are common to all tasks.
@@ -141,6 +145,13 @@ class ChannelWise(AbstractSiteGenerator):
         if self.common.base is None:
             return None
         return meta | {"scale": meta["scale"] * (-self.common.per_channel()).exp()}
+
+    def by_evidence(self, meta: Tensors) -> Tensor | None:
+        if (loss := meta.get("level_loss")) is None:
+            return None
+        factors = (-EVIDENCE_POWER * loss).exp()[:, self.standard.level]
+        factors = factors / factors.square().mean(1, keepdim=True).sqrt()
+        return F.pad(factors, (meta["scale"].shape[1] - factors.shape[1], 0), value=1.0)
 
     def static(self, meta: Tensors) -> Tensors | None:
         if self.common.base is None:

@@ -50,7 +50,7 @@ class Refined(AbstractGenerator):
     """
 
     reads_levels = True
-    of_support: ClassVar[frozenset[str]] = frozenset({"kernels"})
+    of_support: ClassVar[frozenset[str]] = ChannelWise.of_support | {"kernels"}
     of_loop: ClassVar[tuple[str, ...]] = ("step_sizes_of.", "rates.")
     inner_steps: ClassVar[int | None] = 50
 
