@@ -13,6 +13,7 @@ from mtl.fewshot import FeatureStatistics
 from mtl.fewshot.choosing import Choice, choose, folds, mix
 
 UNEQUAL = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [2, 1, 0, 1, 1, 0, 2]])
+THREE_SHOT = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2, 2], [2, 1, 0, 1, 1, 0, 2, 0, 2]])
 ONE_SHOT = torch.tensor([[0, 1, 2, 2, 2, 1, 1]] * 2)
 
 
@@ -69,27 +70,31 @@ SETTINGS = pytest.mark.parametrize(
 
 
 @SETTINGS
-def test_candidates_are_judged_on_what_they_did_not_see(kind, levels, sites, steps):
+@pytest.mark.parametrize(("labels", "count"), [(UNEQUAL, 2), (THREE_SHOT, 3)], ids=["unequal", "three-shot"])
+def test_candidates_are_judged_on_what_they_did_not_see(kind, levels, sites, steps, labels, count):
     """Against adapting to every fold of every task alone, and reading off the probability of what was left out."""
-    made, e = learner(kind, levels, sites, inner_steps=steps), episode()
+    made, e = learner(kind, levels, sites, inner_steps=steps), episode(labels)
     choice = made.adapt(e.support, cross_validate=True).choice
     assert choice is not None
-    split = folds(UNEQUAL, 3)
+    split = folds(labels, 3)
     assert split is not None
     images = e.support.inputs.flatten()
     for t in range(2):
         scores = dict.fromkeys(choice.names, 0.0)
-        for stay, out in list(zip(*split, strict=True))[2 * t : 2 * t + 2]:
-            support = mtl.Examples(images.take(stay).with_task_axis(), UNEQUAL.flatten()[stay][None])
-            right = UNEQUAL.flatten()[out]
+        for stay, out in list(zip(*split, strict=True))[count * t : count * (t + 1)]:
+            support = mtl.Examples(images.take(stay).with_task_axis(), labels.flatten()[stay][None])
+            right = labels.flatten()[out]
             emitted = made.adapt(support).meta
             for name, meta in mtl.fewshot.choosing.candidates(made.generator, emitted).items():
                 logits = made.adapt(support, meta=meta).logits(images.take(out).with_task_axis())[0]
-                scores[name] += -float(torch.nn.functional.cross_entropy(logits, right)) / 2
+                scores[name] += -float(torch.nn.functional.cross_entropy(logits, right)) / count
         assert {r.name: r.log_likelihood for r in choice.rows(t)} == pytest.approx(scores, rel=1e-3, abs=1e-4)
-    assert (choice.folds, choice.left_out) == (2, 6)
+    assert (choice.folds, choice.left_out) == (count, 3 * count)
+    if kind == "channelwise" and count > 2:  # with two examples of a class, a fold has no evidence
+        of = dict(zip(choice.names, choice.log_likelihood.T, strict=True))
+        assert not torch.allclose(of["levels by evidence"], of["all levels"], atol=1e-3)
     head_start = torch.tensor([0.0] * (len(choice.names) - 1) + [2.0])
-    expected = (0.5 * 6 * choice.log_likelihood + head_start).softmax(1)
+    expected = (0.5 * 3 * count * choice.log_likelihood + head_start).softmax(1)
     torch.testing.assert_close(choice.weights, expected, atol=0.05, rtol=0)  # but for what was negligible
 
 
@@ -148,6 +153,14 @@ def test_levels_count_by_what_they_say_of_left_out_examples():
         for level, loss in zip(factors[t].split(widths), losses, strict=True):
             expected = factors[t, 0] * math.exp(8 * (losses[0] - loss))
             torch.testing.assert_close(level, expected.expand_as(level), rtol=1e-3, atol=0)
+
+
+def test_levels_that_all_fail_count_alike():
+    made, e = learner(), episode()
+    meta = made.adapt(e.support).meta
+    meta["level_loss"] = torch.full_like(meta["level_loss"], 20.0)
+    factors = mtl.fewshot.choosing.candidates(made.generator, meta)["levels by evidence"]["scale"]
+    torch.testing.assert_close(factors, torch.ones_like(factors))
 
 
 def test_no_level_has_evidence_where_nothing_can_be_left_out_or_there_is_one_level():

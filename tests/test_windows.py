@@ -11,6 +11,7 @@ from estimator_tables import cosine, error, plain_gradient, unrolled
 from problems import OPTIMIZERS, quadratic, regression
 
 import mtl
+from mtl.metagrad import tensors
 from mtl.metagrad.optimizers import InnerSGD
 from mtl.metagrad.products import AbstractPull, Reverse
 from mtl.metagrad.sweep import Sweep
@@ -99,22 +100,47 @@ class Watched(AbstractPull):
 
 
 @pytest.mark.parametrize(
-    ("lr", "momentum"), [(0.3, 0.0), (0.15, 0.9), (0.5, 0.0)], ids=["plain", "momentum", "past the cliff"]
+    ("steps", "lr", "anchor", "first"),
+    [
+        (5, 0.19, "middle", [2, 1]),  # 0.95 of the cotangent, between 2 and 4 tau: its product serves for two steps
+        (5, 0.19, "start", [0, 1]),  # none of the two is anywhere near the anchor
+        (10, 0.18, "middle", [5, 1]),  # 1.8, beyond 4 tau
+        (5, 0.3, "middle", [2, 1]),  # 1.5, but a single step is left
+    ],
+    ids=["serves", "far anchor", "far too long", "single step"],
 )
-def test_a_product_that_changes_too_much_serves_for_the_last_steps(lr, momentum):
-    # All directions have a curvature of one. Four steps of 0.3 change the cotangent by 1.2 of itself, with tau = 0.4
-    # between 2 and 4 tau; four of 0.5 by 2.
-    problem, meta = quadratic(4, curvature=1.0, lr=lr)
+def test_a_product_that_changes_too_much_serves_for_the_last_steps(steps, lr, anchor, first):
+    # All directions have a curvature of one.
+    problem, meta = quadratic(steps, curvature=1.0, lr=lr)
     problem = replace(
         problem,
-        optimizer=InnerSGD(lr, momentum=momentum),
+        optimizer=InnerSGD(lr),
         inner_loss=lambda weights, meta, step: 0.5 * (weights["w"] - meta["inner"]).square().sum(-1),
     )
     pull = Watched()
-    found = mtl.Windowed(4, tau=0.4, pull=pull)(problem, meta).grads
+    found = mtl.Windowed(steps, tau=0.4, anchor=anchor, pull=pull)(problem, meta).grads
     assert error(found, mtl.Exact()(problem, meta).grads) < 1e-10
-    assert pull.taken[0] == [2, 1], "the middle of the window"
-    assert (pull.taken[1][0] == 3) == (lr == 0.5), "the last step, at an anchor of its own"
+    assert pull.taken[0] == first
+    served = pull.taken[1][0] < steps - 2  # the next linearisation is already of the steps before the last two
+    assert served == ((steps, lr, anchor) == (5, 0.19, "middle"))
+
+
+def test_single_sub_steps_are_the_exact_sweep():
+    for seed in range(4):
+        problem, meta = regression(steps=3, lr=0.3, seed=seed)
+        found = mtl.Windowed(3)(problem, meta)
+        if found.pulls == 4:  # the window, and its three steps
+            assert error(found.grads, mtl.Exact()(problem, meta).grads) < 1e-10
+            return
+    pytest.fail("no window was cut to single steps")
+
+
+def test_one_task_does_not_take_the_product_of_another():
+    a = {"w": torch.tensor([[1.0, 2.0], [1e-4, 0.0]])}
+    b = {"w": torch.tensor([[2.0, 4.0], [0.0, 1e-4]])}
+    factor, left = tensors.multiple(a, b)
+    assert float(factor) == pytest.approx(0.5)
+    assert float(left) == pytest.approx(5**0.5 / 2), "of the second task, whose cotangent is small"
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -131,7 +157,7 @@ def test_a_shorter_look_is_one_at_the_same_anchor(options, behind):
     for name in ("h", "m", "cotangent"):
         assert error(getattr(found, name), getattr(expected, name)) < 1e-10, name
     assert error(sweep.behind(found).weights, sweep.behind(expected).weights) < 1e-10
-    if not options or options == {"lr": 0.05}:
+    if not options:
         assert sweep.pulls - before == 2, "the shorter look asks for no product"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtl.episode import Episode, Examples
 from mtl.fewshot.adapted import Adapted
 from mtl.fewshot.calibration import calibrations_of
-from mtl.fewshot.choosing import by_head_start, by_left_out, can_leave_out, candidates, leave_out, mix
+from mtl.fewshot.choosing import by_head_start, by_left_out, candidates, folds, leave_out, mix
 from mtl.fewshot.lite import lite_examples as draw_lite_examples
 from mtl.fewshot.living import Recipe, Support, kept
 from mtl.fewshot.mixture import Start
@@ -99,8 +99,9 @@ class Adaptation:
         view = model.view(support, prepared, ways)
         if given.background is not None:
             view = replace(view, standard=model.generator.standard.of_support(view.features, given.background))
-        evidence = can_leave_out(view.labels, ways)
-        tries = partial(candidates, model.generator, evidence=evidence) if self.cross_validate else _alone
+        tries = _alone
+        if self.cross_validate:
+            tries = partial(candidates, model.generator, evidence=folds(view.labels, ways) is not None)
         tried = tries(_copied(model.generator(view)))
         choice, calibrations = None, ()
         if self.leaves_out:

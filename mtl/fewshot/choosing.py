@@ -22,6 +22,7 @@ from mtl.networks.backbones import Prepared
 MOST_FOLDS = 10
 SHARPNESS = 0.5  # of the choice: weights are softmax(0.5 total log-likelihood), since left-out examples are few
 HEAD_START = 2.0  # of the generator, in nats: it was trained on more tasks than this one has examples
+SETTINGS = {"version": 2, "sharpness": SHARPNESS, "head start": HEAD_START}  # kept results of other ones do not count
 NEGLIGIBLE = 0.01  # weights below this are dropped
 
 
@@ -132,11 +133,6 @@ def _half_way(meta: Tensors) -> Tensors:
     scale = meta["scale"]
     between = torch.where(scale > 0, scale.clamp_min(0).sqrt(), (1 + scale) / 2)
     return meta | {"scale": between, "shift": meta["shift"] / 2}
-
-
-def can_leave_out(labels: Tensor, ways: int) -> bool:
-    """Whether every class of every task, of labels ``(tasks, n)``, has two examples or more."""
-    return int(F.one_hot(labels, ways).sum(1).min()) > 1
 
 
 def folds(labels: Tensor, ways: int, most: int = MOST_FOLDS) -> tuple[Tensor, Tensor] | None:

@@ -132,6 +132,8 @@ class Look:
 
     Args:
         steps: the steps.
+        anchor: the step at which they are linearised.
+        of: whose loss that is, see :meth:`Sweep.products`.
         direct: the adjoint before them without the network's share.
         cotangent: c, what the pull was asked for.
         h: ``H c``.
@@ -139,6 +141,8 @@ class Look:
     """
 
     steps: range
+    anchor: int
+    of: range | None
     direct: Adjoint
     cotangent: Tensors
     h: Tensors
@@ -215,7 +219,7 @@ class Sweep:
         if (anchor, of) != self._anchor:
             self.release()  # or two graphs are alive while the next is built
         direct, cotangent = self.through(start, stop, self.adjoint)
-        return Look(range(start, stop), direct, cotangent, *self.products(anchor, cotangent, of))
+        return Look(range(start, stop), anchor, of, direct, cotangent, *self.products(anchor, cotangent, of))
 
     def shorter(self, look: Look, length: int) -> Look:
         """The last steps of a look alone, at the same anchor.
@@ -230,9 +234,8 @@ class Sweep:
         if rest < PARALLEL:
             h, m = tensors.times(look.h, factor), tensors.times(look.m, factor)
         else:
-            assert self._anchor is not None
-            h, m = self.products(self._anchor[0], cotangent, self._anchor[1])
-        return Look(range(stop - length, stop), direct, cotangent, h, m)
+            h, m = self.products(look.anchor, cotangent, look.of)
+        return Look(range(stop - length, stop), look.anchor, look.of, direct, cotangent, h, m)
 
     def behind(self, look: Look, rank_one: bool = False) -> Adjoint:
         """The adjoint before the steps that were looked at.

@@ -103,11 +103,11 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
 
 
 def multiple(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The factor that brings b nearest to a, and how much of a's length is left then: two numbers, over all tasks."""
+    """The one factor that brings b nearest to a, and how much of a's length is left in the task where that is most."""
     of_a, of_b = flat(a), flat(b)
     tiny = torch.finfo(of_a.dtype).tiny
     factor = (of_a * of_b).sum() / of_b.square().sum().clamp_min(tiny)
-    return factor, (of_a - factor * of_b).norm() / of_a.norm().clamp_min(tiny)
+    return factor, ((of_a - factor * of_b).norm(dim=1) / of_a.norm(dim=1).clamp_min(tiny)).amax()
 
 
 def grad(

@@ -62,7 +62,7 @@ def test_what_is_kept_is_a_ready_generator(tmp_path, data, encoder, capsys, monk
     facts = json.loads((tmp_path / "out" / "universal.json").read_text())["extra"]
     assert facts["families"] == ["notes.kind"]
     assert "1-shot" in " ".join(facts["validation"])
-    assert "universal, by support" in capsys.readouterr().out
+    assert "cross-validated, by support" in capsys.readouterr().out
     monkeypatch.setattr(ready, "ASSETS", tmp_path / "out")
     other = mtl.load_backbone("mtl/glyphs", sites="none", levels="all")
     generator = mtl.load_generator("mtl/universal", other).generator

@@ -71,7 +71,8 @@ def channel_weights(seen: Tensor, labels: Tensor, ways: int, widths: Sequence[in
         powers: of the Fisher ratio of a channel, and of ``exp(-loss)`` of its level.
     """
     of_channel, of_level = powers
-    per_level = torch.exp(-of_level * level_losses(seen, labels, ways, widths))
+    losses = level_losses(seen, labels, ways, widths)
+    per_level = torch.exp(-of_level * (losses - losses.amin(1, keepdim=True)))  # the best level's is one
     repeats = torch.tensor(list(widths), device=seen.device)
     weights = fisher_ratio(seen, labels, ways) ** of_channel * per_level.repeat_interleave(repeats, 1)
     return weights / weights.square().mean(1, keepdim=True).sqrt()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtl.episode import Episode
 from mtl.fewshot.baselines import Method
+from mtl.fewshot.choosing import SETTINGS
 from mtl.fewshot.evaluation.results import families_of
 from mtl.fewshot.learner import MetaLearner
 from mtl.fewshot.saving import inner_options
@@ -77,7 +78,7 @@ def _method(
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"
 
     def identity() -> dict[str, Any]:
-        return describe(learner) | {"cross_validate": cross_validate, "steps": shown}
+        return describe(learner) | {"cross_validate": cross_validate and SETTINGS, "steps": shown}
 
     return Method.of_logits(name, logits, learner.model.adapted_values, kind=kind, identity=identity)
 

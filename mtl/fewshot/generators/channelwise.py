@@ -149,7 +149,8 @@ class ChannelWise(AbstractSiteGenerator):
     def by_evidence(self, meta: Tensors) -> Tensor | None:
         if (loss := meta.get("level_loss")) is None:
             return None
-        factors = (-EVIDENCE_POWER * loss).exp()[:, self.standard.level]
+        behind = loss - loss.amin(1, keepdim=True)  # of the best level: its factor is one, however large the losses
+        factors = (-EVIDENCE_POWER * behind).exp()[:, self.standard.level]
         factors = factors / factors.square().mean(1, keepdim=True).sqrt()
         return F.pad(factors, (meta["scale"].shape[1] - factors.shape[1], 0), value=1.0)
 

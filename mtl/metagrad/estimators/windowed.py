@@ -44,9 +44,10 @@ class Windowed(AbstractEstimator):
     - ``"exact-forward"``: K true steps; one pull per window (or ``substeps`` pulls, each for its share of the window,
       on the same anchor graph).
     - ``"adaptive"`` (default): K true steps; a window is walked back in the largest sub-steps whose relative change of
-      the cotangent stays near ``tau``, each linearised at its own anchor. Nothing extra where curvature is low; where
-      it is high the sub-steps shrink to single ones, which are the exact sweep at its price, and grow again once the
-      cotangent has little left of the direction that made them short.
+      the cotangent stays near ``tau``, each linearised at its own anchor (or, where an attempt was a little too long,
+      at the anchor of that). Nothing extra where curvature is low; where it is high the sub-steps shrink to single
+      ones, which are the exact sweep at its price, and grow again once the cotangent has little left of the direction
+      that made them short.
 
     A window is linearised at the loss of its anchor's step, or at the mean over its steps where the problem has a
     ``window_loss``: give one where every step has a minibatch of its own, see :class:`mtl.InnerProblem`. Where steps
@@ -54,8 +55,8 @@ class Windowed(AbstractEstimator):
     once, at its start.
 
     Cost: lazy K/window gradients and K/window pulls; otherwise K gradients and K/window pulls (more in adaptive mode
-    where curvature asks for it). Memory of one step for any K. Adaptive mode reads two numbers from the device per
-    pull.
+    where curvature asks for it). Memory of one step for any K. Adaptive mode reads two to four numbers from the device
+    per pull.
     Equals: :class:`mtl.Exact` at ``window=1`` in every mode, and with ``rank_one`` where one direction alone curves and
     has a third of the cotangent or more. Past ``window * lr * h_max >= 2`` a window without ``rank_one`` is unstable,
     past twice that one with it, and, but for lazy ones, the loss does not show it: watch the diagnostics ``max_rho``,
@@ -141,8 +142,9 @@ class Windowed(AbstractEstimator):
         """Walk back over a window in sub-steps that change the cotangent of no task by much more than ``tau``.
 
         What the last accepted sub-step left to change predicts the next. One that turns out to change a cotangent by
-        more than ``2 tau`` is taken again, shorter. Up to ``4 tau``, its product serves for that too; past the cliff,
-        the middle of the whole window says little about its ends, and the shorter one has an anchor of its own.
+        more than ``2 tau`` is taken again, shorter. Up to ``4 tau``, its product serves for that too, unless a single
+        step is left, which has to be exact; past the cliff, the middle of the whole window says little about its ends,
+        and the shorter one has an anchor of its own.
 
         Args:
             ahead: ``rho`` as it is predicted of the window's last steps; None where nothing is known.
@@ -168,7 +170,8 @@ class Windowed(AbstractEstimator):
             look, change, rho = look_back(length)
             if length > 1 and (changed := float(rho) * length) > 2 * self.tau:
                 length = min(length - 1, _steps_within(self.tau, rho))
-                look, change, rho = look_back(length, look if changed <= 4 * self.tau else None)
+                near = length > 1 and changed <= 4 * self.tau and self.anchor != "start"
+                look, change, rho = look_back(length, look if near else None)
             before, sweep.adjoint = sweep.adjoint, sweep.behind(look, self.rank_one)
             left = torch.fmin(_left_to_change(before, look, sweep.adjoint), change)  # not a number: nothing changes
             ahead, stop = sync_max(left.amax() / length), stop - length
