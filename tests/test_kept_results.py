@@ -16,7 +16,7 @@ from test_faults import ctrl_c, disk
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.fewshot import Method
+from mtl.fewshot import Method, choosing
 from mtl.fewshot.evaluation import comparing
 from mtl.fewshot.evaluation.results import FILE
 from mtl.tools.files import write_whole
@@ -204,6 +204,20 @@ def test_weights_of_a_learner_and_settings_of_baselines_count(tmp_path):
     assert len(tasks.sampled) == EPISODES
     compare(mtl.baselines(b, table=mtl.fewshot.choose_baselines("ncm", "logistic"), c=3.5), tmp_path, tasks)
     assert len(tasks.sampled) == 2 * EPISODES
+
+
+def test_how_candidates_are_chosen_counts_where_they_are(monkeypatch):
+    made = mtl.MetaLearner(backbone())
+
+    def identities() -> list[dict[str, Any]]:
+        methods = [mtl.learner_method(made, cross_validate=c) for c in (False, True)]
+        return [dict(method.identity()) for method in methods if method.identity is not None]
+
+    before = identities()
+    monkeypatch.setitem(choosing.SETTINGS, "sharpness", 0.3)
+    after = identities()
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 def test_tuning_goes_on(tmp_path):

@@ -78,7 +78,7 @@ def _method(
     name = f"{name}, {shown} step{'' if shown == 1 else 's'}"
 
     def identity() -> dict[str, Any]:
-        return describe(learner) | {"cross_validate": cross_validate and SETTINGS, "steps": shown}
+        return describe(learner) | {"cross_validate": cross_validate and dict(SETTINGS), "steps": shown}
 
     return Method.of_logits(name, logits, learner.model.adapted_values, kind=kind, identity=identity)
 
