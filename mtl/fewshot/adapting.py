@@ -99,13 +99,12 @@ class Adaptation:
         view = model.view(support, prepared, ways)
         if given.background is not None:
             view = replace(view, standard=model.generator.standard.of_support(view.features, given.background))
-        tries = _alone
-        if self.cross_validate:
-            tries = partial(candidates, model.generator, evidence=folds(view.labels, ways) is not None)
+        split = folds(view.labels, ways) if self.leaves_out else None
+        tries = partial(candidates, model.generator, evidence=split is not None) if self.cross_validate else _alone
         tried = tries(_copied(model.generator(view)))
         choice, calibrations = None, ()
         if self.leaves_out:
-            left_out = leave_out(model, view, prepared, tries, self.loop.solve)
+            left_out = split and leave_out(model, view, prepared, split, tries, self.loop.solve)
             choice = by_left_out(tuple(tried), left_out) if left_out else by_head_start(tuple(tried), len(view.labels))
             mixed = left_out and left_out._replace(logits=mix(left_out.logits, choice.weights))
             calibrations = calibrations_of(mixed, len(view.labels))

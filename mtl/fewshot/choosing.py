@@ -162,24 +162,23 @@ def leave_out(
     model: TaskModel,
     view: SupportView,
     prepared: Prepared,
+    split: tuple[Tensor, Tensor],
     tries: Callable[[Tensors], dict[str, Tensors]],
     solve: Callable[[Prepared, Tensor, int, Tensors], Tensors],
-) -> LeftOut | None:
+) -> LeftOut:
     """Ask candidates for examples that are left out of the support set, all folds in one batch.
 
     Args:
         view: the support set as the generator sees it.
         prepared: its inputs.
+        split: what stays and what is left out, from :func:`folds`.
         tries: the candidates, from what the generator emits for the examples that stay.
         solve: the inner loop: from inputs, labels, number of classes and start to fast weights.
 
     Returns:
-        With logits ``(candidates, tasks, m, ways)``; None where a class has a single example.
+        With logits ``(candidates, tasks, m, ways)``.
     """
-    tasks, ways = view.labels.shape[0], view.ways
-    if (split := folds(view.labels, ways)) is None:
-        return None
-    stay, out = split
+    (stay, out), tasks, ways = split, view.labels.shape[0], view.ways
     seen = view.regroup(stay)
     kept, asked = prepared.regroup(stay), prepared.regroup(out)
     found = list[Tensor]()

@@ -29,7 +29,7 @@ import mtl
 from mtl.data import EvaluationTasks
 from mtl.fewshot import Method, choose_baselines, tune_baselines
 from mtl.fewshot.calibration import LeftOut, temperatures
-from mtl.fewshot.choosing import by_left_out, candidates, leave_out, mix
+from mtl.fewshot.choosing import by_left_out, candidates, folds, leave_out, mix
 from mtl.tools.files import write_whole
 from mtl.tools.reliability import Answers
 from mtl.tools.text_tables import aligned
@@ -168,8 +168,9 @@ def judge(network: Network, config: Config, shots: int) -> Iterator[tuple[LeftOu
         support = episode.support
         prepared = learner.backbone.prepare(support.inputs)
         view = learner.view(support, prepared, episode.ways)
-        found = leave_out(learner.model, view, prepared, tries, learner.model.initial_weights)
-        assert found is not None, "more than one shot"
+        split = folds(view.labels, episode.ways)
+        assert split is not None, "more than one shot"
+        found = leave_out(learner.model, view, prepared, split, tries, learner.model.initial_weights)
         choice = by_left_out(tuple(tries(learner.generator(view))), found)
         adapted = learner.adapt(support, cross_validate=True)
         mixed = found._replace(logits=mix(found.logits, choice.weights))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.fewshot.generators.channel_statistics import level_factors
 from mtl.fewshot.heads import class_means
 
 LOGITS_PER_SCORE = 5.0  # turns leave-one-out scores, which lie near -1 .. 1, into logits
@@ -71,10 +72,8 @@ def channel_weights(seen: Tensor, labels: Tensor, ways: int, widths: Sequence[in
         powers: of the Fisher ratio of a channel, and of ``exp(-loss)`` of its level.
     """
     of_channel, of_level = powers
-    losses = level_losses(seen, labels, ways, widths)
-    per_level = torch.exp(-of_level * (losses - losses.amin(1, keepdim=True)))  # the best level's is one
-    repeats = torch.tensor(list(widths), device=seen.device)
-    weights = fisher_ratio(seen, labels, ways) ** of_channel * per_level.repeat_interleave(repeats, 1)
+    per_level = level_factors(level_losses(seen, labels, ways, widths), widths, of_level)
+    weights = fisher_ratio(seen, labels, ways) ** of_channel * per_level
     return weights / weights.square().mean(1, keepdim=True).sqrt()
 
 

@@ -71,6 +71,20 @@ def _contrast_and_size(between: Tensor, within: Tensor, total: Tensor) -> list[T
     return [torch.log((between + FLOOR) / (within + FLOOR)), torch.log(total + FLOOR)]
 
 
+def level_factors(losses: Tensor, widths: Sequence[int], power: float) -> Tensor:
+    """``exp(-power * loss)`` of each channel's level, over that of the best level: large losses do not vanish.
+
+    Args:
+        losses: ``(tasks, levels)``.
+        widths: of the levels.
+
+    Returns:
+        ``(tasks, channels)``.
+    """
+    of_level = torch.exp(-power * (losses - losses.amin(1, keepdim=True)))
+    return of_level.repeat_interleave(torch.tensor(list(widths), device=losses.device), 1)
+
+
 def level_evidence(values: Tensor, labels: Tensor, ways: int, widths: Sequence[int]) -> Tensor:
     """What the examples look like to each level alone, in three numbers.
 

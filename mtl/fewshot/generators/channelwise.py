@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtl.fewshot.generators.base import GENERATORS, AbstractSiteGenerator, SupportView
 from mtl.fewshot.generators.channel_network import ChannelNetwork
-from mtl.fewshot.generators.channel_statistics import channel_statistics, level_evidence
+from mtl.fewshot.generators.channel_statistics import channel_statistics, level_evidence, level_factors
 from mtl.fewshot.generators.common import CommonScale
 from mtl.fewshot.generators.neighbours import Block
 from mtl.fewshot.generators.standardising import Standard
@@ -149,8 +149,7 @@ class ChannelWise(AbstractSiteGenerator):
     def by_evidence(self, meta: Tensors) -> Tensor | None:
         if (loss := meta.get("level_loss")) is None:
             return None
-        behind = loss - loss.amin(1, keepdim=True)  # of the best level: its factor is one, however large the losses
-        factors = (-EVIDENCE_POWER * behind).exp()[:, self.standard.level]
+        factors = level_factors(loss, self.standard.widths, EVIDENCE_POWER)
         factors = factors / factors.square().mean(1, keepdim=True).sqrt()
         return F.pad(factors, (meta["scale"].shape[1] - factors.shape[1], 0), value=1.0)
 
