@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,20 @@ def test_a_worker_that_dies(tmp_path, whole):
     assert raised.value.__notes__[0] == "a process that prepares episodes died; if memory was short, use fewer than 1"
     assert "is intact (step" in note_of(raised)
     assert_goes_on(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, FileNotFoundError, EOFError])
+def test_a_worker_whose_connection_breaks_before_its_death_is_known(error, tmp_path, monkeypatch):
+    def broken(_: DupFd) -> int:
+        (worker,) = multiprocessing.active_children()
+        threading.Timer(0.1, os.kill, (worker.pid, signal.SIGKILL)).start()
+        raise error("broken")
+
+    monkeypatch.setattr(DupFd, "detach", broken)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal") as raised:
+        train(tmp_path / "run", workers=1)
+    assert raised.value.__notes__[0].startswith("a process that prepares episodes died")
+    assert "has no checkpoint yet" in note_of(raised)
 
 
 def test_an_error_in_a_worker_is_the_tasks_own(tmp_path):

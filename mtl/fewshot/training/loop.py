@@ -18,7 +18,7 @@ from mtl.fewshot.saved_files import is_complete
 from mtl.fewshot.saving import check_saving, from_pretrained, save_pretrained
 from mtl.fewshot.training.config import TrainingConfig
 from mtl.fewshot.training.fingerprint import fingerprint
-from mtl.fewshot.training.processes import episode_loader, held, on_main
+from mtl.fewshot.training.processes import episode_loader, held, named_deaths, on_main
 from mtl.fewshot.training.run import Run
 from mtl.fewshot.training.shipping import check_shipping
 from mtl.fewshot.training.tracking import warn_of_unused_trackers
@@ -116,7 +116,7 @@ def _add_remedy(error: BaseException, config: TrainingConfig) -> None:
 def _take_steps(run: Run, batches: DataLoader, validation: TaskSource) -> None:
     config, show = run.config, run.accelerator.is_main_process
     with ProgressBar(total=config.steps, initial=run.step, show=show, unit="step", desc=run.folder.name) as progress:
-        for batch in batches:
+        for batch in named_deaths(batches):
             metrics = run.train_step(batch)
             progress.update()
             best = {"best": run.best["accuracy"]} if run.best["step"] else {}

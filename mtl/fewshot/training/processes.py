@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,6 +102,20 @@ def episode_loader(tasks: TaskSource, config: TrainingConfig, step: int, acceler
         num_workers=config.workers,
         generator=torch.Generator(),  # the loader draws a seed, which must not come from the global generator
     )
+
+
+def named_deaths(loader: DataLoader) -> Iterator[list[Episode]]:
+    """The loader's batches, and torch's error that names a dead process, whatever was noticed first.
+
+    The connection of a killed process breaks a moment before the system reports its death. Torch raises its own error
+    when that report comes, so it is waited for: in its place, people would read of a connection reset by a peer.
+    """
+    try:
+        yield from loader
+    except (OSError, EOFError):
+        if loader.num_workers:
+            time.sleep(1.0)
+        raise
 
 
 def _collate(episodes: list[Episode]) -> list[Episode]:
