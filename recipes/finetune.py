@@ -9,8 +9,8 @@ there: where it starts, its step sizes level by level, momentum and decay, all o
 (:class:`mtl.fewshot.Refined`). Then compares on new classes and on families never trained on, by number of labels: with
 the rule trained as long without a loop; with closed-form baselines; and with what people do today, a sweep: scale,
 shift and head tuned at each of nine rates on four fifths of the labels, and once more at the rate that was best on the
-rest. With --inside-episodes 1 also inside the network: scale and shift, or all weights, of its last block. Seconds are
-of one new task, the sweep's with its nine tries.
+rest. With --inside-episodes 1 also inside the network: scale and shift, or all weights, of its last block, and LoRA in
+all layers of a network of transformers. Seconds are of one new task, the sweep's with its nine tries.
 
 Every example passes through the network once (--cache-dir). A run continues where it stopped; tables and a picture of
 accuracy against labels and seconds go to --out.
@@ -34,10 +34,11 @@ from helpers.sweeps import NINE, last_block, swept
 import mtl
 from mtl.cli.answers import answer
 from mtl.cli.options import Checked, Count, CountList, CountOrZero, Counts, Folder, Positive, Positives, Seeds
-from mtl.fewshot import Method, Setup, choose_baselines, tune_baselines
+from mtl.fewshot import PEFT_BASELINES, Method, Setup, choose_baselines, tune_baselines
 from mtl.fewshot.baselines.fine_tuning import scale_and_shift
 from mtl.tools.comparison import MethodResult
 from mtl.tools.files import write_whole
+from mtl.tools.progress import ProgressBar
 
 READY = "mtl/universal"
 
@@ -219,16 +220,31 @@ def ready(network: Network) -> mtl.MetaLearner:
 
 
 def inside(network: Network, config: Config, shots: int) -> mtl.Comparison:
-    """Tuning of the last block, at rates swept task by task, on the same tasks; what is below is computed once."""
-    backbone = mtl.load_backbone(config.backbone, last_k=1, **config.load_options)
-    rows = mtl.data.InputCache(backbone.precompute, folder=config.data.cache_dir, version=backbone.cache_key())
-    tests = replace(network, rows=rows).tasks("test", shots, config.queries)
-    setup = Setup(backbone, config.inner_steps)
-    methods = [swept(setup, make, config.sweep) for make in (scale_and_shift, last_block)]
-    methods = [replace(m, name=f"{m.name}, last block") for m in methods[:1]] + methods[1:]
-    tasks = mtl.data.EvaluationTasks(tests, config.inside_episodes)
-    folder = f"{config.out}/comparison"
-    return mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=f"{shots}-shot, inside", folder=folder)
+    """Tuning inside the network, at rates swept task by task, on the same tasks.
+
+    Of the last block, for which what lies below is computed once; and of all layers by LoRA, where peft knows them.
+    """
+    load = partial(mtl.load_backbone, config.backbone, **config.load_options)
+
+    def on(backbone: mtl.Backbone, rows: mtl.data.InputCache, methods: Sequence[Method]) -> mtl.Comparison:
+        tests = replace(network, rows=rows).tasks("test", shots, config.queries)
+        tasks = mtl.data.EvaluationTasks(tests, config.inside_episodes)
+        said = f"{shots}-shot, inside, {backbone.name}"
+        return mtl.evaluate(
+            methods, tasks, episodes=tasks.episodes, setting=said, folder=f"{config.out}/comparison", tasks_per_chunk=1
+        )
+
+    block, whole = load(last_k=1), load(sites="none")
+    rows = mtl.data.InputCache(block.precompute, folder=config.data.cache_dir, version=block.cache_key())
+    of_block = [swept(Setup(block, config.inner_steps), make, config.sweep) for make in (scale_and_shift, last_block)]
+    of_block[0] = replace(of_block[0], name=f"{of_block[0].name}, last block")
+    found = on(block, rows, of_block)
+    try:
+        lora = swept(Setup(whole, config.inner_steps), PEFT_BASELINES["lora"].make, config.sweep)
+    except (ImportError, ValueError) as without:
+        ProgressBar.write(f"no LoRA: {without}")
+        return found
+    return replace(found, rows=(*found.rows, *on(whole, mtl.data.InputCache(whole.preprocess), [lora]).rows))
 
 
 if __name__ == "__main__":

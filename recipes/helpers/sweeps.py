@@ -20,24 +20,28 @@ VALIDATION = 0.2  # share of the labels of a class that a sweep sets aside
 
 
 def swept(setup: Setup, make: Callable[[Setup, float], Method], rates: Sequence[float]) -> Method:
-    """A fine-tuned method at the rate that is best on labels set aside, task by task."""
-    tried = [make(setup, rate) for rate in rates]
+    """A fine-tuned method at the rate that is best on labels set aside, task by task.
+
+    A method is made when its turn comes: LoRA's holds a copy of the network.
+    """
+    first = make(setup, rates[0])
 
     def logits(episode: mtl.Episode) -> Tensor:
         return torch.cat([alone(episode[t : t + 1]) for t in range(episode.tasks)])
 
     def alone(episode: mtl.Episode) -> Tensor:
         inner = set_aside(episode)
-        best = tried[len(tried) // 2]
+        best = rates[len(rates) // 2]
         if inner is not None:
-            right = [(method(inner) == inner.query.labels).float().mean() for method in tried]
-            best = tried[int(torch.stack(right).argmax())]
-        assert best.logits is not None
-        return best.logits(episode)
+            right = [(make(setup, rate)(inner) == inner.query.labels).float().mean() for rate in rates]
+            best = rates[int(torch.stack(right).argmax())]
+        answer = make(setup, best).logits
+        assert answer is not None
+        return answer(episode)
 
-    name = f"{tried[0].name}, best of {len(rates)} rates"
-    identity = lambda: {"kind": "swept", "rates": list(rates), "one": _identity(tried[0])}  # noqa: E731
-    return Method.of_logits(name, logits, tried[0].adapted_values, identity=identity)
+    name = f"{first.name}, best of {len(rates)} rates"
+    identity = lambda: {"kind": "swept", "rates": list(rates), "one": _identity(first)}  # noqa: E731
+    return Method.of_logits(name, logits, first.adapted_values, identity=identity)
 
 
 def _identity(method: Method) -> dict[str, Any]:

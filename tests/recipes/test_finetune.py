@@ -14,7 +14,8 @@ from helpers.readouts import Data
 from tiny import Blobs, backbone
 
 import mtl
-from mtl.fewshot import Setup
+from mtl.fewshot import Method, Setup
+from mtl.fewshot.baselines import Baseline
 from mtl.fewshot.baselines.fine_tuning import head_only
 
 
@@ -55,7 +56,11 @@ def test_only_what_lies_above_the_frozen_part_is_tuned():
     assert all((v == before[k]).all() for k, v in b.model.state_dict().items())
 
 
-def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
+def unknown_to_peft(*_: object) -> Method:
+    raise ValueError("peft knows no layers of this family")
+
+
+def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys, monkeypatch):
     rows = ["text,label", *(f"{'word ' * c}{i},c{c}" for c in range(9) for i in range(8))]
     (tmp_path / "notes.csv").write_text("\n".join(rows))
     data = Data(
@@ -70,9 +75,9 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     )  # fmt: skip
     found = finetune.main(config)
     said = capsys.readouterr().out
-    assert [len(c.rows) for c in found] == [6, 2, 3, 6, 2, 3]
+    assert [len(c.rows) for c in found] == [6, 2, 4, 6, 2, 4]
     ours = "refined, 2 steps", "refined, 0 steps", "closed form, trained as long, 0 steps", "ready generator"
-    for name in (*ours, "best of 2 rates", "weights of the last block"):
+    for name in (*ours, "best of 2 rates", "weights of the last block", "LoRA"):
         assert name in said
     assert (tmp_path / "out" / "finetune.png").stat().st_size > 10_000
     files = {p.stem for p in (tmp_path / "out").glob("*.json")}
@@ -83,6 +88,10 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys):
     assert (learner.inner_steps, type(learner.generator)) == (2, mtl.fewshot.Refined)
     again = finetune.main(replace(config, shots=(3,)))
     assert (again[0].rows[0].accuracy == found[3].rows[0].accuracy).all()
+    monkeypatch.setitem(finetune.PEFT_BASELINES, "lora", Baseline(unknown_to_peft))
+    without = finetune.main(replace(config, shots=(3,)))
+    assert [r.method for c in without for r in c.rows] == [r.method for c in found[3:] for r in c.rows][:-1]
+    assert "no LoRA: peft knows no layers" in capsys.readouterr().out
     [both] = finetune.main(replace(config, shots=(3,), sweep_episodes=0, inside_episodes=0, seeds=(0, 1)))
     assert [r.method for r in both.rows] == [r.method for r in found[3].rows]
     first, second = (mtl.from_pretrained(tmp_path / "out" / place / "refined" / "final") for place in (".", "seed-1"))
