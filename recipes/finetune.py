@@ -161,15 +161,13 @@ def compare(network: Network, trained: dict[Path, Trained], config: Config, shot
     tests = network.tasks("test", shots, config.queries)
     setting = f"{config.backbone}, {config.data.ways}-way {shots}-shot"
 
-    def on(methods: Sequence[Method], count: int, setting: str, place: Path = Path(config.out)) -> mtl.Comparison:
-        tasks = mtl.data.EvaluationTasks(tests, count)
-        folder = place / "comparison"
-        found = mtl.evaluate(methods, tasks, episodes=tasks.episodes, setting=setting, folder=folder, tasks_per_chunk=4)
-        return replace(found, unseen=tests.unseen)
+    on = partial(evaluated, tests, Path(config.out))
 
     def trained_on(count: int, setting: str, first: int | None = None) -> mtl.Comparison:
         """The first methods of every training, or all of them, and their means."""
-        found = [on(of_training(*t, config)[:first], count, setting, place) for place, t in trained.items()]
+        found = [
+            evaluated(tests, place, of_training(*t, config)[:first], count, setting) for place, t in trained.items()
+        ]
         return replace(found[0], rows=tuple(map(mean, zip(*(c.rows for c in found), strict=True))))
 
     def beside(ours: mtl.Comparison, others: mtl.Comparison) -> mtl.Comparison:
@@ -193,6 +191,18 @@ def compare(network: Network, trained: dict[Path, Trained], config: Config, shot
         said = f"{setting}, with a sweep inside the network"
         found.append(beside(trained_on(n, said, first=1), inside(network, config, shots)))
     return found
+
+
+def evaluated(
+    tests: mtl.data.FamilyTasks, place: Path, methods: Sequence[Method], count: int, setting: str, at_once: int = 4
+) -> mtl.Comparison:
+    """Methods on so many tasks of each family; what is done is kept in a folder in ``place``."""
+    tasks = mtl.data.EvaluationTasks(tests, count)
+    folder = place / "comparison"
+    found = mtl.evaluate(
+        methods, tasks, episodes=tasks.episodes, setting=setting, folder=folder, tasks_per_chunk=at_once
+    )
+    return replace(found, unseen=tests.unseen)
 
 
 def of_training(refined: mtl.MetaLearner, closed: mtl.MetaLearner, config: Config) -> list[Method]:
@@ -228,11 +238,8 @@ def inside(network: Network, config: Config, shots: int) -> mtl.Comparison:
 
     def on(backbone: mtl.Backbone, rows: mtl.data.InputCache, methods: Sequence[Method]) -> mtl.Comparison:
         tests = replace(network, rows=rows).tasks("test", shots, config.queries)
-        tasks = mtl.data.EvaluationTasks(tests, config.inside_episodes)
         said = f"{shots}-shot, inside, {backbone.name}"
-        return mtl.evaluate(
-            methods, tasks, episodes=tasks.episodes, setting=said, folder=f"{config.out}/comparison", tasks_per_chunk=1
-        )
+        return evaluated(tests, Path(config.out), methods, config.inside_episodes, said, at_once=1)  # minutes each
 
     block, whole = load(last_k=1), load(sites="none")
     rows = mtl.data.InputCache(block.precompute, folder=config.data.cache_dir, version=block.cache_key())
