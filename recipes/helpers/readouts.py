@@ -114,7 +114,13 @@ class Network:
 
     @staticmethod
     def of(backbone: mtl.Backbone, divided: DividedFamilies, rows: InputCache, parts: Sequence[str]) -> Network:
-        first = next(part for part in parts if divided.parts[part])
+        first = next((part for part in parts if divided.parts[part]), None)
+        if first is None:
+            ways = divided.split.request.ways
+            raise ValueError(
+                f"no question has {ways} classes in any of {', '.join(parts)}; {'; '.join(divided.report)}. Expected "
+                "one or more: ask for fewer --ways or a smaller --min-per-class"
+            )
         statistics = FeatureStatistics.of(backbone, _batches(rows, divided, first, f"{backbone.name}, statistics"))
         return Network(backbone, divided, rows, tuple(parts), statistics)
 

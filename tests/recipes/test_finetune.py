@@ -99,6 +99,18 @@ def test_from_data_to_tables_and_again(tmp_path: Path, encoder: str, capsys, mon
     assert not all(alike), "each seed trains its own"
 
 
+def test_more_ways_than_classes_are_answered_in_words(tmp_path: Path, encoder: str):
+    rows = ["text,label", *(f"{'word ' * c}{i},c{c}" for c in range(9) for i in range(8))]
+    (tmp_path / "notes.csv").write_text("\n".join(rows))
+    data = Data(
+        texts=(str(tmp_path / "notes.csv"),), label_columns=("label",), ways=50, cache_dir=str(tmp_path / "cache")
+    )
+    with pytest.raises(
+        ValueError, match=r"no question has 50 classes in any of train, val, test; notes\.label.* fewer --ways"
+    ):
+        finetune.main(finetune.Config(out=str(tmp_path / "out"), data=data, backbone=encoder))
+
+
 def test_what_several_trainings_say_is_their_mean_on_every_task():
     rows = [
         mtl.tools.MethodResult("refined", "ours", np.array(a), s, 7) for a, s in (([0.2, 1], 1.0), ([0.6, 0.5], 3.0))
